@@ -1,0 +1,78 @@
+import { readFileSync, statSync } from "node:fs";
+
+/** No secret, certificate or profile comes near this; a larger file is the wrong file. */
+const MAX_FILE_BYTES = 1024 * 1024;
+
+/**
+ * A file that may be replaced while we run (a renewed token, a rotated CA). It is read again when it
+ * changes; an empty, unreadable or malformed one, which is what a half-written file looks like, keeps
+ * the last good value.
+ */
+export class ReloadedFile<T> {
+  readonly path: string;
+  readonly #parse: (text: string) => T;
+  #value: T;
+  #identity: string;
+
+  /** @throws Error with a sentence for the user, when the file is of no use now. */
+  constructor(path: string, parse: (text: string) => T) {
+    this.path = path;
+    this.#parse = parse;
+    this.#identity = identity(path);
+    this.#value = this.#read();
+  }
+
+  /** The value of the newest good content. */
+  get current(): T {
+    try {
+      const now = identity(this.path);
+      if (now !== this.#identity) {
+        this.#value = this.#read();
+        this.#identity = now;
+      }
+    } catch {
+      // Keeps the value; tried again at the next use.
+    }
+    return this.#value;
+  }
+
+  #read(): T {
+    return this.#parse(readSmallFile(this.path));
+  }
+}
+
+/** The text of a file. @throws Error with a sentence for the user, never with the content. */
+export function readSmallFile(path: string): string {
+  let size: number;
+  let text: string;
+  try {
+    size = statSync(path).size;
+    text = size > MAX_FILE_BYTES ? "" : readFileSync(path, "utf8");
+  } catch (error) {
+    throw new Error(`cannot read ${path} (${errorCode(error)})`);
+  }
+  if (size > MAX_FILE_BYTES) {
+    throw new Error(`${path} is larger than ${MAX_FILE_BYTES} bytes`);
+  }
+  if (text.trim() === "") {
+    throw new Error(`${path} is empty`);
+  }
+  return text;
+}
+
+/** The code of a system error, such as ENOENT; else its message. */
+export function errorCode(error: unknown): string {
+  if (error instanceof Error) {
+    return "code" in error && typeof error.code === "string" ? error.code : error.message;
+  }
+  return String(error);
+}
+
+function identity(path: string): string {
+  try {
+    const { dev, ino, size, mtimeMs } = statSync(path);
+    return [dev, ino, size, mtimeMs].join();
+  } catch {
+    return "absent";
+  }
+}

@@ -1,0 +1,360 @@
+import { randomUUID } from "node:crypto";
+import { LOCAL_KEK_BYTES, MAX_WRAPPED_KEK_BYTES } from "./envelope.ts";
+import { describeError, type ErrorKind, KINDS, PluginError } from "./errors.ts";
+import { MAX_KEY_VERSION } from "./key-id.ts";
+import type { Log } from "./observe.ts";
+import {
+  type Operation,
+  type PlaceholderValues,
+  type Profile,
+  render,
+  renderJson,
+  resolvePointer,
+  uses,
+} from "./profile.ts";
+
+/** One attempt. Below the API server's default timeout of 3 s, so that a caller may see a second one. */
+const ATTEMPT_TIMEOUT_MS = 2_500;
+/** All attempts of one call together. Longer than any caller waits: the result fills the cache. */
+const CALL_BUDGET_MS = 10_000;
+const FIRST_RETRY_DELAY_MS = 100;
+const MAX_RETRY_DELAY_MS = 2_000;
+/** The largest honest answer carries a wrapped KEK of 16 KiB. */
+const MAX_RESPONSE_BYTES = 64 * 1024;
+/** More than three restarting control planes need, less than what hurts an HSM. */
+const MAX_CONCURRENT_CALLS = 64;
+/** Calls that wait for one of those; past it a flood is refused instead of remembered. */
+const MAX_WAITING_CALLS = 1_024;
+
+type OperationName = "describe" | "encrypt" | "decrypt";
+
+export interface Key4COptions {
+  /** Base address, without a slash at its end. */
+  readonly url: string;
+  readonly profile: Profile;
+  /** Asked before every call, so that a renewed secret is used at once. */
+  readonly credentials: () => { readonly userId: string; readonly apiKey?: string | undefined };
+  /** PEM texts; asked before every call. */
+  readonly tls: () => {
+    readonly ca?: string | undefined;
+    readonly cert?: string | undefined;
+    readonly key?: string | undefined;
+  };
+  readonly userAgent: string;
+  readonly log: Log;
+}
+
+/** What Key4C says of a key. */
+export interface KeyDescription {
+  /** undefined when the service tells none. */
+  readonly version: number | undefined;
+}
+
+/** A local KEK as Key4C wrapped it. */
+export interface WrappedKek {
+  /** Key4C's own string, never interpreted. */
+  readonly ciphertext: string;
+  /** undefined when the service tells none. */
+  readonly version: number | undefined;
+  readonly aadSent: boolean;
+}
+
+/**
+ * The client of Key4C: a profile over HTTPS. A call belongs to nobody: it has its own time budget and
+ * goes on when those who wait for it have left. Every failure is a PluginError.
+ */
+export class Key4C {
+  readonly #options: Key4COptions;
+  readonly #limiter = new Limiter(MAX_CONCURRENT_CALLS, MAX_WAITING_CALLS);
+
+  constructor(options: Key4COptions) {
+    this.#options = options;
+  }
+
+  /** Whether the profile can ask for a key's version and state. */
+  get canDescribe(): boolean {
+    return this.#options.profile.describe !== undefined;
+  }
+
+  /** @throws PluginError `keyUnusable` when the key exists but must not be used */
+  async describe(keyId: string): Promise<KeyDescription> {
+    const operation = this.#options.profile.describe;
+    if (operation === undefined) {
+      return { version: undefined };
+    }
+    const answer = await this.#call("describe", operation, { keyId });
+    const { state } = operation.result;
+    const value = state === undefined ? undefined : resolvePointer(answer, state);
+    if (operation.unusableStates.some((one) => one === value)) {
+      throw new PluginError("keyUnusable", `Key4C says that the key is ${value}`);
+    }
+    return { version: readVersion(answer, operation.result.version) };
+  }
+
+  /** Wraps a local KEK under the newest version of a key. */
+  async wrap(keyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek> {
+    const operation = this.#options.profile.encrypt;
+    const tellsVersion = operation.result.version !== undefined;
+    // Where encrypt does not tell the version, it is known only if it was the same before and after.
+    const before = tellsVersion ? undefined : (await this.describe(keyId)).version;
+    const answer = await this.#call("encrypt", operation, {
+      keyId,
+      plaintext: localKek.toString("base64"),
+      aad: aad.toString("base64"),
+    });
+    const ciphertext = resolvePointer(answer, operation.result.ciphertext);
+    if (
+      typeof ciphertext !== "string" ||
+      ciphertext === "" ||
+      !ciphertext.isWellFormed() ||
+      Buffer.byteLength(ciphertext) > MAX_WRAPPED_KEK_BYTES
+    ) {
+      throw malformed(
+        "encrypt",
+        `${operation.result.ciphertext} is not a text of 1 to ${MAX_WRAPPED_KEK_BYTES} bytes`,
+      );
+    }
+    if (!tellsVersion && before !== (await this.describe(keyId)).version) {
+      throw new PluginError("unavailable", "the key was rotated while it wrapped a local KEK");
+    }
+    return {
+      ciphertext,
+      version: tellsVersion ? readVersion(answer, operation.result.version) : before,
+      aadSent: uses(operation.body, "aad"),
+    };
+  }
+
+  /**
+   * Unwraps a local KEK: 32 bytes.
+   * @param aad undefined when none was sent with it
+   * @param requestId of the RPC that needs it, so that the logs of both sides can be joined
+   */
+  async unwrap(
+    keyId: string,
+    ciphertext: string,
+    aad: Buffer | undefined,
+    requestId?: string,
+  ): Promise<Buffer> {
+    const operation = this.#options.profile.decrypt;
+    if (aad !== undefined && !uses(operation.body, "aad")) {
+      throw new PluginError("invalid", "wrapped with AAD, which the profile does not send");
+    }
+    const answer = await this.#call("decrypt", operation, {
+      keyId,
+      ciphertext,
+      aad: aad?.toString("base64"),
+      requestId,
+    });
+    const text = resolvePointer(answer, operation.result.plaintext);
+    const bytes = Buffer.from(typeof text === "string" ? text : "", "base64");
+    if (bytes.length !== LOCAL_KEK_BYTES || bytes.toString("base64") !== text) {
+      throw malformed(
+        "decrypt",
+        `${operation.result.plaintext} is not ${LOCAL_KEK_BYTES} bytes in base64`,
+      );
+    }
+    return bytes;
+  }
+
+  async #call(
+    name: OperationName,
+    operation: Operation,
+    payload: PlaceholderValues,
+  ): Promise<unknown> {
+    return this.#limiter.run(async () => {
+      const endMs = performance.now() + CALL_BUDGET_MS;
+      const requestId = payload.requestId ?? randomUUID();
+      for (let attempt = 0; ; attempt++) {
+        const leftMs = endMs - performance.now();
+        try {
+          return await this.#attempt(name, operation, { ...payload, requestId }, leftMs);
+        } catch (error) {
+          const failure = asFailure(name, error);
+          const delayMs = failure.retryAfterMs ?? retryDelayMs(attempt);
+          if (!KINDS[failure.kind].retry || performance.now() + delayMs >= endMs) {
+            throw failure;
+          }
+          await Bun.sleep(delayMs);
+        }
+      }
+    });
+  }
+
+  async #attempt(
+    name: OperationName,
+    operation: Operation,
+    payload: PlaceholderValues,
+    leftMs: number,
+  ): Promise<unknown> {
+    const { url, profile, credentials, tls, userAgent, log } = this.#options;
+    const values = { ...payload, ...credentials() };
+    const headers = new Headers({
+      Accept: "application/json",
+      "Accept-Encoding": "identity",
+      "User-Agent": userAgent,
+    });
+    for (const [header, template] of Object.entries(operation.headers)) {
+      const value = render(template, values);
+      if (value !== undefined) {
+        headers.set(header, value);
+      }
+    }
+    const body = operation.body === undefined ? undefined : renderJson(operation.body, values);
+    if (body !== undefined) {
+      headers.set("Content-Type", "application/json");
+    }
+    const path = render(operation.path, values, encodeURIComponent) ?? "";
+    const startMs = performance.now();
+    let outcome = "failed";
+    try {
+      const response = await fetch(url + path, {
+        method: operation.method,
+        headers,
+        ...(body !== undefined && { body: JSON.stringify(body) }),
+        signal: AbortSignal.timeout(Math.max(1, Math.min(ATTEMPT_TIMEOUT_MS, leftMs))),
+        redirect: "manual", // a redirect would carry the credential to where nobody configured it
+        decompress: false,
+        verbose: false,
+        tls: { ...tls(), rejectUnauthorized: true },
+      });
+      outcome = String(response.status);
+      return readAnswer(name, profile, response, await readBody(response));
+    } finally {
+      log.debug("Key4C call", {
+        operation: name,
+        outcome,
+        requestId: values.requestId,
+        durationMs: Math.round(performance.now() - startMs),
+      });
+    }
+  }
+}
+
+/** The parsed answer of a success, or the error that the profile makes of a failure. */
+function readAnswer(
+  name: OperationName,
+  profile: Profile,
+  response: Response,
+  text: string | undefined,
+): unknown {
+  let document: unknown;
+  try {
+    document = text === undefined ? undefined : JSON.parse(text);
+  } catch {
+    document = undefined;
+  }
+  const { success, errors } = profile;
+  if (response.ok) {
+    if (document === undefined) {
+      throw malformed(name, text === undefined ? "larger than allowed" : "not JSON");
+    }
+    if (success === undefined || resolvePointer(document, success.pointer) === success.equals) {
+      return document;
+    }
+  }
+  const told = errors.code === undefined ? undefined : resolvePointer(document, errors.code);
+  const code = typeof told === "string" || typeof told === "number" ? String(told) : "";
+  const mapped = ownValue(errors.kinds, code) ?? ownValue(errors.kinds, String(response.status));
+  // Only a decrypt can be asked with something invalid that came from outside.
+  const kind: ErrorKind =
+    mapped === undefined || (mapped === "invalid" && name !== "decrypt") ? "unavailable" : mapped;
+  const shownCode = /^[A-Za-z0-9_.-]{1,64}$/.test(code) ? ` ${code}` : "";
+  throw new PluginError(
+    kind,
+    `Key4C answered ${name} with HTTP status ${response.status}${shownCode}`,
+    kind === "throttled" ? retryAfter(response) : {},
+  );
+}
+
+function ownValue<T>(map: Readonly<Record<string, T>>, key: string): T | undefined {
+  return Object.hasOwn(map, key) ? map[key] : undefined;
+}
+
+/** Reads at most MAX_RESPONSE_BYTES; undefined when there is more. */
+async function readBody(response: Response): Promise<string | undefined> {
+  const chunks: Uint8Array[] = [];
+  let length = 0;
+  for await (const chunk of response.body ?? []) {
+    length += chunk.length;
+    if (length > MAX_RESPONSE_BYTES) {
+      return undefined; // leaving the loop cancels the body
+    }
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString("utf8");
+}
+
+/** Seconds or a date (RFC 9110 §10.2.3), in milliseconds from now. */
+function retryAfter(response: Response): { retryAfterMs?: number } {
+  const text = response.headers.get("Retry-After") ?? "";
+  const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.now();
+  return Number.isFinite(ms) ? { retryAfterMs: Math.max(0, ms) } : {};
+}
+
+function readVersion(answer: unknown, pointer: string | undefined): number | undefined {
+  if (pointer === undefined) {
+    return undefined;
+  }
+  const version = resolvePointer(answer, pointer);
+  if (
+    typeof version !== "number" ||
+    !Number.isInteger(version) ||
+    version < 1 ||
+    version > MAX_KEY_VERSION
+  ) {
+    throw new PluginError(
+      "unavailable",
+      `Key4C's answer: ${pointer} is not a version of 1 or more`,
+    );
+  }
+  return version;
+}
+
+function malformed(name: OperationName, what: string): PluginError {
+  return new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`);
+}
+
+function asFailure(name: OperationName, error: unknown): PluginError {
+  return error instanceof PluginError
+    ? error
+    : new PluginError("unavailable", `${name} did not reach Key4C: ${describeError(error)}`);
+}
+
+/** Full jitter: a fleet that lost Key4C together does not come back together. */
+function retryDelayMs(attempt: number): number {
+  return Math.random() * Math.min(MAX_RETRY_DELAY_MS, FIRST_RETRY_DELAY_MS * 2 ** attempt);
+}
+
+/** Runs at most `width` tasks at once, first come first served, and remembers at most `queue` more. */
+class Limiter {
+  #running = 0;
+  readonly #width: number;
+  readonly #queue: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(width: number, queue: number) {
+    this.#width = width;
+    this.#queue = queue;
+  }
+
+  async run<T>(task: () => Promise<T>): Promise<T> {
+    if (this.#running >= this.#width) {
+      if (this.#waiting.length >= this.#queue) {
+        throw new PluginError("throttled", "too many calls wait for Key4C");
+      }
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    } else {
+      this.#running += 1;
+    }
+    try {
+      return await task();
+    } finally {
+      const next = this.#waiting.shift();
+      if (next === undefined) {
+        this.#running -= 1;
+      } else {
+        next(); // hands its place over
+      }
+    }
+  }
+}

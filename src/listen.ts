@@ -1,0 +1,215 @@
+import { randomBytes } from "node:crypto";
+import {
+  chmodSync,
+  chownSync,
+  lstatSync,
+  mkdirSync,
+  renameSync,
+  statSync,
+  unlinkSync,
+} from "node:fs";
+import { connect, createServer, type Server as NetServer, type Socket } from "node:net";
+import { dirname } from "node:path";
+import { Duplex } from "node:stream";
+import { type Server as GrpcServer, ServerCredentials } from "@grpc/grpc-js";
+import { AuthorityFilter } from "./authority.ts";
+import { ExitError } from "./errors.ts";
+import { errorCode } from "./files.ts";
+import type { Log } from "./observe.ts";
+
+/** Answers that a client does not read may pile up this far before its requests are no longer read. */
+const MAX_UNSENT_BYTES = 64 * 1024;
+/** A local connect answers at once; whoever takes longer is not a working plugin. */
+const LIVE_OWNER_TIMEOUT_MS = 1_000;
+/** How long calls in progress may take after SIGTERM; the API server's default timeout is 3 s. */
+const DRAIN_TIMEOUT_MS = 5_000;
+/** Appended to the path while the socket is not ready: a dot and hexadecimal digits. */
+const TEMPORARY_SUFFIX_BYTES = 3;
+/** sockaddr_un.sun_path is 108 bytes with its NUL; the temporary name must fit too. */
+export const MAX_SOCKET_PATH_BYTES = 107 - 1 - 2 * TEMPORARY_SUFFIX_BYTES;
+
+export interface ListenOptions {
+  readonly path: string;
+  /** Permission bits of the socket. */
+  readonly mode: number;
+  /** Numeric group of the socket; undefined leaves it. */
+  readonly gid: number | undefined;
+  readonly log: Log;
+}
+
+export interface Listener {
+  /** Stops accepting, lets calls in progress end (at most 5 s) and removes the socket if it is ours. */
+  close(): Promise<void>;
+}
+
+/**
+ * Serves gRPC on a unix socket. The socket appears under its path complete: with its permissions, and
+ * accepting.
+ * @throws ExitError when the path cannot be had, with what to do
+ */
+export async function listen(grpc: GrpcServer, options: ListenOptions): Promise<Listener> {
+  const { path, log } = options;
+  prepareDirectory(path, log);
+  await refuseLiveOwner(path);
+  const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
+  const open = new Set<Socket>();
+  const server = createServer({ allowHalfOpen: false }, (socket) => {
+    open.add(socket);
+    socket.once("close", () => open.delete(socket));
+    injector.injectConnection(new Connection(socket));
+  });
+  const identity = await bind(server, options);
+  server.on("error", (error) => log.error("socket failed", { cause: errorCode(error) }));
+  return {
+    async close() {
+      unlinkIfOurs(path, identity);
+      server.close();
+      const drained = new Promise<boolean>((resolve) => grpc.tryShutdown(() => resolve(true)));
+      const inTime = await Promise.race([drained, Bun.sleep(DRAIN_TIMEOUT_MS).then(() => false)]);
+      if (!inTime) {
+        log.warn("calls were still in progress at the end", { connections: open.size });
+      }
+      grpc.forceShutdown();
+      for (const socket of open) {
+        socket.destroy();
+      }
+    },
+  };
+}
+
+/**
+ * A client's connection as the HTTP/2 server sees it: requests pass through the authority filter, and
+ * while too many answers lie unsent no more requests are read.
+ */
+class Connection extends Duplex {
+  readonly #socket: Socket;
+  readonly #filter = new AuthorityFilter();
+  #wanted = true;
+
+  constructor(socket: Socket) {
+    super({ allowHalfOpen: false });
+    this.#socket = socket;
+    socket.on("data", (chunk: Buffer) => {
+      this.#filter.transform(chunk);
+      this.#wanted = this.push(chunk);
+      this.#readOrPause();
+    });
+    socket.on("drain", () => this.#readOrPause());
+    socket.on("end", () => this.push(null));
+    socket.on("error", (error) => this.destroy(error));
+    socket.on("close", () => this.destroy());
+    this.on("error", () => {}); // a client that breaks off is no event of ours
+  }
+
+  override _read(): void {
+    this.#wanted = true;
+    this.#readOrPause();
+  }
+
+  override _write(chunk: Buffer, _encoding: string, done: (error?: Error | null) => void): void {
+    this.#socket.write(chunk, done);
+    this.#readOrPause();
+  }
+
+  override _final(done: () => void): void {
+    this.#socket.end(done);
+  }
+
+  override _destroy(error: Error | null, done: (error: Error | null) => void): void {
+    this.#socket.destroy();
+    done(error);
+  }
+
+  #readOrPause(): void {
+    if (this.#wanted && this.#socket.writableLength <= MAX_UNSENT_BYTES) {
+      this.#socket.resume();
+    } else {
+      this.#socket.pause();
+    }
+  }
+}
+
+function prepareDirectory(path: string, log: Log): void {
+  const directory = dirname(path);
+  try {
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    if ((statSync(directory).mode & 0o022) !== 0) {
+      log.warn("others can write to the directory of the socket and could bind there first", {
+        directory,
+        remedy: "use a directory of its own with mode 0700, such as /run/key4c-kms",
+      });
+    }
+  } catch (error) {
+    throw new ExitError(
+      1,
+      `cannot make the directory ${directory} (${errorCode(error)}): create it or change KMS_ENDPOINT`,
+    );
+  }
+}
+
+/** Leaves a path alone that holds no socket, or one on which somebody answers. */
+async function refuseLiveOwner(path: string): Promise<void> {
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (found === undefined) {
+    return;
+  }
+  if (!found.isSocket()) {
+    throw new ExitError(1, `${path} exists and is not a socket: remove it or change KMS_ENDPOINT`);
+  }
+  const answered = await new Promise<boolean>((resolve) => {
+    const socket = connect(path);
+    const settle = (answers: boolean) => {
+      socket.destroy();
+      resolve(answers);
+    };
+    socket.once("connect", () => settle(true));
+    socket.once("error", () => settle(false));
+    socket.setTimeout(LIVE_OWNER_TIMEOUT_MS, () => settle(true)); // somebody holds it, even if stuck
+  });
+  if (answered) {
+    throw new ExitError(
+      1,
+      `${path} is in use by another process: stop that one or change KMS_ENDPOINT`,
+    );
+  }
+}
+
+interface SocketIdentity {
+  readonly dev: number;
+  readonly ino: number;
+}
+
+/** Binds under a temporary name, sets permissions and renames over what is stale. */
+async function bind(server: NetServer, options: ListenOptions): Promise<SocketIdentity> {
+  const { path, mode, gid } = options;
+  const temporary = `${path}.${randomBytes(TEMPORARY_SUFFIX_BYTES).toString("hex")}`;
+  try {
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", reject);
+      server.listen(temporary, () => {
+        server.off("error", reject);
+        resolve();
+      });
+    });
+    if (gid !== undefined) {
+      chownSync(temporary, -1, gid);
+    }
+    chmodSync(temporary, mode);
+    renameSync(temporary, path);
+    const { dev, ino } = lstatSync(path);
+    return { dev, ino };
+  } catch (error) {
+    server.close();
+    throw new ExitError(
+      1,
+      `cannot listen on ${path} (${errorCode(error)}): check the directory's owner and mode, or change KMS_ENDPOINT`,
+    );
+  }
+}
+
+function unlinkIfOurs(path: string, ours: SocketIdentity): void {
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (found !== undefined && found.dev === ours.dev && found.ino === ours.ino) {
+    unlinkSync(path);
+  }
+}

@@ -1,0 +1,272 @@
+import { Server } from "@grpc/grpc-js";
+import { version as VERSION } from "../package.json";
+import { decryptCommand, encryptCommand, statusCommand } from "./cli.ts";
+import { type Config, helpText, parseCommandLine } from "./config.ts";
+import { type Emulator, startEmulator } from "./emulator.ts";
+import { decodeEnvelope, encodeEnvelope } from "./envelope.ts";
+import { describeError, ExitError, PluginError } from "./errors.ts";
+import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
+import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
+import { Health } from "./health.ts";
+import { base32, parseKeyId } from "./key-id.ts";
+import { Key4C } from "./key4c.ts";
+import { Keyring } from "./keyring.ts";
+import { listen } from "./listen.ts";
+import { createLog, type Log } from "./observe.ts";
+import { DEFAULT_PROFILE } from "./profile.ts";
+import { addService, type Handlers, MAX_MESSAGE_BYTES } from "./rpc.ts";
+
+/** Carries the wrapped local KEK in KMS v2. kube-apiserver wants a fully qualified domain name. */
+const WRAPPED_KEK_ANNOTATION = "wrapped-kek.key4c-kms-plugin.io";
+
+/** Values that Bun obeys even in a compiled binary: one prints tokens and keys, one ends TLS checks. */
+const FORBIDDEN_ENVIRONMENT = ["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"];
+
+/** KMS v1: the whole envelope is the cipher. */
+function kmsV1(keyring: Keyring): Handlers<typeof KmsV1> {
+  return {
+    version: () => ({
+      version: "v1beta1",
+      runtimeName: "key4c-kms-plugin",
+      runtimeVersion: VERSION,
+    }),
+    async encrypt(request, call) {
+      const { envelope } = await keyring.wrap(request.plain, call);
+      return { cipher: encodeEnvelope(envelope, true) };
+    },
+    async decrypt(request, call) {
+      return { plain: await keyring.unwrap(decodeEnvelope(request.cipher), call) };
+    },
+  };
+}
+
+/** KMS v2: the wrapped local KEK, which may be large, travels in an annotation. */
+function kmsV2(keyring: Keyring, health: Health): Handlers<typeof KmsV2> {
+  return {
+    status: (_, call) => ({
+      version: statusVersion(call.userAgent),
+      healthz: "ok",
+      keyId: health.usable.keyId,
+    }),
+    async encrypt(request, call) {
+      const { envelope, keyId } = await keyring.wrap(request.plaintext, call);
+      return {
+        ciphertext: encodeEnvelope(envelope, false),
+        keyId,
+        annotations: { [WRAPPED_KEK_ANNOTATION]: Buffer.from(envelope.header.wrappedLocalKek) },
+      };
+    },
+    async decrypt({ ciphertext, keyId, annotations }, call) {
+      const named = parseKeyId(keyId);
+      if (named === undefined || !keyring.knows(named.hashText)) {
+        throw keyId === ""
+          ? new PluginError("invalid", "key_id is missing")
+          : new PluginError("unknownKey", "key_id names no configured key");
+      }
+      const envelope = decodeEnvelope(ciphertext, wrappedKekOf(annotations));
+      const { keyNameHash, keyVersion } = envelope.header;
+      if (base32(keyNameHash) !== named.hashText || keyVersion !== named.version) {
+        throw new PluginError("invalid", "key_id is not that of the ciphertext");
+      }
+      return { plaintext: await keyring.unwrap(envelope, call) };
+    },
+  };
+}
+
+/**
+ * kube-apiserver 1.27 and 1.28 take nothing but `v2beta1` and are known by their grpc-go, which is older
+ * than 1.57. Newer ones take either, as long as it never changes.
+ */
+function statusVersion(userAgent: string): "v2" | "v2beta1" {
+  const minor = /grpc-go\/1\.(\d+)\./.exec(userAgent)?.[1];
+  return minor !== undefined && Number(minor) < 57 ? "v2beta1" : "v2";
+}
+
+function wrappedKekOf(annotations: Readonly<Record<string, Uint8Array>>): string {
+  const value = annotations[WRAPPED_KEK_ANNOTATION];
+  if (value === undefined || Object.keys(annotations).length !== 1) {
+    throw new PluginError("invalid", "the annotations are not those that Encrypt returned");
+  }
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(value);
+  } catch {
+    throw new PluginError("invalid", "the wrapped local KEK is not text");
+  }
+}
+
+async function serve(config: Config, log: Log): Promise<void> {
+  const emulator = config.emulator === true ? emulate(config, log) : undefined;
+  const kmsKeyId = config.kmsKeyId ?? EMULATED_KEY_ID;
+  const key4c = new Key4C({
+    url: emulator?.url ?? config.key4cUrl ?? "",
+    profile: config.profile ?? DEFAULT_PROFILE,
+    credentials: () => ({
+      userId: config.kmsUserId ?? config.kmsUserIdFile?.current ?? "emulator",
+      apiKey: config.kmsApiKey ?? config.kmsApiKeyFile?.current,
+    }),
+    tls: () => ({
+      ca: config.caFile?.current,
+      cert: config.certFile?.current,
+      key: config.certKeyFile?.current,
+    }),
+    userAgent: `key4c-kms-plugin/${VERSION}`,
+    log,
+  });
+  const keyring = new Keyring({
+    key4c,
+    kmsKeyId,
+    previousKeyIds: config.previousKeyIds ?? [],
+    maxUses: required(config.localKekMaxUses),
+    maxAgeMs: required(config.localKekMaxAge),
+    cacheSize: required(config.localKekCacheSize),
+    log,
+  });
+  const intervalMs = required(config.probeInterval);
+  const health = new Health({ key4c, keyring, kmsKeyId, intervalMs, log });
+
+  const grpc = new Server({
+    "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+    "grpc.enable_channelz": 0,
+  });
+  addService(grpc, KmsV1, kmsV1(keyring), log);
+  addService(grpc, KmsV2, kmsV2(keyring, health), log);
+  const path = required(config.kmsEndpoint);
+  const mode = required(config.socketMode);
+  const listener = await listen(grpc, { path, mode, gid: config.socketGroup, log });
+  health.start();
+  log.info("serving", { version: VERSION, endpoint: `unix://${path}`, kmsKeyId });
+  if (emulator !== undefined) {
+    process.stdout.write(`export KMS_ENDPOINT=unix://${path}\n`);
+  }
+
+  const signal = await untilSignal();
+  log.info("stopping", { signal });
+  health.stop();
+  await listener.close();
+  await emulator?.stop();
+}
+
+/** The key of `--emulator` when KMS_KEY_ID is not set. */
+const EMULATED_KEY_ID = "demo";
+
+function emulate(config: Config, log: Log): Emulator {
+  const lost = config.emulatorData === undefined;
+  log.warn(
+    `EMULATOR: no HSM guards the key; never use this for real secrets${lost ? "; the key is lost at exit" : ""}`,
+  );
+  return startEmulatorOrExit({
+    host: "127.0.0.1",
+    port: 0,
+    keyIds: [config.kmsKeyId ?? EMULATED_KEY_ID, ...(config.previousKeyIds ?? [])],
+    dataFile: config.emulatorData,
+    control: false,
+  });
+}
+
+async function runEmulator(config: Config, log: Log): Promise<void> {
+  const { host, port } = required(config.listen);
+  const emulator = startEmulatorOrExit({
+    host,
+    port,
+    keyIds: required(config.emulatorKeyIds),
+    dataFile: config.data,
+    tls: config.tlsCertFile &&
+      config.tlsKeyFile && { cert: config.tlsCertFile.current, key: config.tlsKeyFile.current },
+    control: config.control === true,
+  });
+  log.warn("EMULATOR: no HSM guards its keys; never use it for real secrets", {
+    url: emulator.url,
+  });
+  process.stdout.write(`export KEY4C_URL=${emulator.url}\n`);
+  await untilSignal();
+  await emulator.stop();
+}
+
+function startEmulatorOrExit(options: Parameters<typeof startEmulator>[0]): Emulator {
+  try {
+    return startEmulator(options);
+  } catch (error) {
+    throw new ExitError(1, `the emulator cannot start: ${describeError(error)}`);
+  }
+}
+
+/** An option that has a default, or that parseCommandLine has insisted on. */
+function required<T>(value: T | undefined): T {
+  if (value === undefined) {
+    throw new PluginError("internal", "an option without a value reached its use");
+  }
+  return value;
+}
+
+function untilSignal(): Promise<NodeJS.Signals> {
+  return new Promise((resolve) => {
+    for (const signal of ["SIGTERM", "SIGINT"] as const) {
+      process.once(signal, () => resolve(signal));
+    }
+  });
+}
+
+async function run(argv: readonly string[]): Promise<void> {
+  const { command, config } = parseCommandLine(argv, process.env);
+  const log = createLog({
+    level: config.logLevel ?? "info",
+    format: config.logFormat ?? (process.stderr.isTTY ? "text" : "json"),
+  });
+  switch (command) {
+    case "serve":
+    case "emulator":
+      hardenProcess(log);
+      return command === "serve" ? serve(config, log) : runEmulator(config, log);
+    case "status":
+      return print(await statusCommand(config));
+    case "encrypt":
+      return print(await encryptCommand(config));
+    case "decrypt":
+      return print(await decryptCommand(config));
+    case "version":
+      return print(`key4c-kms-plugin ${VERSION}\n`);
+    case "help":
+      return print(helpText(VERSION));
+  }
+}
+
+/** What holds for every process that stays. */
+function hardenProcess(log: Log): void {
+  const found = FORBIDDEN_ENVIRONMENT.filter((name) => process.env[name] !== undefined);
+  if (found.length > 0) {
+    throw new ExitError(
+      2,
+      `${found.join(", ")} must not be set: it would leak or weaken the calls`,
+    );
+  }
+  process.umask(0o077);
+  // Plain http is only ever spoken to loopback, where a proxy has no business.
+  const direct = ["localhost", "127.0.0.1", "::1"];
+  process.env["NO_PROXY"] = [process.env["NO_PROXY"], process.env["no_proxy"], ...direct]
+    .filter(Boolean)
+    .join();
+  process.env["no_proxy"] = process.env["NO_PROXY"];
+  // A defect in one place must not end the process that the whole cluster depends on.
+  const unexpected = (error: unknown) => {
+    log.error("unexpected error", { cause: describeError(error) });
+  };
+  process.on("uncaughtException", unexpected);
+  process.on("unhandledRejection", unexpected);
+}
+
+function print(output: string | Uint8Array): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(output, (error) => (error ? reject(error) : resolve()));
+  });
+}
+
+run(process.argv.slice(2)).then(
+  () => process.exit(0),
+  (error: unknown) => {
+    // One line each; a stack would show minified source.
+    for (const line of describeError(error).split("\n")) {
+      process.stderr.write(`key4c-kms-plugin: ${line}\n`);
+    }
+    process.exit(error instanceof ExitError ? error.exitCode : 1);
+  },
+);

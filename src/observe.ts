@@ -1,0 +1,46 @@
+/** Log lines on stderr: one JSON object each, or text for a terminal. Never a secret. */
+
+export const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
+export const LOG_FORMATS = ["json", "text"] as const;
+export type LogFormat = (typeof LOG_FORMATS)[number];
+
+/** What a log line may hold: names, numbers and texts of ours, or of a checked form. */
+export type LogFields = Readonly<Record<string, string | number | boolean | undefined>>;
+
+export type Log = Readonly<Record<LogLevel, (message: string, fields?: LogFields) => void>>;
+
+interface LogOptions {
+  /** Lines below this level are dropped. */
+  readonly level: LogLevel;
+  readonly format: LogFormat;
+  readonly write?: (line: string) => void;
+}
+
+export function createLog({ level, format, write = writeToStderr }: LogOptions): Log {
+  const lowest = LOG_LEVELS.indexOf(level);
+  const at = (of: LogLevel) => {
+    if (LOG_LEVELS.indexOf(of) < lowest) {
+      return () => {};
+    }
+    const line = format === "json" ? jsonLine : textLine;
+    return (message: string, fields: LogFields = {}) => write(`${line(of, message, fields)}\n`);
+  };
+  return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
+}
+
+function jsonLine(level: LogLevel, msg: string, fields: LogFields): string {
+  return JSON.stringify({ time: new Date().toISOString(), level, msg, ...fields });
+}
+
+function textLine(level: LogLevel, message: string, fields: LogFields): string {
+  const pairs = Object.entries(fields)
+    .filter(([, value]) => value !== undefined)
+    .map(([name, value]) => ` ${name}=${JSON.stringify(value)}`);
+  return `${new Date().toISOString()} ${level.toUpperCase().padEnd(5)} ${message}${pairs.join("")}`;
+}
+
+function writeToStderr(line: string): void {
+  process.stderr.write(line);
+}

@@ -1,0 +1,181 @@
+import type {
+  DescMethodUnary,
+  DescService,
+  Message,
+  MessageInitShape,
+  MessageShape,
+} from "@bufbuild/protobuf";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import type { GenService } from "@bufbuild/protobuf/codegenv2";
+import {
+  type Server,
+  type ServerUnaryCall,
+  type sendUnaryData,
+  status,
+  type UntypedServiceImplementation,
+} from "@grpc/grpc-js";
+import { describeError, KINDS, PluginError, toPluginError } from "./errors.ts";
+import type { Log } from "./observe.ts";
+
+/** A v1 cipher of 65,535 bytes and its frame must fit, with room; nothing honest is larger. */
+export const MAX_MESSAGE_BYTES = 128 * 1024;
+/** An answer leaves this long before the caller's deadline, so that it arrives. */
+const ANSWER_BEFORE_DEADLINE_MS = 100;
+/** How long a caller without a deadline waits; the API server's own default is 3 s. */
+const DEFAULT_WAIT_MS = 2_500;
+/** A failing API server repeats itself; one line a kind in this time says enough. */
+const FAILURE_LOG_INTERVAL_MS = 10_000;
+
+/** What a handler may know of its call. */
+export interface Call {
+  /** Aborted with a PluginError when the deadline is near or the caller has left. */
+  readonly signal: AbortSignal;
+  readonly userAgent: string;
+  /** The request's uid (v2), when it is fit for logs and headers. */
+  readonly requestId: string | undefined;
+}
+
+/** The unary methods of a generated service, as functions from request to response. */
+export type Handlers<S extends DescService> =
+  S extends GenService<infer Methods>
+    ? {
+        [M in keyof Methods]: Methods[M] extends {
+          readonly input: infer I extends DescMethodUnary["input"];
+          readonly output: infer O extends DescMethodUnary["output"];
+        }
+          ? (
+              request: MessageShape<I>,
+              call: Call,
+            ) => MessageInitShape<O> | Promise<MessageInitShape<O>>
+          : never;
+      }
+    : never;
+
+type AnyHandler = (
+  request: Message,
+  call: Call,
+) => Record<string, unknown> | Promise<Record<string, unknown>>;
+
+/**
+ * Adds a generated service to a grpc-js server. Owns what grpc-js leaves open: a rejected promise would
+ * never be answered, a response must be a Buffer, and every error becomes a status with a constant text.
+ */
+export function addService<S extends DescService>(
+  server: Server,
+  service: S,
+  handlers: Handlers<S>,
+  log: Log,
+): void {
+  const logFailure = failureLog(log);
+  const implementation: UntypedServiceImplementation = {};
+  const definition: Record<string, Parameters<Server["addService"]>[0][string]> = {};
+  for (const method of service.methods) {
+    // The keys of Handlers<S> are the local names of S's methods, each with its own message types.
+    const handle = (handlers as Record<string, AnyHandler>)[method.localName];
+    const path = `/${service.typeName}/${method.name}`;
+    definition[method.name] = {
+      path,
+      requestStream: false,
+      responseStream: false,
+      requestSerialize: asIs,
+      requestDeserialize: asIs,
+      responseSerialize: asIs,
+      responseDeserialize: asIs,
+    };
+    implementation[method.name] = async (
+      grpcCall: ServerUnaryCall<Buffer, Buffer>,
+      answer: sendUnaryData<Buffer>,
+    ) => {
+      const startMs = performance.now();
+      const { leave, signal, left } = departure(grpcCall);
+      let requestId: string | undefined;
+      const run = async () => {
+        const request = decode(method, grpcCall.request);
+        requestId = "uid" in request ? cleanId(request.uid) : undefined;
+        const userAgent = String(grpcCall.metadata.get("user-agent")[0] ?? "");
+        const response = await handle?.(request, { signal, userAgent, requestId });
+        return toBuffer(toBinary(method.output, create(method.output, response)));
+      };
+      let code = status.OK;
+      try {
+        const response = await Promise.race([run(), left]);
+        answer(null, response);
+      } catch (error) {
+        const failure = toPluginError(error);
+        const facts = KINDS[failure.kind];
+        code = facts.code;
+        answer({ code, details: facts.text });
+        logFailure(path, requestId, failure);
+      } finally {
+        leave();
+      }
+      log.debug("RPC", {
+        method: path,
+        uid: requestId,
+        code: status[code],
+        durationMs: Math.round((performance.now() - startMs) * 1000) / 1000,
+      });
+    };
+  }
+  server.addService(definition, implementation);
+}
+
+/** The end of a caller's patience, as a signal and as a promise that rejects with it. */
+function departure(grpcCall: ServerUnaryCall<Buffer, Buffer>) {
+  const controller = new AbortController();
+  const deadline = grpcCall.getDeadline();
+  const leftMs = Number(deadline) - Date.now();
+  const waitMs = Number.isFinite(leftMs) ? leftMs - ANSWER_BEFORE_DEADLINE_MS : DEFAULT_WAIT_MS;
+  const timer = setTimeout(
+    () => controller.abort(new PluginError("deadline", "the deadline is near")),
+    Math.max(0, waitMs),
+  );
+  const left = new Promise<never>((_, reject) => {
+    controller.signal.addEventListener("abort", () => reject(controller.signal.reason));
+  });
+  left.catch(() => {}); // an abort after the answer concerns nobody
+  grpcCall.once("cancelled", () => controller.abort(new PluginError("cancelled", "caller gone")));
+  return { signal: controller.signal, left, leave: () => clearTimeout(timer) };
+}
+
+function decode(method: DescService["methods"][number], bytes: Buffer) {
+  try {
+    return fromBinary(method.input, bytes);
+  } catch (cause) {
+    throw new PluginError("invalid", "malformed request", { cause });
+  }
+}
+
+/** A uid that may go into a log line and a header; kube-apiserver sends a UUID. */
+function cleanId(uid: unknown): string | undefined {
+  return typeof uid === "string" && /^[0-9A-Za-z-]{1,64}$/.test(uid) ? uid : undefined;
+}
+
+/** Logs failures: each defect of ours, and of every other kind one line in a while with a count. */
+function failureLog(log: Log) {
+  const seen = new Map<string, { atMs: number; suppressed: number }>();
+  return (method: string, uid: string | undefined, failure: PluginError) => {
+    const fields = { method, uid, kind: failure.kind, cause: describeError(failure) };
+    if (failure.kind === "internal") {
+      log.error("RPC failed unexpectedly", fields);
+      return;
+    }
+    const nowMs = performance.now();
+    const last = seen.get(failure.kind);
+    if (last !== undefined && nowMs - last.atMs < FAILURE_LOG_INTERVAL_MS) {
+      last.suppressed += 1;
+      return;
+    }
+    log.warn("RPC failed", { ...fields, suppressedSinceLast: last?.suppressed ?? 0 });
+    seen.set(failure.kind, { atMs: nowMs, suppressed: 0 });
+  };
+}
+
+function asIs(bytes: Buffer): Buffer {
+  return bytes;
+}
+
+/** A view, not a copy: grpc-js wants a Buffer and answers INTERNAL to a plain Uint8Array. */
+function toBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
