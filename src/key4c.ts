@@ -42,6 +42,8 @@ export interface Key4COptions {
   };
   readonly userAgent: string;
   readonly log: Log;
+  /** All attempts of one call together; tests shorten it. */
+  readonly callBudgetMs?: number;
 }
 
 /** What Key4C says of a key. */
@@ -82,46 +84,42 @@ export class Key4C {
     if (operation === undefined) {
       return { version: undefined };
     }
-    const answer = await this.#call("describe", operation, { keyId });
-    const { state } = operation.result;
-    const value = state === undefined ? undefined : resolvePointer(answer, state);
-    if (operation.unusableStates.some((one) => one === value)) {
-      throw new PluginError("keyUnusable", `Key4C says that the key is ${value}`);
-    }
-    return { version: readVersion(answer, operation.result.version) };
+    const { result, unusableStates } = operation;
+    return this.#call("describe", operation, { keyId }, (answer) => {
+      const state = result.state && resolvePointer(answer, result.state);
+      if (unusableStates.some((one) => one === state)) {
+        throw new PluginError("keyUnusable", `Key4C says that the key is ${state}`);
+      }
+      return { version: readVersion(answer, result.version) };
+    });
   }
 
   /** Wraps a local KEK under the newest version of a key. */
   async wrap(keyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek> {
     const operation = this.#options.profile.encrypt;
-    const tellsVersion = operation.result.version !== undefined;
-    // Where encrypt does not tell the version, it is known only if it was the same before and after.
-    const before = tellsVersion ? undefined : (await this.describe(keyId)).version;
-    const answer = await this.#call("encrypt", operation, {
+    const { result } = operation;
+    const payload = {
       keyId,
       plaintext: localKek.toString("base64"),
       aad: aad.toString("base64"),
-    });
-    const ciphertext = resolvePointer(answer, operation.result.ciphertext);
-    if (
-      typeof ciphertext !== "string" ||
-      ciphertext === "" ||
-      !ciphertext.isWellFormed() ||
-      Buffer.byteLength(ciphertext) > MAX_WRAPPED_KEK_BYTES
-    ) {
-      throw malformed(
-        "encrypt",
-        `${operation.result.ciphertext} is not a text of 1 to ${MAX_WRAPPED_KEK_BYTES} bytes`,
-      );
+    };
+    const wrapped = () =>
+      this.#call("encrypt", operation, payload, (answer) => ({
+        ciphertext: readCiphertext(answer, result.ciphertext),
+        version: readVersion(answer, result.version),
+        aadSent: uses(operation.body, "aad"),
+      }));
+    if (result.version !== undefined) {
+      return wrapped();
     }
-    if (!tellsVersion && before !== (await this.describe(keyId)).version) {
+    // Where encrypt does not tell the version, it is known only if it was the same before and after.
+    const before = await this.describe(keyId);
+    const answer = await wrapped();
+    const after = await this.describe(keyId);
+    if (before.version !== after.version) {
       throw new PluginError("unavailable", "the key was rotated while it wrapped a local KEK");
     }
-    return {
-      ciphertext,
-      version: tellsVersion ? readVersion(answer, operation.result.version) : before,
-      aadSent: uses(operation.body, "aad"),
-    };
+    return { ...answer, version: after.version };
   }
 
   /**
@@ -139,35 +137,26 @@ export class Key4C {
     if (aad !== undefined && !uses(operation.body, "aad")) {
       throw new PluginError("invalid", "wrapped with AAD, which the profile does not send");
     }
-    const answer = await this.#call("decrypt", operation, {
-      keyId,
-      ciphertext,
-      aad: aad?.toString("base64"),
-      requestId,
-    });
-    const text = resolvePointer(answer, operation.result.plaintext);
-    const bytes = Buffer.from(typeof text === "string" ? text : "", "base64");
-    if (bytes.length !== LOCAL_KEK_BYTES || bytes.toString("base64") !== text) {
-      throw malformed(
-        "decrypt",
-        `${operation.result.plaintext} is not ${LOCAL_KEK_BYTES} bytes in base64`,
-      );
-    }
-    return bytes;
+    const payload = { keyId, ciphertext, aad: aad?.toString("base64"), requestId };
+    return this.#call("decrypt", operation, payload, (answer) =>
+      readLocalKek(answer, operation.result.plaintext),
+    );
   }
 
-  async #call(
+  /** Tries until `read` accepts an answer, the failure is final or the budget is spent. */
+  async #call<T>(
     name: OperationName,
     operation: Operation,
     payload: PlaceholderValues,
-  ): Promise<unknown> {
+    read: (answer: unknown) => T,
+  ): Promise<T> {
     return this.#limiter.run(async () => {
-      const endMs = performance.now() + CALL_BUDGET_MS;
+      const endMs = performance.now() + (this.#options.callBudgetMs ?? CALL_BUDGET_MS);
       const requestId = payload.requestId ?? randomUUID();
       for (let attempt = 0; ; attempt++) {
         const leftMs = endMs - performance.now();
         try {
-          return await this.#attempt(name, operation, { ...payload, requestId }, leftMs);
+          return read(await this.#attempt(name, operation, { ...payload, requestId }, leftMs));
         } catch (error) {
           const failure = asFailure(name, error);
           const delayMs = failure.retryAfterMs ?? retryDelayMs(attempt);
@@ -308,6 +297,28 @@ function readVersion(answer: unknown, pointer: string | undefined): number | und
     );
   }
   return version;
+}
+
+function readCiphertext(answer: unknown, pointer: string): string {
+  const text = resolvePointer(answer, pointer);
+  if (
+    typeof text !== "string" ||
+    text === "" ||
+    !text.isWellFormed() ||
+    Buffer.byteLength(text) > MAX_WRAPPED_KEK_BYTES
+  ) {
+    throw malformed("encrypt", `${pointer} is not a text of 1 to ${MAX_WRAPPED_KEK_BYTES} bytes`);
+  }
+  return text;
+}
+
+function readLocalKek(answer: unknown, pointer: string): Buffer {
+  const text = resolvePointer(answer, pointer);
+  const bytes = Buffer.from(typeof text === "string" ? text : "", "base64");
+  if (bytes.length !== LOCAL_KEK_BYTES || bytes.toString("base64") !== text) {
+    throw malformed("decrypt", `${pointer} is not ${LOCAL_KEK_BYTES} bytes in base64`);
+  }
+  return bytes;
 }
 
 function malformed(name: OperationName, what: string): PluginError {

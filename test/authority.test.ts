@@ -1,0 +1,238 @@
+import { expect, test } from "bun:test";
+import { AuthorityFilter } from "../src/authority.ts";
+
+const PREFACE = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+const HEADERS = 1;
+const CONTINUATION = 9;
+const END_HEADERS = 4;
+const PADDED = 8;
+const PRIORITY = 0x20;
+
+function frame(type: number, flags: number, payload: Buffer): Buffer {
+  const head = Buffer.alloc(9);
+  head.writeUIntBE(payload.length, 0, 3);
+  head[3] = type;
+  head[4] = flags;
+  head.writeUInt32BE(1, 5);
+  return Buffer.concat([head, payload]);
+}
+
+/** RFC 7541 §5.1 */
+function integer(pattern: number, prefixBits: number, value: number): Buffer {
+  const max = 2 ** prefixBits - 1;
+  if (value < max) {
+    return Buffer.from([pattern | value]);
+  }
+  const bytes = [pattern | max];
+  let rest = value - max;
+  for (; rest >= 128; rest = Math.floor(rest / 128)) {
+    bytes.push((rest % 128) | 0x80);
+  }
+  return Buffer.from([...bytes, rest]);
+}
+
+function string(text: string | Buffer, huffman = false): Buffer {
+  return Buffer.concat([
+    integer(huffman ? 0x80 : 0, 7, text.length),
+    typeof text === "string" ? Buffer.from(text, "latin1") : text,
+  ]);
+}
+
+/** The ways to write a literal field with an indexed name (RFC 7541 §6.2). */
+const LITERALS = [
+  ["with incremental indexing", 0x40, 6],
+  ["without indexing", 0x00, 4],
+  ["never indexed", 0x10, 4],
+] as const;
+
+/** ":authority", Huffman-coded; `go run` of golang.org/x/net/http2/hpack gave it. */
+const HUFFMAN_NAME = Buffer.from("b83b5339ec327d7f", "hex");
+
+const METHOD_POST = Buffer.from([0x83]);
+const PATH = Buffer.concat([integer(0x40, 6, 4), string("/v2.KeyManagementService/Status")]);
+
+/** A block with an authority between other fields, as sent and as it must come out. */
+function block(authority: Buffer, expected: Buffer): [Buffer, Buffer] {
+  const other = Buffer.concat([integer(0x40, 6, 58), string("grpc-go/1.56.3")]);
+  return [
+    Buffer.concat([METHOD_POST, PATH, authority, other]),
+    Buffer.concat([METHOD_POST, PATH, expected, other]),
+  ];
+}
+
+function literal(pattern: number, bits: number, value: string | Buffer, huffman = false): Buffer {
+  return Buffer.concat([integer(pattern, bits, 1), string(value, huffman)]);
+}
+
+function filtered(input: Buffer, cuts: (length: number) => number[] = () => []): Buffer {
+  const filter = new AuthorityFilter();
+  const bytes = Buffer.from(input);
+  let from = 0;
+  for (const to of [...cuts(bytes.length), bytes.length]) {
+    filter.transform(bytes.subarray(from, to));
+    from = to;
+  }
+  return bytes;
+}
+
+const everyByte = (length: number) => Array.from({ length }, (_, at) => at);
+
+/** Cases: name, bytes after the preface, what must come out. */
+const CASES: [string, Buffer, Buffer][] = [];
+for (const [name, pattern, bits] of LITERALS) {
+  for (const value of [
+    "/tmp/kms.sock",
+    "%2Ftmp%2Fkms.sock",
+    "localhost",
+    "@kms",
+    `/${"x".repeat(300)}`,
+  ]) {
+    const [input, output] = block(
+      literal(pattern, bits, value),
+      literal(pattern, bits, "k".repeat(value.length)),
+    );
+    CASES.push([
+      `${name}: ${value.slice(0, 20)}`,
+      frame(HEADERS, END_HEADERS, input),
+      frame(HEADERS, END_HEADERS, output),
+    ]);
+  }
+}
+const huffmanValue = Buffer.from("62c5fe57a7", "hex");
+const [huffmanIn, huffmanOut] = block(
+  literal(0x40, 6, huffmanValue, true),
+  literal(0x40, 6, "kkkkk", false),
+);
+CASES.push([
+  "a Huffman-coded value becomes a plain one of the same wire length",
+  frame(HEADERS, END_HEADERS, huffmanIn),
+  frame(HEADERS, END_HEADERS, huffmanOut),
+]);
+for (const [name, nameBytes] of [
+  ["raw", string(":authority")],
+  ["Huffman-coded", string(HUFFMAN_NAME, true)],
+] as const) {
+  const field = (value: string) => Buffer.concat([Buffer.from([0x40]), nameBytes, string(value)]);
+  const [input, output] = block(field("/run/kms.sock"), field("k".repeat(13)));
+  CASES.push([
+    `a literal name, ${name}`,
+    frame(HEADERS, END_HEADERS, input),
+    frame(HEADERS, END_HEADERS, output),
+  ]);
+}
+const [plainIn, plainOut] = block(literal(0x40, 6, "/a.sock"), literal(0x40, 6, "kkkkkkk"));
+const padding = Buffer.concat([Buffer.alloc(5), literal(0x40, 6, "/pad")]); // looks like a field
+const priority = Buffer.from([0, 0, 0, 0, 0x41]); // its weight looks like the start of a literal
+CASES.push([
+  "padding and priority are skipped",
+  frame(
+    HEADERS,
+    END_HEADERS | PADDED | PRIORITY,
+    Buffer.concat([Buffer.from([padding.length]), priority, plainIn, padding]),
+  ),
+  frame(
+    HEADERS,
+    END_HEADERS | PADDED | PRIORITY,
+    Buffer.concat([Buffer.from([padding.length]), priority, plainOut, padding]),
+  ),
+]);
+for (let cut = 0; cut <= plainIn.length; cut++) {
+  CASES.push([
+    `continued after byte ${cut}`,
+    Buffer.concat([
+      frame(HEADERS, 0, plainIn.subarray(0, cut)),
+      frame(CONTINUATION, END_HEADERS, plainIn.subarray(cut)),
+    ]),
+    Buffer.concat([
+      frame(HEADERS, 0, plainOut.subarray(0, cut)),
+      frame(CONTINUATION, END_HEADERS, plainOut.subarray(cut)),
+    ]),
+  ]);
+}
+
+test.each(CASES)("overwrites the authority, %s", (_, input, output) => {
+  const surrounded = (middle: Buffer) =>
+    Buffer.concat([
+      PREFACE,
+      frame(4, 0, Buffer.alloc(0)),
+      middle,
+      frame(0, 1, Buffer.from("DATA A/b")),
+      middle,
+    ]);
+  expect(filtered(surrounded(input))).toEqual(surrounded(output));
+  expect(filtered(surrounded(input), everyByte)).toEqual(surrounded(output));
+});
+
+test("leaves everything else alone", () => {
+  const untouched = [
+    ["an empty authority", frame(HEADERS, END_HEADERS, literal(0x40, 6, ""))],
+    ["an empty Huffman-coded authority", frame(HEADERS, END_HEADERS, literal(0x40, 6, "", true))],
+    ["no authority", frame(HEADERS, END_HEADERS, Buffer.concat([METHOD_POST, PATH]))],
+    ["an indexed authority", frame(HEADERS, END_HEADERS, Buffer.from([0x81]))],
+    [
+      "a name from the dynamic table",
+      frame(HEADERS, END_HEADERS, Buffer.concat([integer(0x40, 6, 62), string("/x")])),
+    ],
+    [
+      "a table size update",
+      frame(HEADERS, END_HEADERS, Buffer.concat([integer(0x20, 5, 4096), METHOD_POST])),
+    ],
+    [
+      "another literal name",
+      frame(
+        HEADERS,
+        END_HEADERS,
+        Buffer.concat([Buffer.from([0x40]), string(":authoritz"), string("/x")]),
+      ),
+    ],
+    [
+      "a longer name",
+      frame(
+        HEADERS,
+        END_HEADERS,
+        Buffer.concat([Buffer.from([0x40]), string(":authority2"), string("/x")]),
+      ),
+    ],
+    ["DATA that looks like a field", frame(0, 0, literal(0x40, 6, "/tmp/kms.sock"))],
+    ["an empty HEADERS frame", frame(HEADERS, END_HEADERS | PADDED | PRIORITY, Buffer.alloc(0))],
+    ["padding longer than its frame", frame(HEADERS, PADDED, Buffer.from([200, 0x41, 1, 0x2f]))],
+  ] as const;
+  for (const [name, bytes] of untouched) {
+    const input = Buffer.concat([PREFACE, bytes]);
+    expect([name, filtered(input).toString("hex")]).toEqual([name, input.toString("hex")]);
+  }
+});
+
+test("what is not HTTP/2 passes", () => {
+  const input = Buffer.concat([Buffer.from("GET / HTTP/1.1\r\n\r\n"), frame(HEADERS, 4, plainIn)]);
+  expect(filtered(input)).toEqual(input);
+});
+
+test("an integer without end ends the filter, not the process", () => {
+  const endless = Buffer.concat([Buffer.from([0x7f]), Buffer.alloc(100_000, 0xff)]);
+  const input = Buffer.concat([PREFACE, frame(HEADERS, 0, endless), frame(HEADERS, 4, plainIn)]);
+  expect(filtered(input)).toEqual(input);
+});
+
+test("random frames: never throws, never changes the length, same result however they are cut", () => {
+  const seed = 20_261_123;
+  let state = seed;
+  const random = (below: number) => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return state % below;
+  };
+  for (let round = 0; round < 2_000; round++) {
+    const frames = Array.from({ length: 1 + random(4) }, () =>
+      frame(
+        [0, HEADERS, CONTINUATION, 4][random(4)] ?? 0,
+        random(256),
+        Buffer.from(Array.from({ length: random(60) }, () => random(256))),
+      ),
+    );
+    const input = Buffer.concat([PREFACE, ...frames]);
+    const cuts = everyByte(input.length).filter(() => random(3) === 0);
+    const whole = filtered(input);
+    expect(whole.length).toBe(input.length);
+    expect(filtered(input, () => cuts)).toEqual(whole);
+  }
+});

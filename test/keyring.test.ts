@@ -1,0 +1,326 @@
+import { expect, test } from "bun:test";
+import { randomBytes } from "node:crypto";
+import { type Envelope, encodeEnvelope } from "../src/envelope.ts";
+import { PluginError } from "../src/errors.ts";
+import { keyNameHash } from "../src/key-id.ts";
+import type { WrappedKek } from "../src/key4c.ts";
+import { Keyring, type KeyringOptions } from "../src/keyring.ts";
+import { kindOf, silentLog } from "./support.ts";
+
+const DEK = randomBytes(32);
+const HOUR_MS = 3_600_000;
+
+/** A Key4C in the same process that can be made to misbehave in ways a real one hardly does. */
+class FakeKey4C {
+  version: number | undefined = 1;
+  /** Awaited by every call. */
+  gate: Promise<unknown> = Promise.resolve();
+  failure: PluginError | undefined;
+  mangle = (bytes: Buffer) => bytes;
+  calls = { wrap: 0, unwrap: 0 };
+  readonly #wrapped = new Map<string, { keyId: string; bytes: Buffer; aad: string | undefined }>();
+
+  async wrap(keyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek> {
+    this.calls.wrap += 1;
+    const bytes = Buffer.from(localKek);
+    await this.#turn();
+    const ciphertext = `wrapped-${this.#wrapped.size}-v${this.version}`;
+    this.#wrapped.set(ciphertext, { keyId, bytes, aad: aad.toString("hex") });
+    return { ciphertext, version: this.version, aadSent: true };
+  }
+
+  async unwrap(keyId: string, ciphertext: string, aad: Buffer | undefined): Promise<Buffer> {
+    this.calls.unwrap += 1;
+    await this.#turn();
+    const found = this.#wrapped.get(ciphertext);
+    if (found?.keyId !== keyId || found.aad !== aad?.toString("hex")) {
+      throw new PluginError("invalid", "fake: not wrapped here");
+    }
+    return this.mangle(Buffer.from(found.bytes));
+  }
+
+  async #turn(): Promise<void> {
+    await this.gate;
+    if (this.failure !== undefined) {
+      throw this.failure;
+    }
+  }
+}
+
+function keyring(key4c: FakeKey4C, options: Partial<KeyringOptions> = {}): Keyring {
+  return new Keyring({
+    key4c,
+    kmsKeyId: "demo",
+    previousKeyIds: [],
+    maxUses: 2 ** 20,
+    maxAgeMs: 7 * 24 * HOUR_MS,
+    cacheSize: 16,
+    log: silentLog,
+    ...options,
+  });
+}
+
+async function ready(key4c: FakeKey4C, options: Partial<KeyringOptions> = {}): Promise<Keyring> {
+  const ring = keyring(key4c, options);
+  await ring.renew();
+  return ring;
+}
+
+/** Lets everything that is already possible happen. */
+const settle = () => Bun.sleep(1);
+
+test("ten thousand DEKs cost one wrap and one verifying unwrap", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c);
+  for (let round = 0; round < 10_000; round++) {
+    const { envelope } = await ring.wrap(DEK);
+    expect(await ring.unwrap(envelope)).toEqual(DEK);
+  }
+  expect(key4c.calls).toEqual({ wrap: 1, unwrap: 1 });
+});
+
+test("a restarted plugin unwraps an old local KEK once, however many ask at once", async () => {
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c)).wrap(DEK);
+  const restarted = await ready(key4c);
+  key4c.calls = { wrap: 0, unwrap: 0 };
+  const all = await Promise.all(Array.from({ length: 64 }, () => restarted.unwrap(envelope)));
+  expect(all.every((one) => one.equals(DEK))).toBe(true);
+  expect(key4c.calls).toEqual({ wrap: 0, unwrap: 1 });
+});
+
+test("a failed unwrap is not kept, and what follows tries again", async () => {
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c)).wrap(DEK);
+  const restarted = await ready(key4c);
+  key4c.failure = new PluginError("unavailable", "fake");
+  expect(await kindOf(restarted.unwrap(envelope))).toBe("unavailable");
+  key4c.failure = undefined;
+  expect(await restarted.unwrap(envelope)).toEqual(DEK);
+});
+
+test("a local KEK that Key4C does not give back never becomes current", async () => {
+  const key4c = new FakeKey4C();
+  key4c.mangle = () => randomBytes(32);
+  const ring = keyring(key4c);
+  expect(await kindOf(ring.renew())).toBe("unavailable");
+  expect(ring.snapshot).toBeUndefined();
+  expect(await kindOf(ring.wrap(DEK))).toBe("unavailable");
+  key4c.mangle = (bytes) => bytes;
+  await ring.renew();
+  const good = ring.snapshot;
+  key4c.mangle = () => randomBytes(32);
+  key4c.version = 2;
+  expect(await kindOf(ring.renew())).toBe("unavailable");
+  expect(ring.snapshot).toBe(good);
+});
+
+test("an Encrypt that comes while the first local KEK is made waits for it", async () => {
+  const key4c = new FakeKey4C();
+  const { promise, resolve } = Promise.withResolvers<void>();
+  key4c.gate = promise;
+  const ring = keyring(key4c);
+  void ring.renew();
+  const wrapping = ring.wrap(DEK);
+  resolve();
+  expect((await wrapping).keyId).toMatch(/^k4c-.*\.v1$/);
+});
+
+test("without a local KEK, Encrypt says why", async () => {
+  const key4c = new FakeKey4C();
+  const ring = keyring(key4c);
+  expect(await kindOf(ring.wrap(DEK))).toBe("unavailable");
+  key4c.failure = new PluginError("keyUnusable", "fake");
+  expect(await kindOf(ring.renew())).toBe("keyUnusable");
+  expect(await kindOf(ring.wrap(DEK))).toBe("keyUnusable");
+});
+
+test("the limit of uses renews ahead of need and keeps key_id", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxUses: 100 });
+  const first = ring.snapshot;
+  for (let round = 0; round < 90; round++) {
+    await ring.wrap(DEK);
+  }
+  expect(ring.snapshot).toBe(first);
+  const { envelope: last } = await ring.wrap(DEK); // 91st: starts the renewal and does not wait
+  expect(last.header).toBe(first?.header as never);
+  await settle();
+  expect(ring.snapshot).not.toBe(first);
+  expect(ring.snapshot?.keyId).toBe(first?.keyId as never);
+  key4c.calls.unwrap = 0;
+  expect(await ring.unwrap(last)).toEqual(DEK);
+  expect(key4c.calls.unwrap).toBe(0); // the former one stays in the cache
+});
+
+test("the limit of age renews ahead of need", async () => {
+  let nowMs = 0;
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxAgeMs: 10 * HOUR_MS, nowMs: () => nowMs });
+  const first = ring.snapshot;
+  nowMs = 8.9 * HOUR_MS;
+  ring.renewIfDue();
+  await settle();
+  expect(ring.snapshot).toBe(first);
+  nowMs = 9 * HOUR_MS;
+  ring.renewIfDue();
+  await settle();
+  expect(ring.snapshot).not.toBe(first);
+});
+
+test("one use and no cache: Key4C is asked for every DEK, also by 64 callers at once", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxUses: 1, cacheSize: 0 });
+  const results = await Promise.all(Array.from({ length: 64 }, () => ring.wrap(DEK)));
+  const wrapped = new Set(results.map(({ envelope }) => envelope.header.wrappedLocalKek));
+  expect(wrapped.size).toBe(64);
+  await settle();
+  key4c.calls.unwrap = 0;
+  const old = results.slice(0, 10).map(({ envelope }) => envelope);
+  for (const envelope of old) {
+    expect(await ring.unwrap(envelope)).toEqual(DEK);
+    await settle();
+    expect(await ring.unwrap(envelope)).toEqual(DEK);
+  }
+  expect(key4c.calls.unwrap).toBe(20);
+});
+
+test("while Key4C is away the current local KEK goes on, and attempts are spaced", async () => {
+  let nowMs = 0;
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxUses: 10, nowMs: () => nowMs });
+  key4c.failure = new PluginError("unavailable", "fake");
+  key4c.calls.wrap = 0;
+  for (let round = 0; round < 50; round++) {
+    await ring.wrap(DEK);
+    await settle();
+  }
+  expect(key4c.calls.wrap).toBe(1);
+  nowMs += 5_000;
+  key4c.failure = undefined;
+  const first = ring.snapshot;
+  await ring.wrap(DEK);
+  await settle();
+  expect(ring.snapshot).not.toBe(first);
+});
+
+test("at 2^32 uses without a successor Encrypt fails (NIST SP 800-38D §8.3)", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c);
+  key4c.failure = new PluginError("unavailable", "fake");
+  const { localKek } = ring.snapshot ?? {};
+  if (localKek) {
+    localKek.uses = 2 ** 32 - 1;
+  }
+  await ring.wrap(DEK);
+  expect(await kindOf(ring.wrap(DEK))).toBe("unavailable");
+});
+
+test("a rotation changes local KEK and key_id at once; old data stay readable", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c);
+  const before = await ring.wrap(DEK);
+  key4c.version = 2;
+  await ring.renew();
+  const after = await ring.wrap(DEK);
+  expect([before.keyId.slice(-3), after.keyId.slice(-3)]).toEqual([".v1", ".v2"]);
+  expect(after.envelope.header.keyVersion).toBe(2);
+  expect(await ring.unwrap(before.envelope)).toEqual(DEK);
+});
+
+test("a backend that lags never takes the version back, nor makes a switch of no use", async () => {
+  const key4c = new FakeKey4C();
+  key4c.version = 5;
+  const ring = await ready(key4c);
+  const current = ring.snapshot;
+  for (const version of [4, 5, undefined]) {
+    key4c.version = version;
+    expect(await kindOf(ring.renew())).toBe("unavailable");
+    expect(ring.snapshot).toBe(current);
+  }
+});
+
+test("data of a previous key are read when it is listed, and not when it is not", async () => {
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c, { kmsKeyId: "old" })).wrap(DEK);
+  const listed = await ready(key4c, { previousKeyIds: ["older", "old"] });
+  expect(await listed.unwrap(envelope)).toEqual(DEK);
+  expect(await kindOf((await ready(key4c)).unwrap(envelope))).toBe("unknownKey");
+});
+
+test("the cache holds what it may, drops the longest unused, and pins the current one", async () => {
+  const key4c = new FakeKey4C();
+  const envelopes: Envelope[] = [];
+  for (let round = 0; round < 4; round++) {
+    envelopes.push((await (await ready(key4c)).wrap(DEK)).envelope);
+  }
+  const [a, b, c, d] = envelopes;
+  const ring = await ready(key4c, { cacheSize: 2 });
+  const { envelope: current } = await ring.wrap(DEK);
+  const costs = async (envelope: Envelope | undefined) => {
+    key4c.calls.unwrap = 0;
+    expect(await ring.unwrap(envelope as never)).toEqual(DEK);
+    await settle();
+    return key4c.calls.unwrap;
+  };
+  expect(await costs(a)).toBe(1);
+  expect(await costs(b)).toBe(1);
+  expect(await costs(a)).toBe(0); // now b is the longest unused
+  expect(await costs(c)).toBe(1);
+  expect(await costs(a)).toBe(0);
+  expect(await costs(b)).toBe(1);
+  expect(await costs(d)).toBe(1);
+  expect(await costs(current)).toBe(0);
+});
+
+test("the version that a ciphertext claims makes no second entry, and does not open it", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c);
+  const { envelope } = await ring.wrap(DEK);
+  key4c.calls.unwrap = 0;
+  for (let keyVersion = 2; keyVersion < 10; keyVersion++) {
+    const lying = { ...envelope, header: { ...envelope.header, keyVersion } };
+    expect(await kindOf(ring.unwrap(lying))).toBe("invalid");
+  }
+  expect(key4c.calls.unwrap).toBe(0);
+});
+
+test("a plaintext above 512 bytes is refused before anything is wrapped", async () => {
+  const ring = await ready(new FakeKey4C());
+  await ring.wrap(randomBytes(512));
+  expect(await kindOf(ring.wrap(randomBytes(513)))).toBe("invalid");
+  expect(ring.snapshot?.localKek.uses).toBe(1);
+});
+
+test("verifyCurrent compares what Key4C gives back", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c);
+  await ring.verifyCurrent();
+  key4c.mangle = () => randomBytes(32);
+  expect(await kindOf(ring.verifyCurrent())).toBe("unavailable");
+});
+
+test("a service that tells no version gives a key_id without one", async () => {
+  const key4c = new FakeKey4C();
+  key4c.version = undefined;
+  const { keyId, envelope } = await (await ready(key4c)).wrap(DEK);
+  expect(keyId).toMatch(/^k4c-[a-z2-7]{26}$/);
+  expect(envelope.header.keyVersion).toBe(0);
+});
+
+test("the largest wrapped KEK fits both APIs", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c);
+  const { envelope } = await ring.wrap(randomBytes(512));
+  const large = {
+    ...envelope,
+    header: {
+      ...envelope.header,
+      keyNameHash: keyNameHash("x"),
+      keyVersion: 2 ** 32 - 1,
+      wrappedLocalKek: "w".repeat(16 * 1024),
+    },
+  };
+  expect(encodeEnvelope(large, true).length).toBeLessThanOrEqual(65_535);
+  expect(encodeEnvelope(large, false).length).toBeLessThanOrEqual(1_024);
+});

@@ -1,0 +1,224 @@
+/** What several tests share. Everything here starts real parts: sockets, servers, processes. */
+import { afterEach } from "bun:test";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import {
+  create,
+  type DescMethodUnary,
+  fromBinary,
+  type MessageInitShape,
+  type MessageShape,
+  toBinary,
+} from "@bufbuild/protobuf";
+import { Client, credentials, Metadata, type ServiceError } from "@grpc/grpc-js";
+import { type EmulatorOptions, startEmulator } from "../src/emulator.ts";
+import { type ErrorKind, PluginError } from "../src/errors.ts";
+import { Key4C, type Key4COptions } from "../src/key4c.ts";
+import { createLog } from "../src/observe.ts";
+import { DEFAULT_PROFILE } from "../src/profile.ts";
+
+export const BINARY = join(import.meta.dir, "../dist/key4c-kms-plugin");
+
+const cleanups: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) {
+    await cleanup();
+  }
+});
+
+/** Runs `cleanup` when the test ends, last registered first. */
+export function onTestEnd(cleanup: () => unknown): void {
+  cleanups.push(cleanup);
+}
+
+export function temporaryDirectory(): string {
+  const directory = mkdtempSync(join(tmpdir(), "k4c-"));
+  onTestEnd(() => rmSync(directory, { recursive: true, force: true }));
+  return directory;
+}
+
+/** A file with the given text, in a directory of its own. */
+export function temporaryFile(text: string): string {
+  const path = join(temporaryDirectory(), "file");
+  writeFileSync(path, text);
+  return path;
+}
+
+export const silentLog = createLog({ level: "error", format: "json", write: () => {} });
+
+/** A log whose lines can be read. */
+export function recordingLog() {
+  const lines: Record<string, unknown>[] = [];
+  const write = (line: string) => lines.push(JSON.parse(line));
+  return { lines, log: createLog({ level: "debug", format: "json", write }) };
+}
+
+/** The kind with which a promise fails; the text "ok" when it does not. */
+export async function kindOf(promise: Promise<unknown>): Promise<ErrorKind | "ok"> {
+  try {
+    await promise;
+    return "ok";
+  } catch (error) {
+    if (error instanceof PluginError) {
+      return error.kind;
+    }
+    throw error;
+  }
+}
+
+export function emulator(options: Partial<EmulatorOptions> = {}) {
+  const started = startEmulator({
+    host: "127.0.0.1",
+    port: 0,
+    keyIds: ["demo"],
+    dataFile: undefined,
+    control: true,
+    ...options,
+  });
+  onTestEnd(() => started.stop());
+  const control = async (method: string, path: string, body?: object) => {
+    const response = await fetch(`${started.url}/emulator/${path}`, {
+      method,
+      ...(body && { body: JSON.stringify(body) }),
+    });
+    if (!response.ok) {
+      throw new Error(`emulator control ${path}: ${response.status}`);
+    }
+    return (await response.json()) as Record<string, number>; // stats or a key
+  };
+  return { url: started.url, control };
+}
+
+/** A client of Key4C for tests. */
+export function key4cClient(options: Partial<Key4COptions> & { readonly url: string }): Key4C {
+  return new Key4C({
+    profile: DEFAULT_PROFILE,
+    credentials: () => ({ userId: "test-user" }),
+    tls: () => ({}),
+    userAgent: "key4c-kms-plugin/test",
+    log: silentLog,
+    ...options,
+  });
+}
+
+/** An HTTP server on loopback whose answers the test gives. */
+export function fakeServer(
+  answer: (request: Request, body: string) => Response | Promise<Response>,
+): { readonly url: string; readonly requests: { request: Request; body: string }[] } {
+  const requests: { request: Request; body: string }[] = [];
+  const server = Bun.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    async fetch(request) {
+      const body = await request.text();
+      requests.push({ request, body });
+      return answer(request, body);
+    },
+  });
+  onTestEnd(() => server.stop(true));
+  return { url: server.url.href.replace(/\/$/, ""), requests };
+}
+
+/** One call over a unix socket. @throws ServiceError */
+export async function callRpc<
+  I extends DescMethodUnary["input"],
+  O extends DescMethodUnary["output"],
+>(
+  client: Client,
+  method: { readonly input: I; readonly output: O } & DescMethodUnary,
+  request: MessageInitShape<I>,
+  { deadlineMs = 5_000, metadata = new Metadata() } = {},
+): Promise<MessageShape<O>> {
+  const bytes = toBinary(method.input, create(method.input, request));
+  const path = `/${method.parent.typeName}/${method.name}`;
+  return fromBinary(method.output, await callRaw(client, path, bytes, { deadlineMs, metadata }));
+}
+
+/** The same with bytes in and out. */
+export function callRaw(
+  client: Client,
+  path: string,
+  request: Uint8Array,
+  { deadlineMs = 5_000, metadata = new Metadata() } = {},
+): Promise<Uint8Array> {
+  return new Promise((resolve, reject) => {
+    client.makeUnaryRequest(
+      path,
+      (message: Uint8Array) => Buffer.from(message),
+      (message: Buffer) => message,
+      request,
+      metadata,
+      { deadline: Date.now() + deadlineMs },
+      (error: ServiceError | null, response) =>
+        error === null && response ? resolve(response) : reject(error),
+    );
+  });
+}
+
+export function grpcClient(socketPath: string): Client {
+  const client = new Client(`unix://${socketPath}`, credentials.createInsecure());
+  onTestEnd(() => client.close());
+  return client;
+}
+
+/** The gRPC code and text with which a call fails. */
+export async function failureOf(promise: Promise<unknown>): Promise<[number, string]> {
+  try {
+    await promise;
+  } catch (error) {
+    const { code, details } = error as ServiceError; // only gRPC calls are given
+    return [code, details];
+  }
+  throw new Error("the call did not fail");
+}
+
+export interface RunningBinary {
+  readonly process: Bun.Subprocess<"ignore", "pipe", number>;
+  /** Everything on stderr so far. */
+  stderr(): string;
+  /** Waits until stderr or stdout matches. */
+  until(pattern: RegExp): Promise<RegExpMatchArray>;
+  stop(signal?: NodeJS.Signals): Promise<number>;
+}
+
+/** Starts the compiled binary with nothing in its environment but `env`. */
+export function startBinary(
+  args: readonly string[],
+  env: Record<string, string> = {},
+): RunningBinary {
+  if (!existsSync(BINARY)) {
+    throw new Error("dist/key4c-kms-plugin is missing: npm run build");
+  }
+  const directory = temporaryDirectory();
+  const output = join(directory, "output");
+  const child = Bun.spawn([BINARY, ...args], {
+    env,
+    cwd: directory,
+    stdin: "ignore",
+    stdout: Bun.file(output),
+    stderr: Bun.file(output),
+  });
+  onTestEnd(async () => {
+    child.kill("SIGKILL");
+    await child.exited;
+  });
+  const text = () => readFileSync(output, "utf8");
+  return {
+    process: child as never,
+    stderr: text,
+    async until(pattern) {
+      for (const endMs = Date.now() + 10_000; Date.now() < endMs; await Bun.sleep(10)) {
+        const match = text().match(pattern);
+        if (match) {
+          return match;
+        }
+      }
+      throw new Error(`${pattern} did not appear in:\n${text().slice(0, 2_000)}`);
+    },
+    async stop(signal = "SIGTERM") {
+      child.kill(signal);
+      return child.exited;
+    },
+  };
+}
