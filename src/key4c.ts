@@ -78,7 +78,10 @@ export class Key4C {
     return this.#options.profile.describe !== undefined;
   }
 
-  /** @throws PluginError `keyUnusable` when the key exists but must not be used */
+  /**
+   * One attempt: the probe that asks is itself a repetition.
+   * @throws PluginError `keyUnusable` when the key exists but must not be used
+   */
   async describe(keyId: string): Promise<KeyDescription> {
     const operation = this.#options.profile.describe;
     if (operation === undefined) {
@@ -96,7 +99,8 @@ export class Key4C {
 
   /** Wraps a local KEK under the newest version of a key. */
   async wrap(keyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek> {
-    const operation = this.#options.profile.encrypt;
+    const { profile } = this.#options;
+    const operation = profile.encrypt;
     const { result } = operation;
     const payload = {
       keyId,
@@ -109,10 +113,10 @@ export class Key4C {
         version: readVersion(answer, result.version),
         aadSent: uses(operation.body, "aad"),
       }));
-    if (result.version !== undefined) {
+    if (result.version !== undefined || profile.describe?.result.version === undefined) {
       return wrapped();
     }
-    // Where encrypt does not tell the version, it is known only if it was the same before and after.
+    // Where only describe tells the version, it is known if it was the same before and after.
     const before = await this.describe(keyId);
     const answer = await wrapped();
     const after = await this.describe(keyId);
@@ -160,7 +164,8 @@ export class Key4C {
         } catch (error) {
           const failure = asFailure(name, error);
           const delayMs = failure.retryAfterMs ?? retryDelayMs(attempt);
-          if (!KINDS[failure.kind].retry || performance.now() + delayMs >= endMs) {
+          const retry = KINDS[failure.kind].retry && name !== "describe";
+          if (!retry || performance.now() + delayMs >= endMs) {
             throw failure;
           }
           await Bun.sleep(delayMs);

@@ -87,7 +87,7 @@ export function emulator(options: Partial<EmulatorOptions> = {}) {
     }
     return (await response.json()) as Record<string, number>; // stats or a key
   };
-  return { url: started.url, control };
+  return { url: started.url, control, stop: started.stop };
 }
 
 /** A client of Key4C for tests. */
@@ -173,11 +173,26 @@ export async function failureOf(promise: Promise<unknown>): Promise<[number, str
   throw new Error("the call did not fail");
 }
 
+/** Starts the plugin against a Key4C and waits until it is ok. */
+export async function startPlugin(url: string, env: Record<string, string> = {}) {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const running = startBinary(["serve"], {
+    KMS_ENDPOINT: `unix://${socket}`,
+    KEY4C_URL: url,
+    KMS_KEY_ID: "demo",
+    KMS_USER_ID: "test-user",
+    ...env,
+  });
+  await running.until(/Key4C is ok/);
+  return { ...running, socket, client: grpcClient(socket) };
+}
+
 export interface RunningBinary {
-  readonly process: Bun.Subprocess<"ignore", "pipe", number>;
-  /** Everything on stderr so far. */
-  stderr(): string;
-  /** Waits until stderr or stdout matches. */
+  readonly pid: number;
+  readonly exited: Promise<number>;
+  /** Everything on stdout and stderr so far. */
+  output(): string;
+  /** Waits until the output matches. */
   until(pattern: RegExp): Promise<RegExpMatchArray>;
   stop(signal?: NodeJS.Signals): Promise<number>;
 }
@@ -205,8 +220,9 @@ export function startBinary(
   });
   const text = () => readFileSync(output, "utf8");
   return {
-    process: child as never,
-    stderr: text,
+    pid: child.pid,
+    exited: child.exited,
+    output: text,
     async until(pattern) {
       for (const endMs = Date.now() + 10_000; Date.now() < endMs; await Bun.sleep(10)) {
         const match = text().match(pattern);
