@@ -70,7 +70,7 @@ export function startEmulator(options: EmulatorOptions): Emulator {
     ...(options.tls && { tls: options.tls }),
     async fetch(request) {
       try {
-        const parts = new URL(request.url).pathname.split("/").slice(1).map(decodeURIComponent);
+        const parts = pathOf(request);
         if (parts[0] === "emulator" && options.control) {
           return Response.json(
             await control(request, parts.slice(1), { keys, stats, latency, save }),
@@ -100,6 +100,15 @@ interface Stats {
   encrypt: number;
   decrypt: number;
   refused: number;
+}
+
+/** The segments of the path, decoded. */
+function pathOf(request: Request): string[] {
+  try {
+    return new URL(request.url).pathname.split("/").slice(1).map(decodeURIComponent);
+  } catch {
+    throw new Refusal(404, "NO_SUCH_PATH", "no such path");
+  }
 }
 
 /** The three operations: `/v1/keys/ID`, `/v1/keys/ID/encrypt`, `/v1/keys/ID/decrypt`. */

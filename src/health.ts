@@ -3,8 +3,9 @@ import type { Key4C } from "./key4c.ts";
 import type { Keyring, Snapshot } from "./keyring.ts";
 import type { Log } from "./observe.ts";
 
-/** How often the probe runs while it has no success to show. */
-const PROBE_INTERVAL_WHEN_FAILING_MS = 5_000;
+/** After a failure the probe comes again this soon, then in twice the time, up to the second limit. */
+const FIRST_PROBE_AFTER_FAILURE_MS = 250;
+const MAX_PROBE_INTERVAL_WHEN_FAILING_MS = 5_000;
 /** Part of the interval by which each probe is moved, so that replicas do not ask all at once. */
 const PROBE_JITTER = 0.1;
 
@@ -31,6 +32,7 @@ export class Health {
   readonly #options: HealthOptions;
   #state: HealthState = { name: "starting" };
   #timer: Timer | undefined;
+  #failures = 0;
   #stopped = false;
 
   constructor(options: HealthOptions) {
@@ -67,16 +69,19 @@ export class Health {
   async #probeAndSchedule(): Promise<void> {
     try {
       await this.#probe();
+      this.#failures = 0;
       this.#enter({ name: "ok" });
     } catch (error) {
+      this.#failures += 1;
       this.#enter({ name: "failing", error: toPluginError(error) });
     }
     if (!this.#stopped) {
       const { intervalMs } = this.#options;
+      const failingMs = FIRST_PROBE_AFTER_FAILURE_MS * 2 ** (this.#failures - 1);
       const nextMs =
-        this.#state.name === "ok"
+        this.#failures === 0
           ? intervalMs
-          : Math.min(intervalMs, PROBE_INTERVAL_WHEN_FAILING_MS);
+          : Math.min(intervalMs, failingMs, MAX_PROBE_INTERVAL_WHEN_FAILING_MS);
       const jitter = 1 + PROBE_JITTER * (2 * Math.random() - 1);
       this.#timer = setTimeout(() => void this.#probeAndSchedule(), nextMs * jitter);
     }

@@ -42,8 +42,6 @@ export interface Key4COptions {
   };
   readonly userAgent: string;
   readonly log: Log;
-  /** All attempts of one call together; tests shorten it. */
-  readonly callBudgetMs?: number;
 }
 
 /** What Key4C says of a key. */
@@ -78,10 +76,7 @@ export class Key4C {
     return this.#options.profile.describe !== undefined;
   }
 
-  /**
-   * One attempt: the probe that asks is itself a repetition.
-   * @throws PluginError `keyUnusable` when the key exists but must not be used
-   */
+  /** @throws PluginError `keyUnusable` when the key exists but must not be used */
   async describe(keyId: string): Promise<KeyDescription> {
     const operation = this.#options.profile.describe;
     if (operation === undefined) {
@@ -147,7 +142,10 @@ export class Key4C {
     );
   }
 
-  /** Tries until `read` accepts an answer, the failure is final or the budget is spent. */
+  /**
+   * A decrypt is tried until `read` accepts an answer, the failure is final or the budget is spent:
+   * callers wait for it. The others are made by the probe and by renewals, which come again themselves.
+   */
   async #call<T>(
     name: OperationName,
     operation: Operation,
@@ -155,7 +153,7 @@ export class Key4C {
     read: (answer: unknown) => T,
   ): Promise<T> {
     return this.#limiter.run(async () => {
-      const endMs = performance.now() + (this.#options.callBudgetMs ?? CALL_BUDGET_MS);
+      const endMs = performance.now() + CALL_BUDGET_MS;
       const requestId = payload.requestId ?? randomUUID();
       for (let attempt = 0; ; attempt++) {
         const leftMs = endMs - performance.now();
@@ -164,7 +162,7 @@ export class Key4C {
         } catch (error) {
           const failure = asFailure(name, error);
           const delayMs = failure.retryAfterMs ?? retryDelayMs(attempt);
-          const retry = KINDS[failure.kind].retry && name !== "describe";
+          const retry = KINDS[failure.kind].retry && name === "decrypt";
           if (!retry || performance.now() + delayMs >= endMs) {
             throw failure;
           }

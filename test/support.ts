@@ -1,6 +1,14 @@
 /** What several tests share. Everything here starts real parts: sockets, servers, processes. */
 import { afterEach } from "bun:test";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
@@ -207,13 +215,15 @@ export function startBinary(
   }
   const directory = temporaryDirectory();
   const output = join(directory, "output");
+  const descriptor = openSync(output, "a");
   const child = Bun.spawn([BINARY, ...args], {
     env,
     cwd: directory,
     stdin: "ignore",
-    stdout: Bun.file(output),
-    stderr: Bun.file(output),
+    stdout: descriptor,
+    stderr: descriptor,
   });
+  closeSync(descriptor);
   onTestEnd(async () => {
     child.kill("SIGKILL");
     await child.exited;

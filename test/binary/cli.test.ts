@@ -1,0 +1,162 @@
+/** The command line of the compiled binary. */
+import { expect, test } from "bun:test";
+import { randomBytes } from "node:crypto";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { version } from "../../package.json";
+import { BINARY, emulator, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
+
+const DEK = randomBytes(32);
+
+/** Runs a command to its end. */
+async function run(
+  args: string[],
+  env: Record<string, string> = {},
+  input: Uint8Array = Buffer.alloc(0),
+  cwd = "/",
+) {
+  const child = Bun.spawn([BINARY, ...args], {
+    env,
+    cwd,
+    stdin: input,
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [stdout, stderr, exitCode] = await Promise.all([
+    child.stdout.bytes(),
+    child.stderr.text(),
+    child.exited,
+  ]);
+  return { stdout: Buffer.from(stdout), stderr, exitCode };
+}
+
+test("version and help", async () => {
+  for (const args of [["version"], ["--version"]]) {
+    expect(await run(args)).toMatchObject({ exitCode: 0, stderr: "" });
+    expect((await run(args)).stdout.toString()).toBe(`key4c-kms-plugin ${version}\n`);
+  }
+  for (const args of [["help"], ["--help"], ["serve", "--help"]]) {
+    const { stdout, exitCode } = await run(args);
+    expect(exitCode).toBe(0);
+    expect(stdout.toString()).toContain("--local-kek-max-age DURATION, KMS_LOCAL_KEK_MAX_AGE");
+  }
+});
+
+test("wrong usage: one line a problem, exit code 2, no stack", async () => {
+  const { stderr, exitCode, stdout } = await run(["serve", "--nonsense"]);
+  expect(exitCode).toBe(2);
+  expect(stdout.length).toBe(0);
+  expect(stderr.split("\n").filter(Boolean)).toEqual([
+    "key4c-kms-plugin: unknown option --nonsense",
+    expect.stringMatching(/^key4c-kms-plugin: KEY4C_URL \(--key4c-url\) is missing/),
+    expect.stringMatching(/^key4c-kms-plugin: KMS_KEY_ID \(--key-id\) is missing/),
+    expect.stringMatching(/^key4c-kms-plugin: KMS_USER_ID or KMS_USER_ID_FILE/),
+  ]);
+});
+
+test("encrypt and decrypt give the bytes back, for both APIs", async () => {
+  const { socket } = await startPlugin(emulator().url);
+  const env = { KMS_ENDPOINT: `unix://${socket}` };
+  const v2 = await run(["encrypt"], env, DEK);
+  expect(Object.keys(JSON.parse(v2.stdout.toString()))).toEqual([
+    "ciphertext",
+    "keyId",
+    "annotations",
+  ]);
+  expect((await run(["decrypt"], env, v2.stdout)).stdout).toEqual(DEK);
+  const v1 = await run(["encrypt", "--api", "v1"], env, DEK);
+  expect(v1.stdout.subarray(0, 4).toString("latin1")).toBe("k4c\x01");
+  expect((await run(["decrypt", "--endpoint", env.KMS_ENDPOINT], {}, v1.stdout)).stdout).toEqual(
+    DEK,
+  );
+});
+
+test("what cannot be decrypted is told by its status, exit code 1", async () => {
+  const { socket } = await startPlugin(emulator().url);
+  const env = { KMS_ENDPOINT: `unix://${socket}` };
+  for (const [input, message] of [
+    ["garbage", "INVALID_ARGUMENT: the request is not valid"],
+    ['{"ciphertext":"AA","keyId":"1","annotations":{}}', "NOT_FOUND"],
+    ["{", "input must be"],
+    ['{"ciphertext":1}', "input must be"],
+    ["x".repeat(300_000), "input must be at most"],
+  ] as const) {
+    const { stderr, exitCode, stdout } = await run(["decrypt"], env, Buffer.from(input));
+    expect([exitCode, stdout.length]).toEqual([1, 0]);
+    expect(stderr).toContain(message);
+    expect(stderr.trim().split("\n").length).toBe(1);
+  }
+});
+
+test("status: one line of JSON and exit code 0 only if ok; --wait waits", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const env = { KMS_ENDPOINT: `unix://${socket}` };
+  expect((await run(["status"], env)).exitCode).toBe(1);
+  const waiting = run(["status", "--wait", "10s"], { ...env, KMS_KEY_ID: "demo" });
+  startBinary(["serve", "--emulator"], env);
+  const { stdout, exitCode } = await waiting;
+  expect(exitCode).toBe(0);
+  const line = { version: "v2", healthz: "ok", keyId: "k4c-fbajn2fxsguq6aegzffhmyn5zi.v1" };
+  expect(JSON.parse(stdout.toString())).toEqual({ ...line, kmsKeyId: "demo" });
+  const other = await run(["status"], { ...env, KMS_KEY_ID: "other" });
+  expect(JSON.parse(other.stdout.toString())).toEqual(line);
+});
+
+test("serve --emulator prints one line to paste and warns", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const plugin = startBinary(["serve", "--emulator"], { KMS_ENDPOINT: `unix://${socket}` });
+  await plugin.until(/Key4C is ok/);
+  expect(plugin.output()).toContain(`export KMS_ENDPOINT=unix://${socket}\n`);
+  expect(plugin.output()).toMatch(/"warn".*EMULATOR.*lost at exit/);
+});
+
+test("with --emulator-data the key outlives the process", async () => {
+  const directory = temporaryDirectory();
+  const data = join(directory, "keys.json");
+  const env = { KMS_ENDPOINT: `unix://${join(directory, "kms.sock")}` };
+  const args = ["serve", "--emulator", "--emulator-data", data];
+  const first = startBinary(args, env);
+  await first.until(/Key4C is ok/);
+  const { stdout: wrapped } = await run(["encrypt"], env, DEK);
+  await first.stop("SIGKILL");
+  await startBinary(args, env).until(/Key4C is ok/);
+  expect((await run(["decrypt"], env, wrapped)).stdout).toEqual(DEK);
+});
+
+test("an emulator whose data file is something else leaves it alone", async () => {
+  const data = join(temporaryDirectory(), "notes.txt");
+  writeFileSync(data, "my notes");
+  const { stderr, exitCode } = await run([
+    "serve",
+    "--emulator",
+    "--emulator-data",
+    data,
+    "--endpoint",
+    "unix:///tmp/never.sock",
+  ]);
+  expect(exitCode).toBe(1);
+  expect(stderr).toContain("is not a data file of the emulator");
+  expect(readFileSync(data, "utf8")).toBe("my notes");
+});
+
+test.each(["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"])(
+  "refuses to serve with %s set",
+  async (name) => {
+    const { stderr, exitCode } = await run(["serve", "--emulator"], { [name]: "0" });
+    expect(exitCode).toBe(2);
+    expect(stderr).toContain(`${name} must not be set`);
+  },
+);
+
+test("neither .env nor bunfig.toml of the directory it is started in has a say", async () => {
+  const directory = temporaryDirectory();
+  writeFileSync(join(directory, ".env"), "KMS_LOG_LEVEL=loud\n");
+  writeFileSync(join(directory, "bunfig.toml"), 'preload = ["./preload.ts"]\n');
+  writeFileSync(join(directory, "preload.ts"), 'console.log("PRELOADED");\n');
+  const { stdout, stderr, exitCode } = await run(["version"], {}, Buffer.alloc(0), directory);
+  expect([exitCode, stderr]).toEqual([0, ""]);
+  expect(stdout.toString()).not.toContain("PRELOADED");
+  const { stderr: problems } = await run(["serve"], {}, Buffer.alloc(0), directory);
+  expect(problems).not.toContain("loud");
+  expect(problems).not.toContain("KMS_LOG_LEVEL");
+});

@@ -1,0 +1,114 @@
+/** The socket of the compiled binary: who may have its path, and what stays of it. */
+import { expect, test } from "bun:test";
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  renameSync,
+  writeFileSync,
+} from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { callRpc, grpcClient, onTestEnd, startBinary, temporaryDirectory } from "../support.ts";
+
+/** Starts `serve --emulator` on a path. */
+function serve(socket: string, env: Record<string, string> = {}) {
+  return startBinary(["serve", "--emulator"], { KMS_ENDPOINT: `unix://${socket}`, ...env });
+}
+
+const healthzOf = async (socket: string) =>
+  (await callRpc(grpcClient(socket), V2.method.status, {})).healthz;
+
+test("makes its directory and a socket for its owner only, complete when it appears", async () => {
+  const directory = join(temporaryDirectory(), "a/b");
+  const socket = join(directory, "kms.sock");
+  const plugin = serve(socket);
+  await plugin.until(/Key4C is ok/);
+  expect(lstatSync(directory).mode & 0o777).toBe(0o700);
+  expect(lstatSync(socket).mode & 0o777).toBe(0o600);
+  expect(readdirSync(directory)).toEqual(["kms.sock"]);
+  expect(await plugin.stop()).toBe(0);
+  expect(readdirSync(directory)).toEqual([]);
+});
+
+test("mode and group are the user's", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  await serve(socket, { KMS_SOCKET_MODE: "0660", KMS_SOCKET_GROUP: "daemon" }).until(/serving/);
+  expect(lstatSync(socket).mode & 0o777).toBe(0o660);
+  expect(lstatSync(socket).gid).toBe(1); // daemon, on Debian
+});
+
+test("replaces what a killed process left, and nobody else's", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const killed = serve(socket);
+  await killed.until(/Key4C is ok/);
+  await killed.stop("SIGKILL");
+  expect(existsSync(socket)).toBe(true);
+  await serve(socket).until(/Key4C is ok/);
+  expect(await healthzOf(socket)).toBe("ok");
+
+  const second = serve(socket);
+  expect(await second.exited).toBe(1);
+  expect(second.output()).toContain("is in use by another process: stop that one or change");
+  expect(await healthzOf(socket)).toBe("ok");
+});
+
+test("a socket whose owner is stuck is in use too", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const stuck = createServer();
+  await new Promise<void>((resolve) => stuck.listen(socket, resolve));
+  onTestEnd(() => stuck.close());
+  const plugin = serve(socket);
+  expect(await plugin.exited).toBe(1);
+  expect(plugin.output()).toContain("is in use by another process");
+});
+
+test("a file that is no socket stays", async () => {
+  const path = join(temporaryDirectory(), "kms.sock");
+  writeFileSync(path, "precious");
+  const plugin = serve(path);
+  expect(await plugin.exited).toBe(1);
+  expect(plugin.output()).toContain(`${path} exists and is not a socket: remove it or change`);
+  expect(await Bun.file(path).text()).toBe("precious");
+});
+
+test("a directory that cannot be made is named", async () => {
+  const file = join(temporaryDirectory(), "file");
+  writeFileSync(file, "");
+  const plugin = serve(join(file, "kms.sock"));
+  expect(await plugin.exited).toBe(1);
+  expect(plugin.output()).toContain(`cannot make the directory ${file}`);
+});
+
+test("at its end it removes its own socket, not one that took the path meanwhile", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const plugin = serve(socket);
+  await plugin.until(/Key4C is ok/);
+  renameSync(socket, `${socket}.old`);
+  const other = createServer();
+  await new Promise<void>((resolve) => other.listen(socket, resolve));
+  onTestEnd(() => other.close());
+  expect(await plugin.stop()).toBe(0);
+  expect(lstatSync(socket).isSocket()).toBe(true);
+});
+
+test("warns of a directory in which others could bind first", async () => {
+  const directory = join(temporaryDirectory(), "shared");
+  mkdirSync(directory);
+  chmodSync(directory, 0o1777);
+  await serve(join(directory, "kms.sock")).until(/others can write to the directory.*0700/);
+});
+
+test("an idle client that never sent anything does not hold up the end", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const plugin = serve(socket);
+  await plugin.until(/Key4C is ok/);
+  const idle = await Bun.connect({ unix: socket, socket: { data() {} } });
+  onTestEnd(() => idle.end());
+  expect(await healthzOf(socket)).toBe("ok");
+  expect(await plugin.stop()).toBe(0);
+  expect(existsSync(socket)).toBe(false);
+}, 15_000);

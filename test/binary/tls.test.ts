@@ -1,0 +1,108 @@
+/** Transport to Key4C: what the compiled binary trusts and presents. */
+import { beforeAll, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { $ } from "bun";
+import { fakeServer, onTestEnd, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
+
+/** Certificates of this run: a CA, a server for localhost, one for another name, a client. */
+const pki = mkdtempSync(join(tmpdir(), "k4c-pki-"));
+process.on("exit", () => rmSync(pki, { recursive: true }));
+const file = (name: string) => join(pki, name);
+
+async function issue(name: string, subjectAltName: string, ca = "ca"): Promise<void> {
+  const days = [
+    "-days",
+    "2",
+    "-subj",
+    `/CN=${name}`,
+    "-addext",
+    `subjectAltName=${subjectAltName}`,
+  ];
+  const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+  const by = name === ca ? [] : ["-CA", file(`${ca}.pem`), "-CAkey", file(`${ca}.key`)];
+  await $`openssl req -x509 ${key} -keyout ${file(`${name}.key`)} -out ${file(`${name}.pem`)} ${days} ${by}`.quiet();
+}
+
+beforeAll(async () => {
+  await issue("ca", "DNS:ca");
+  await issue("server", "DNS:localhost,IP:127.0.0.1");
+  await issue("elsewhere", "DNS:elsewhere.example");
+  await issue("client", "DNS:client");
+});
+
+/** An emulator of its own process that speaks https. */
+async function httpsEmulator(certificate: string): Promise<string> {
+  const args = ["emulator", "--listen", "127.0.0.1:0"];
+  const files = [
+    "--tls-cert-file",
+    file(`${certificate}.pem`),
+    "--tls-key-file",
+    file(`${certificate}.key`),
+  ];
+  const running = startBinary([...args, ...files]);
+  return (await running.until(/export KEY4C_URL=(https:\/\/\S+)/))[1] ?? "";
+}
+
+test("trusts the CA it is given", async () => {
+  await startPlugin(await httpsEmulator("server"), { KEY4C_CA_FILE: file("ca.pem") });
+});
+
+/** The cause that the first failed probe logs. */
+async function failure(url: string, env: Record<string, string>): Promise<string> {
+  const running = startBinary(["serve"], {
+    KMS_ENDPOINT: `unix://${join(temporaryDirectory(), "kms.sock")}`,
+    KEY4C_URL: url,
+    KMS_KEY_ID: "demo",
+    KMS_USER_ID: "u",
+    ...env,
+  });
+  return (await running.until(/probe failed.*"cause":"([^"]*)"/))[1] ?? "";
+}
+
+test.each([
+  ["a CA that it does not know", "server", {}],
+  ["a certificate for another host", "elsewhere", { KEY4C_CA_FILE: "ca.pem" }],
+  ["a certificate of another CA", "server", { KEY4C_CA_FILE: "client.pem" }],
+])(
+  "refuses %s",
+  async (_, certificate, env) => {
+    const url = await httpsEmulator(certificate);
+    const files = Object.entries(env).map(([name, value]) => [name, file(value)]);
+    expect(await failure(url, Object.fromEntries(files))).toMatch(
+      /certificate|CERT|self.signed|altname/i,
+    );
+  },
+  30_000,
+);
+
+test("presents its client certificate", async () => {
+  const pem = (name: string) => readFileSync(file(name), "utf8");
+  const server = Bun.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    tls: {
+      cert: pem("server.pem"),
+      key: pem("server.key"),
+      ca: pem("ca.pem"),
+      requestCert: true,
+      rejectUnauthorized: true,
+    },
+    fetch: () => Response.json({ code: "DENIED" }, { status: 403 }),
+  });
+  onTestEnd(() => server.stop(true));
+  const url = `https://localhost:${server.port}`;
+  const ca = { KEY4C_CA_FILE: file("ca.pem") };
+  const client = { KEY4C_CERT_FILE: file("client.pem"), KEY4C_CERT_KEY_FILE: file("client.key") };
+  expect(await failure(url, { ...ca, ...client })).toContain("HTTP status 403 DENIED");
+  expect(await failure(url, ca)).toContain("did not reach Key4C");
+});
+
+test("loopback is not proxied, and a redirect is not followed with the credential", async () => {
+  const elsewhere = fakeServer(() => Response.json({}));
+  const server = fakeServer(() => Response.redirect(`${elsewhere.url}/v1/keys/demo`, 307));
+  const env = { HTTP_PROXY: elsewhere.url, http_proxy: elsewhere.url };
+  expect(await failure(server.url, env)).toContain("HTTP status 307");
+  expect(elsewhere.requests.length).toBe(0);
+});

@@ -1,0 +1,53 @@
+/**
+ * Data in etcd outlive every version of the plugin: what test/vectors holds must decrypt for ever. A
+ * file there is never changed; a new format gets a new one. The keys are the emulator's own, made for
+ * this, and guard nothing.
+ */
+import { expect, test } from "bun:test";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
+import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { callRpc, emulator, startPlugin, temporaryFile } from "../support.ts";
+
+interface Vectors {
+  /** The emulator's data file. */
+  readonly emulator: unknown;
+  readonly kmsKeyId: string;
+  readonly previousKeyIds: string;
+  /** Bytes in base64. */
+  readonly v1: readonly { readonly plaintext: string; readonly cipher: string }[];
+  readonly v2: readonly {
+    readonly plaintext: string;
+    readonly ciphertext: string;
+    readonly keyId: string;
+    readonly annotations: Readonly<Record<string, string>>;
+  }[];
+}
+
+const bytes = (base64: string) => Buffer.from(base64, "base64");
+const directory = join(import.meta.dir, "../vectors");
+
+test.each(readdirSync(directory))("%s decrypts", async (name) => {
+  const vectors: Vectors = JSON.parse(readFileSync(join(directory, name), "utf8"));
+  const dataFile = temporaryFile(JSON.stringify(vectors.emulator));
+  const { client } = await startPlugin(emulator({ keyIds: [], dataFile }).url, {
+    KMS_KEY_ID: vectors.kmsKeyId,
+    KMS_PREVIOUS_KEY_IDS: vectors.previousKeyIds,
+  });
+  for (const { plaintext, cipher } of vectors.v1) {
+    const { plain } = await callRpc(client, V1.method.decrypt, { cipher: bytes(cipher) });
+    expect(Buffer.from(plain).toString("base64")).toBe(plaintext);
+  }
+  for (const { plaintext, ciphertext, keyId, annotations } of vectors.v2) {
+    const opened = await callRpc(client, V2.method.decrypt, {
+      ciphertext: bytes(ciphertext),
+      keyId,
+      annotations: Object.fromEntries(
+        Object.entries(annotations).map(([key, value]) => [key, bytes(value)]),
+      ),
+    });
+    expect(Buffer.from(opened.plaintext).toString("base64")).toBe(plaintext);
+  }
+  expect(vectors.v1.length + vectors.v2.length).toBeGreaterThan(0);
+});
