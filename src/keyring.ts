@@ -48,7 +48,7 @@ export interface KeyringOptions {
 /** Who asks, and whether it still waits. */
 export interface Caller {
   readonly requestId?: string | undefined;
-  readonly signal?: AbortSignal | undefined;
+  readonly hasLeft?: () => boolean;
 }
 
 /**
@@ -100,7 +100,9 @@ export class Keyring {
       );
     }
     for (;;) {
-      caller.signal?.throwIfAborted();
+      if (caller.hasLeft?.()) {
+        throw new PluginError("cancelled", "nobody waits for it any more");
+      }
       const snapshot = this.#snapshot;
       if (snapshot === undefined) {
         // The probe makes the first one; an Encrypt that comes meanwhile waits for it.

@@ -28,8 +28,8 @@ const FAILURE_LOG_INTERVAL_MS = 10_000;
 
 /** What a handler may know of its call. */
 export interface Call {
-  /** Aborted with a PluginError when the deadline is near or the caller has left. */
-  readonly signal: AbortSignal;
+  /** Whether the deadline is near or the caller has left: what it asked for is no longer wanted. */
+  readonly hasLeft: () => boolean;
   readonly userAgent: string;
   /** The request's uid (v2), when it is fit for logs and headers. */
   readonly requestId: string | undefined;
@@ -87,13 +87,13 @@ export function addService<S extends DescService>(
       answer: sendUnaryData<Buffer>,
     ) => {
       const startMs = performance.now();
-      const { leave, signal, left } = departure(grpcCall);
+      const { left, hasLeft, dispose } = departure(grpcCall);
       let requestId: string | undefined;
       const run = async () => {
         const request = decode(method, grpcCall.request);
         requestId = "uid" in request ? cleanId(request.uid) : undefined;
         const userAgent = String(grpcCall.metadata.get("user-agent")[0] ?? "");
-        const response = await handle?.(request, { signal, userAgent, requestId });
+        const response = await handle?.(request, { hasLeft, userAgent, requestId });
         return toBuffer(toBinary(method.output, create(method.output, response)));
       };
       let code = status.OK;
@@ -107,7 +107,7 @@ export function addService<S extends DescService>(
         answer({ code, details: facts.text });
         logFailure(path, requestId, failure);
       } finally {
-        leave();
+        dispose();
       }
       log.debug("RPC", {
         method: path,
@@ -120,22 +120,23 @@ export function addService<S extends DescService>(
   server.addService(definition, implementation);
 }
 
-/** The end of a caller's patience, as a signal and as a promise that rejects with it. */
+/** The end of a caller's patience, as a promise that rejects with it and as a question. */
 function departure(grpcCall: ServerUnaryCall<Buffer, Buffer>) {
-  const controller = new AbortController();
-  const deadline = grpcCall.getDeadline();
-  const leftMs = Number(deadline) - Date.now();
+  const { promise: left, reject } = Promise.withResolvers<never>();
+  left.catch(() => {}); // an end after the answer concerns nobody
+  let gone = false;
+  const leave = (error: PluginError) => {
+    gone = true;
+    reject(error);
+  };
+  const leftMs = Number(grpcCall.getDeadline()) - Date.now();
   const waitMs = Number.isFinite(leftMs) ? leftMs - ANSWER_BEFORE_DEADLINE_MS : DEFAULT_WAIT_MS;
   const timer = setTimeout(
-    () => controller.abort(new PluginError("deadline", "the deadline is near")),
+    () => leave(new PluginError("deadline", "the deadline is near")),
     Math.max(0, waitMs),
   );
-  const left = new Promise<never>((_, reject) => {
-    controller.signal.addEventListener("abort", () => reject(controller.signal.reason));
-  });
-  left.catch(() => {}); // an abort after the answer concerns nobody
-  grpcCall.once("cancelled", () => controller.abort(new PluginError("cancelled", "caller gone")));
-  return { signal: controller.signal, left, leave: () => clearTimeout(timer) };
+  grpcCall.once("cancelled", () => leave(new PluginError("cancelled", "the caller has gone")));
+  return { left, hasLeft: () => gone, dispose: () => clearTimeout(timer) };
 }
 
 function decode(method: DescService["methods"][number], bytes: Buffer) {
