@@ -52,11 +52,12 @@ export async function listen(grpc: GrpcServer, options: ListenOptions): Promise<
   prepareDirectory(path, log);
   await refuseLiveOwner(path);
   const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
-  const open = new Set<Socket>();
+  const open = new Set<Connection>();
   const server = createServer({ allowHalfOpen: false }, (socket) => {
-    open.add(socket);
-    socket.once("close", () => open.delete(socket));
-    injector.injectConnection(new Connection(socket));
+    const connection = new Connection(socket);
+    open.add(connection);
+    connection.once("close", () => open.delete(connection));
+    injector.injectConnection(connection);
   });
   const identity = await bind(server, options);
   server.on("error", (error) => log.error("socket failed", { cause: errorCode(error) }));
@@ -64,14 +65,22 @@ export async function listen(grpc: GrpcServer, options: ListenOptions): Promise<
     async close() {
       unlinkIfOurs(path, identity);
       server.close();
-      const drained = new Promise<boolean>((resolve) => grpc.tryShutdown(() => resolve(true)));
-      const inTime = await Promise.race([drained, Bun.sleep(DRAIN_TIMEOUT_MS).then(() => false)]);
-      if (!inTime) {
-        log.warn("calls were still in progress at the end", { connections: open.size });
+      const closed = [...open].map((connection) => {
+        const closing = new Promise<void>((resolve) => connection.once("close", () => resolve()));
+        if (!connection.hasSpoken) {
+          connection.destroy(); // it would not understand a GOAWAY
+        }
+        return closing;
+      });
+      // Sends GOAWAY and lets calls in progress end. Under Bun its callback comes before they have.
+      grpc.tryShutdown(() => {});
+      const timeout = Bun.sleep(DRAIN_TIMEOUT_MS).then(() => "timeout");
+      if ((await Promise.race([Promise.all(closed), timeout])) === "timeout") {
+        log.warn("connections were still open at the end", { connections: open.size });
       }
       grpc.forceShutdown();
-      for (const socket of open) {
-        socket.destroy();
+      for (const connection of open) {
+        connection.destroy();
       }
     },
   };
@@ -82,6 +91,8 @@ export async function listen(grpc: GrpcServer, options: ListenOptions): Promise<
  * while too many answers lie unsent no more requests are read.
  */
 class Connection extends Duplex {
+  /** Whether anything was received. */
+  hasSpoken = false;
   readonly #socket: Socket;
   readonly #filter = new AuthorityFilter();
   #wanted = true;
@@ -90,6 +101,7 @@ class Connection extends Duplex {
     super({ allowHalfOpen: false });
     this.#socket = socket;
     socket.on("data", (chunk: Buffer) => {
+      this.hasSpoken = true;
       this.#filter.transform(chunk);
       this.#wanted = this.push(chunk);
       this.#readOrPause();
