@@ -46,8 +46,9 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
   const given = new Set<OptionName>();
   for (const [name, option] of own) {
     const flag = flags.get(name);
-    const fromEnv = option.env === undefined ? undefined : env[option.env] || undefined;
-    const text = flag ?? fromEnv ?? option.default;
+    const variable = option.env === undefined ? undefined : env[option.env];
+    const isUnset = variable === "" && option.emptyIsValue !== true;
+    const text = flag ?? (isUnset ? undefined : variable) ?? option.default;
     if (text === undefined) {
       continue;
     }

@@ -62,6 +62,8 @@ export function kekHeader(fields: Omit<KekHeader, "fingerprint">): KekHeader {
 export class LocalKek {
   /** How many DEKs it has wrapped in this process. */
   uses = 0;
+  /** Whether it has opened anything: until then, Key4C may have answered with a wrong key. */
+  isProven = false;
   readonly #bytes: Buffer;
   #dropped = false;
 
@@ -100,6 +102,7 @@ export class LocalKek {
       plaintext.fill(0);
       throw new PluginError("invalid", "the ciphertext does not authenticate");
     }
+    this.isProven = true;
     return plaintext;
   }
 

@@ -61,18 +61,22 @@ interface PluginErrorOptions {
   readonly cause?: unknown;
   /** How long Key4C asked us to wait (its Retry-After), in milliseconds. */
   readonly retryAfterMs?: number;
+  /** Whether Key4C itself said so, in the words of its contract: not a gateway, not a status alone. */
+  readonly isVerdict?: boolean;
 }
 
 /** An error with a kind. Its message is for the log and never holds key material or credentials. */
 export class PluginError extends Error {
   readonly kind: ErrorKind;
   readonly retryAfterMs: number | undefined;
+  readonly isVerdict: boolean;
 
   constructor(kind: ErrorKind, message: string, options: PluginErrorOptions = {}) {
     super(message, { cause: options.cause });
     this.name = "PluginError";
     this.kind = kind;
     this.retryAfterMs = options.retryAfterMs;
+    this.isVerdict = options.isVerdict ?? false;
   }
 }
 

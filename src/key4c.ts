@@ -42,6 +42,11 @@ export interface Key4COptions {
   };
   readonly userAgent: string;
   readonly log: Log;
+  /** Told of every attempt at its end; kind is "ok" or that of its error. */
+  readonly record?: (
+    labels: { readonly operation: string; readonly kind: string },
+    seconds: number,
+  ) => void;
 }
 
 /** What Key4C says of a key. */
@@ -86,7 +91,9 @@ export class Key4C {
     return this.#call("describe", operation, { keyId }, (answer) => {
       const state = result.state && resolvePointer(answer, result.state);
       if (unusableStates.some((one) => one === state)) {
-        throw new PluginError("keyUnusable", `Key4C says that the key is ${state}`);
+        throw new PluginError("keyUnusable", `Key4C says that the key is ${state}`, {
+          isVerdict: true,
+        });
       }
       return { version: readVersion(answer, result.version) };
     });
@@ -156,11 +163,20 @@ export class Key4C {
       const endMs = performance.now() + CALL_BUDGET_MS;
       const requestId = payload.requestId ?? randomUUID();
       for (let attempt = 0; ; attempt++) {
-        const leftMs = endMs - performance.now();
+        const startMs = performance.now();
+        const end = (kind: ErrorKind | "ok") => {
+          const durationMs = performance.now() - startMs;
+          this.#options.record?.({ operation: name, kind }, durationMs / 1000);
+          this.#options.log.debug("Key4C call", { operation: name, kind, requestId, durationMs });
+        };
         try {
-          return read(await this.#attempt(name, operation, { ...payload, requestId }, leftMs));
+          const values = { ...payload, requestId };
+          const result = read(await this.#attempt(name, operation, values, endMs - startMs));
+          end("ok");
+          return result;
         } catch (error) {
           const failure = asFailure(name, error);
+          end(failure.kind);
           const delayMs = failure.retryAfterMs ?? retryDelayMs(attempt);
           const retry = KINDS[failure.kind].retry && name === "decrypt";
           if (!retry || performance.now() + delayMs >= endMs) {
@@ -178,7 +194,7 @@ export class Key4C {
     payload: PlaceholderValues,
     leftMs: number,
   ): Promise<unknown> {
-    const { url, profile, credentials, tls, userAgent, log } = this.#options;
+    const { url, profile, credentials, tls, userAgent } = this.#options;
     const values = { ...payload, ...credentials() };
     const headers = new Headers({
       Accept: "application/json",
@@ -196,29 +212,17 @@ export class Key4C {
       headers.set("Content-Type", "application/json");
     }
     const path = render(operation.path, values, encodeURIComponent) ?? "";
-    const startMs = performance.now();
-    let outcome = "failed";
-    try {
-      const response = await fetch(url + path, {
-        method: operation.method,
-        headers,
-        ...(body !== undefined && { body: JSON.stringify(body) }),
-        signal: AbortSignal.timeout(Math.max(1, Math.min(ATTEMPT_TIMEOUT_MS, leftMs))),
-        redirect: "manual", // a redirect would carry the credential to where nobody configured it
-        decompress: false,
-        verbose: false,
-        tls: { ...tls(), rejectUnauthorized: true },
-      });
-      outcome = String(response.status);
-      return readAnswer(name, profile, response, await readBody(response));
-    } finally {
-      log.debug("Key4C call", {
-        operation: name,
-        outcome,
-        requestId: values.requestId,
-        durationMs: Math.round(performance.now() - startMs),
-      });
-    }
+    const response = await fetch(url + path, {
+      method: operation.method,
+      headers,
+      ...(body !== undefined && { body: JSON.stringify(body) }),
+      signal: AbortSignal.timeout(Math.max(1, Math.min(ATTEMPT_TIMEOUT_MS, leftMs))),
+      redirect: "manual", // a redirect would carry the credential to where nobody configured it
+      decompress: false,
+      verbose: false,
+      tls: { ...tls(), rejectUnauthorized: true },
+    });
+    return readAnswer(name, profile, response, await readBody(response));
   }
 }
 
@@ -246,7 +250,10 @@ function readAnswer(
   }
   const told = errors.code === undefined ? undefined : resolvePointer(document, errors.code);
   const code = typeof told === "string" || typeof told === "number" ? String(told) : "";
-  const mapped = ownValue(errors.kinds, code) ?? ownValue(errors.kinds, String(response.status));
+  const byCode = ownValue(errors.kinds, code);
+  const mapped = byCode ?? ownValue(errors.kinds, String(response.status));
+  // Without codes in the contract, that an answer is JSON is all that tells it from a gateway's page.
+  const isVerdict = errors.code === undefined ? document !== undefined : byCode !== undefined;
   // Only a decrypt can be asked with something invalid that came from outside.
   const kind: ErrorKind =
     mapped === undefined || (mapped === "invalid" && name !== "decrypt") ? "unavailable" : mapped;
@@ -254,7 +261,7 @@ function readAnswer(
   throw new PluginError(
     kind,
     `Key4C answered ${name} with HTTP status ${response.status}${shownCode}`,
-    kind === "throttled" ? retryAfter(response) : {},
+    { isVerdict, ...(kind === "throttled" && retryAfter(response)) },
   );
 }
 

@@ -7,7 +7,8 @@ import {
   LocalKek,
   MAX_PLAINTEXT_BYTES,
 } from "./envelope.ts";
-import { PluginError, toPluginError } from "./errors.ts";
+import { KINDS, PluginError, toPluginError } from "./errors.ts";
+import { cacheKey, KekCache } from "./kek-cache.ts";
 import { base32, formatKeyId, keyNameHash } from "./key-id.ts";
 import type { Key4C } from "./key4c.ts";
 import type { Log } from "./observe.ts";
@@ -27,6 +28,7 @@ export interface Snapshot {
   readonly keyId: string;
   readonly header: KekHeader;
   readonly localKek: LocalKek;
+  readonly cacheKey: string;
   /** On the monotonic clock. */
   readonly createdAtMs: number;
 }
@@ -41,6 +43,10 @@ export interface KeyringOptions {
   /** How many unwrapped local KEKs are kept beside the current one. */
   readonly cacheSize: number;
   readonly log: Log;
+  /** Why the last probe failed. While Key4C is away, it is not asked on behalf of callers. */
+  readonly probeFailure?: () => PluginError | undefined;
+  /** Told when a call on behalf of a caller fails for want of Key4C. */
+  readonly suspect?: () => void;
   /** Monotonic clock; tests replace it. */
   readonly nowMs?: () => number;
 }
@@ -62,14 +68,17 @@ export class Keyring {
   readonly #kmsKeyIds: ReadonlyMap<string, string>;
   #snapshot: Snapshot | undefined;
   #renewal: Promise<Snapshot> | undefined;
-  #lastRenewalFailure: { readonly atMs: number; readonly error: PluginError } | undefined;
-  /** In the order of their last use, oldest first. */
-  readonly #cache = new Map<string, LocalKek>();
+  /** Until when no renewal is tried, after one that came to nothing. */
+  #renewalPausedUntilMs = Number.NEGATIVE_INFINITY;
+  readonly #cache: KekCache;
   readonly #unwrapping = new Map<string, Promise<LocalKek>>();
+  /** From base32(key name hash) to why Key4C refuses the key. */
+  readonly #revoked = new Map<string, PluginError>();
 
   constructor(options: KeyringOptions) {
     this.#options = options;
     this.#nowMs = options.nowMs ?? (() => performance.now());
+    this.#cache = new KekCache(options.cacheSize, this.#nowMs);
     this.#kmsKeyIds = new Map(
       [options.kmsKeyId, ...options.previousKeyIds].map((id) => [base32(keyNameHash(id)), id]),
     );
@@ -78,6 +87,16 @@ export class Keyring {
   /** What Encrypt uses now; undefined until Key4C has wrapped and unwrapped a first local KEK. */
   get snapshot(): Snapshot | undefined {
     return this.#snapshot;
+  }
+
+  /** For the metrics. */
+  get cache(): Pick<KekCache, "size" | "hits" | "misses"> {
+    return this.#cache;
+  }
+
+  /** On the clock of {@link Snapshot.createdAtMs}; undefined without a local KEK. */
+  get ageMs(): number | undefined {
+    return this.#snapshot && this.#nowMs() - this.#snapshot.createdAtMs;
   }
 
   /** Whether a key_id's hash (parseKeyId) is that of a configured key. */
@@ -104,9 +123,12 @@ export class Keyring {
         throw new PluginError("cancelled", "nobody waits for it any more");
       }
       const snapshot = this.#snapshot;
+      if (this.isRevoked(this.#options.kmsKeyId)) {
+        throw this.absence();
+      }
       if (snapshot === undefined) {
         // The probe makes the first one; an Encrypt that comes meanwhile waits for it.
-        await (this.#renewal ?? Promise.reject(this.#noneYet()));
+        await (this.#renewal ?? Promise.reject(this.absence()));
         continue;
       }
       this.renewIfDue();
@@ -123,8 +145,47 @@ export class Keyring {
 
   /** Unwraps a DEK of the current key or of a previous one. */
   async unwrap(envelope: Envelope, caller: Caller = {}): Promise<Buffer> {
-    const localKek = this.#known(envelope.header) ?? (await this.#fetch(envelope.header, caller));
-    return localKek.open(envelope);
+    const { header } = envelope;
+    const revocation =
+      this.#revoked.size > 0 ? this.#revoked.get(base32(header.keyNameHash)) : undefined;
+    if (revocation !== undefined) {
+      throw new PluginError(revocation.kind, "the key is revoked", { cause: revocation });
+    }
+    const key = cacheKey(header);
+    const localKek = this.#known(key) ?? (await this.#fetch(key, header, caller));
+    try {
+      return localKek.open(envelope);
+    } catch (error) {
+      this.#cache.doubt(key);
+      throw error;
+    }
+  }
+
+  /** Why there is no local KEK: the key is revoked, or what the last probe met. */
+  absence(): PluginError {
+    const revocation = this.#revoked.get(base32(keyNameHash(this.#options.kmsKeyId)));
+    const cause = revocation ?? this.#options.probeFailure?.();
+    return new PluginError(cause?.kind ?? "unavailable", "no local KEK", { cause });
+  }
+
+  isRevoked(kmsKeyId: string): boolean {
+    return this.#revoked.size > 0 && this.#revoked.has(base32(keyNameHash(kmsKeyId)));
+  }
+
+  /** Drops the local KEKs of one key, and nobody else's; RPCs on its data fail until {@link restore}. */
+  revoke(kmsKeyId: string, reason: PluginError): void {
+    const hash = keyNameHash(kmsKeyId);
+    this.#revoked.set(base32(hash), reason);
+    this.#cache.dropKey(hash);
+    if (kmsKeyId === this.#options.kmsKeyId) {
+      this.#snapshot?.localKek.drop();
+      this.#snapshot = undefined;
+    }
+  }
+
+  /** @returns whether the key was revoked */
+  restore(kmsKeyId: string): boolean {
+    return this.#revoked.delete(base32(keyNameHash(kmsKeyId)));
   }
 
   /** Asks Key4C to unwrap the current local KEK again. @throws PluginError when it does not */
@@ -137,8 +198,9 @@ export class Keyring {
   /** Starts a renewal if the current local KEK is near one of its limits. Never throws. */
   renewIfDue(): void {
     const snapshot = this.#snapshot;
-    if (snapshot !== undefined && this.#isDue(snapshot) && !this.#pausing()) {
-      this.renew().catch(() => {}); // kept and logged there; the current one goes on
+    const pausing = this.#nowMs() < this.#renewalPausedUntilMs || this.#outage() !== undefined;
+    if (snapshot !== undefined && !pausing && this.#isDue(snapshot)) {
+      this.renew().catch(() => this.#options.suspect?.()); // the current one goes on
     }
   }
 
@@ -148,27 +210,10 @@ export class Keyring {
    * @throws PluginError when there is none; the current one stays
    */
   renew(): Promise<Snapshot> {
-    this.#renewal ??= this.#make()
-      .then(
-        (snapshot) => {
-          this.#lastRenewalFailure = undefined;
-          return snapshot;
-        },
-        (cause) => {
-          const error = toPluginError(cause);
-          this.#lastRenewalFailure = { atMs: this.#nowMs(), error };
-          throw error;
-        },
-      )
-      .finally(() => {
-        this.#renewal = undefined;
-      });
+    this.#renewal ??= this.#make().finally(() => {
+      this.#renewal = undefined;
+    });
     return this.#renewal;
-  }
-
-  #noneYet(): PluginError {
-    const last = this.#lastRenewalFailure?.error;
-    return new PluginError(last?.kind ?? "unavailable", "no local KEK yet", { cause: last });
   }
 
   #isDue({ localKek, createdAtMs }: Snapshot): boolean {
@@ -179,18 +224,20 @@ export class Keyring {
     );
   }
 
-  #pausing(): boolean {
-    const last = this.#lastRenewalFailure;
-    return last !== undefined && this.#nowMs() - last.atMs < RENEWAL_PAUSE_MS;
-  }
-
   async #make(): Promise<Snapshot> {
     const { key4c, kmsKeyId, log } = this.#options;
     const hash = keyNameHash(kmsKeyId);
     const bytes = randomBytes(LOCAL_KEK_BYTES);
+    // Whatever comes to nothing is not tried again at once; a success takes the pause back.
+    this.#renewalPausedUntilMs = this.#nowMs() + RENEWAL_PAUSE_MS;
     try {
       const wrapped = await key4c.wrap(kmsKeyId, bytes, key4cAad(hash));
       const keyVersion = wrapped.version ?? 0;
+      const previous = this.#snapshot;
+      if (previous !== undefined && !this.#isProgress(previous, keyVersion)) {
+        log.warn("Key4C still wraps under the former version of the key", { kmsKeyId, keyVersion });
+        return previous;
+      }
       const header = kekHeader({
         keyNameHash: hash,
         keyVersion,
@@ -199,25 +246,21 @@ export class Keyring {
       });
       const localKek = new LocalKek(Buffer.from(bytes));
       await this.#verify(header, localKek);
-      const previous = this.#snapshot;
-      if (previous !== undefined && !this.#isProgress(previous, keyVersion)) {
-        throw new PluginError("unavailable", `Key4C still wraps under version ${keyVersion}`);
-      }
-      const snapshot: Snapshot = Object.freeze({
-        keyId: formatKeyId(hash, keyVersion),
+      const keyId = formatKeyId(hash, keyVersion);
+      const snapshot = Object.freeze({
+        keyId,
         header,
         localKek,
+        cacheKey: cacheKey(header),
         createdAtMs: this.#nowMs(),
       });
       this.#snapshot = snapshot;
+      this.#renewalPausedUntilMs = Number.NEGATIVE_INFINITY;
       if (previous !== undefined) {
-        this.#remember(cacheKey(previous.header), previous.localKek);
+        this.#cache.keep(previous.cacheKey, previous.localKek);
       }
-      log.info("new local KEK", {
-        keyId: snapshot.keyId,
-        kmsKeyId,
-        fingerprint: Buffer.from(snapshot.header.fingerprint).toString("hex").slice(0, 16),
-      });
+      const fingerprint = Buffer.from(header.fingerprint).toString("hex").slice(0, 16);
+      log.info("new local KEK", { keyId, kmsKeyId, fingerprint });
       return snapshot;
     } finally {
       bytes.fill(0);
@@ -235,11 +278,17 @@ export class Keyring {
 
   /** Key4C must give back the very bytes; otherwise what is wrapped under them would be lost. */
   async #verify(header: KekHeader, localKek: LocalKek): Promise<void> {
-    const bytes = await this.#unwrapRemotely(header);
+    const doesNot = "Key4C does not give back the local KEK it wrapped";
+    const bytes = await this.#unwrapRemotely(header).catch((cause) => {
+      // What it wrapped itself cannot be invalid input.
+      throw toPluginError(cause).kind === "invalid"
+        ? new PluginError("unavailable", doesNot, { cause })
+        : cause;
+    });
     const same = localKek.equals(bytes);
     bytes.fill(0);
     if (!same) {
-      throw new PluginError("unavailable", "Key4C does not give back the local KEK it wrapped");
+      throw new PluginError("unavailable", doesNot);
     }
   }
 
@@ -252,55 +301,55 @@ export class Keyring {
     return this.#options.key4c.unwrap(kmsKeyId, header.wrappedLocalKek, aad, requestId);
   }
 
-  #known(header: KekHeader): LocalKek | undefined {
-    const key = cacheKey(header);
-    const current = this.#snapshot;
-    if (current !== undefined && key === cacheKey(current.header)) {
-      return current.localKek;
-    }
-    const cached = this.#cache.get(key);
-    if (cached !== undefined) {
-      this.#remember(key, cached);
-    }
-    return cached;
+  /** The breaker: set while the last probe says that Key4C is away, and not that it refuses. */
+  #outage(): PluginError | undefined {
+    const failure = this.#options.probeFailure?.();
+    return failure !== undefined && KINDS[failure.kind].retry ? failure : undefined;
   }
 
-  async #fetch(header: KekHeader, caller: Caller): Promise<LocalKek> {
-    const key = cacheKey(header);
-    let unwrapping = this.#unwrapping.get(key);
-    if (unwrapping === undefined) {
-      unwrapping = this.#unwrapRemotely(header, caller.requestId)
-        .then((bytes) => {
-          const localKek = new LocalKek(bytes);
-          this.#remember(key, localKek);
-          return localKek;
-        })
-        .finally(() => this.#unwrapping.delete(key));
-      this.#unwrapping.set(key, unwrapping);
+  #known(key: string): LocalKek | undefined {
+    const current = this.#snapshot;
+    return key === current?.cacheKey ? current.localKek : this.#cache.get(key);
+  }
+
+  async #fetch(key: string, header: KekHeader, caller: Caller): Promise<LocalKek> {
+    const underWay = this.#unwrapping.get(key);
+    if (underWay !== undefined) {
+      return underWay;
     }
+    if (this.#cache.isRefused(key)) {
+      throw new PluginError("invalid", "Key4C has just refused this wrapped local KEK");
+    }
+    const outage = this.#outage();
+    if (outage !== undefined && this.#kmsKeyIds.has(base32(header.keyNameHash))) {
+      throw new PluginError(outage.kind, "Key4C is away", { cause: outage });
+    }
+    const unwrapping = this.#unwrapAndKeep(key, header, caller);
+    this.#unwrapping.set(key, unwrapping);
     return unwrapping;
   }
 
-  /** Puts a local KEK at the young end of the cache and drops what no longer fits. */
-  #remember(key: string, localKek: LocalKek): void {
-    this.#cache.delete(key);
-    this.#cache.set(key, localKek);
-    for (const [oldest, dropped] of this.#cache) {
-      if (this.#cache.size <= this.#options.cacheSize) {
-        break;
+  async #unwrapAndKeep(key: string, header: KekHeader, caller: Caller): Promise<LocalKek> {
+    try {
+      const localKek = new LocalKek(await this.#unwrapRemotely(header, caller.requestId));
+      if (!this.#revoked.has(base32(header.keyNameHash))) {
+        this.#cache.keep(key, localKek);
       }
-      this.#cache.delete(oldest);
-      // Not before those who were just given it have used it, which they do in this turn.
-      setImmediate(() => dropped.drop());
+      return localKek;
+    } catch (error) {
+      const { kind } = toPluginError(error);
+      if (kind === "invalid") {
+        this.#cache.refuse(key);
+      } else if (kind !== "unknownKey") {
+        this.#options.suspect?.();
+      }
+      throw error;
+    } finally {
+      this.#unwrapping.delete(key);
     }
   }
 }
 
 function key4cAad(hash: Uint8Array): Buffer {
   return Buffer.concat([KEY4C_AAD_PURPOSE, hash]);
-}
-
-/** Without the version: whatever a ciphertext claims, one wrapped local KEK is one entry. */
-function cacheKey({ keyNameHash, aadSent, fingerprint }: KekHeader): string {
-  return `${Buffer.from(keyNameHash).toString("latin1")}${aadSent ? 1 : 0}${Buffer.from(fingerprint).toString("latin1")}`;
 }

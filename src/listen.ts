@@ -38,6 +38,10 @@ export interface ListenOptions {
 }
 
 export interface Listener {
+  /** Whether the path still leads to the socket that was bound. */
+  isOurs(): boolean;
+  /** Open connections. */
+  readonly connections: number;
   /** Stops accepting, lets calls in progress end (at most 5 s) and removes the socket if it is ours. */
   close(): Promise<void>;
 }
@@ -62,8 +66,14 @@ export async function listen(grpc: GrpcServer, options: ListenOptions): Promise<
   const identity = await bind(server, options);
   server.on("error", (error) => log.error("socket failed", { cause: errorCode(error) }));
   return {
+    isOurs: () => isSame(path, identity),
+    get connections() {
+      return open.size;
+    },
     async close() {
-      unlinkIfOurs(path, identity);
+      if (isSame(path, identity)) {
+        unlinkSync(path);
+      }
       server.close();
       const closed = [...open].map((connection) => {
         const closing = new Promise<void>((resolve) => connection.once("close", () => resolve()));
@@ -219,9 +229,7 @@ async function bind(server: NetServer, options: ListenOptions): Promise<SocketId
   }
 }
 
-function unlinkIfOurs(path: string, ours: SocketIdentity): void {
+function isSame(path: string, { dev, ino }: SocketIdentity): boolean {
   const found = lstatSync(path, { throwIfNoEntry: false });
-  if (found !== undefined && found.dev === ours.dev && found.ino === ours.ino) {
-    unlinkSync(path);
-  }
+  return found?.dev === dev && found.ino === ino;
 }

@@ -4,17 +4,20 @@ import { decryptCommand, encryptCommand, statusCommand } from "./cli.ts";
 import { type Config, helpText, parseCommandLine } from "./config.ts";
 import { type Emulator, startEmulator } from "./emulator.ts";
 import { decodeEnvelope, encodeEnvelope } from "./envelope.ts";
-import { describeError, ExitError, PluginError } from "./errors.ts";
+import { describeError, ExitError, KINDS, PluginError, toPluginError } from "./errors.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
 import { Health } from "./health.ts";
+import { serveHttp } from "./http.ts";
 import { base32, parseKeyId } from "./key-id.ts";
 import { Key4C } from "./key4c.ts";
 import { Keyring } from "./keyring.ts";
 import { listen } from "./listen.ts";
+import { Metrics } from "./metrics.ts";
 import { createLog, type Log } from "./observe.ts";
 import { DEFAULT_PROFILE } from "./profile.ts";
 import { addService, type Handlers, MAX_MESSAGE_BYTES } from "./rpc.ts";
+import { addStateMetrics } from "./telemetry.ts";
 
 /** Carries the wrapped local KEK in KMS v2. kube-apiserver wants a fully qualified domain name. */
 const WRAPPED_KEK_ANNOTATION = "wrapped-kek.key4c-kms-plugin.io";
@@ -23,7 +26,7 @@ const WRAPPED_KEK_ANNOTATION = "wrapped-kek.key4c-kms-plugin.io";
 const FORBIDDEN_ENVIRONMENT = ["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"];
 
 /** KMS v1: the whole envelope is the cipher. */
-function kmsV1(keyring: Keyring): Handlers<typeof KmsV1> {
+function kmsV1(keyring: Keyring, health: Health): Handlers<typeof KmsV1> {
   return {
     version: () => ({
       version: "v1beta1",
@@ -31,6 +34,7 @@ function kmsV1(keyring: Keyring): Handlers<typeof KmsV1> {
       runtimeVersion: VERSION,
     }),
     async encrypt(request, call) {
+      health.refuseIfExpired();
       const { envelope } = await keyring.wrap(request.plain, call);
       return { cipher: encodeEnvelope(envelope, true) };
     },
@@ -49,6 +53,7 @@ function kmsV2(keyring: Keyring, health: Health): Handlers<typeof KmsV2> {
       keyId: health.usable.keyId,
     }),
     async encrypt(request, call) {
+      health.refuseIfExpired();
       const { envelope, keyId } = await keyring.wrap(request.plaintext, call);
       return {
         ciphertext: encodeEnvelope(envelope, false),
@@ -95,6 +100,7 @@ function wrappedKekOf(annotations: Readonly<Record<string, Uint8Array>>): string
 }
 
 async function serve(config: Config, log: Log): Promise<void> {
+  const metrics = new Metrics();
   const emulator = config.emulator === true ? emulate(config, log) : undefined;
   const kmsKeyId = config.kmsKeyId ?? EMULATED_KEY_ID;
   const key4c = new Key4C({
@@ -111,28 +117,68 @@ async function serve(config: Config, log: Log): Promise<void> {
     }),
     userAgent: `key4c-kms-plugin/${VERSION}`,
     log,
+    record: metrics.histogram(
+      "key4c_kms_key4c_call_duration_seconds",
+      "Calls to Key4C, by operation and outcome.",
+      ["operation", "kind"],
+    ),
   });
+  const previousKeyIds = config.previousKeyIds ?? [];
   const keyring = new Keyring({
     key4c,
     kmsKeyId,
-    previousKeyIds: config.previousKeyIds ?? [],
+    previousKeyIds,
     maxUses: required(config.localKekMaxUses),
     maxAgeMs: required(config.localKekMaxAge),
     cacheSize: required(config.localKekCacheSize),
+    probeFailure: () => health.failure,
+    suspect: () => health.suspect(),
     log,
   });
-  const intervalMs = required(config.probeInterval);
-  const health = new Health({ key4c, keyring, kmsKeyId, intervalMs, log });
+  const health = new Health({
+    key4c,
+    keyring,
+    kmsKeyId,
+    previousKeyIds,
+    intervalMs: required(config.probeInterval),
+    outageGraceMs: config.outageGrace,
+    log,
+  });
 
   const grpc = new Server({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
     "grpc.enable_channelz": 0,
   });
-  addService(grpc, KmsV1, kmsV1(keyring), log);
-  addService(grpc, KmsV2, kmsV2(keyring, health), log);
+  const record = metrics.histogram(
+    "key4c_kms_rpc_duration_seconds",
+    "RPCs answered, by API, method and gRPC status code.",
+    ["api", "method", "code"],
+  );
+  addService(grpc, KmsV1, kmsV1(keyring, health), { api: "v1", log, record });
+  addService(grpc, KmsV2, kmsV2(keyring, health), { api: "v2", log, record });
   const path = required(config.kmsEndpoint);
   const mode = required(config.socketMode);
   const listener = await listen(grpc, { path, mode, gid: config.socketGroup, log });
+  addStateMetrics(metrics, {
+    version: VERSION,
+    keyring,
+    health,
+    connections: () => listener.connections,
+    kmsKeyIds: [kmsKeyId, ...previousKeyIds],
+    secretFiles: {
+      KMS_USER_ID_FILE: config.kmsUserIdFile?.path,
+      KMS_API_KEY_FILE: config.kmsApiKeyFile?.path,
+    },
+  });
+  const http =
+    config.httpAddress &&
+    serveHttp({
+      ...config.httpAddress,
+      live: () => listener.isOurs(),
+      ready: () => readiness(health),
+      metrics: () => metrics.text(),
+      log,
+    });
   health.start();
   log.info("serving", { version: VERSION, endpoint: `unix://${path}`, kmsKeyId });
   if (emulator !== undefined) {
@@ -142,8 +188,20 @@ async function serve(config: Config, log: Log): Promise<void> {
   const signal = await untilSignal();
   log.info("stopping", { signal });
   health.stop();
+  http?.stop();
   await listener.close();
   await emulator?.stop();
+}
+
+/** Ready exactly when Status is ok. */
+function readiness(health: Health): { ok: boolean; text: string } {
+  const text = `${health.state} since ${health.since.toISOString()}`;
+  try {
+    health.usable;
+    return { ok: true, text };
+  } catch (error) {
+    return { ok: false, text: `${text}: ${KINDS[toPluginError(error).kind].text}` };
+  }
 }
 
 /** The key of `--emulator` when KMS_KEY_ID is not set. */

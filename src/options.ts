@@ -27,6 +27,8 @@ export interface Option<T = unknown> {
   readonly value?: string;
   /** Shown, and parsed like any input; undefined when there is none. */
   readonly default?: string;
+  /** Whether an empty value means something, instead of "not set". */
+  readonly emptyIsValue?: boolean;
   readonly help: string;
   /** @throws Error whose message completes "NAME …", never with a secret */
   readonly parse: (text: string) => T;
@@ -141,14 +143,33 @@ function group(text: string): number {
   return Number(gid);
 }
 
-/** `HOST:PORT` on loopback. */
-function loopbackAddress(text: string): { readonly host: string; readonly port: number } {
-  const match = /^(127\.0\.0\.1|localhost|\[::1\]):(\d{1,5})$/.exec(text);
+interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** `HOST:PORT`, an IPv6 address in brackets. */
+function address(text: string): Address {
+  const match = /^([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})$/.exec(text);
   const port = Number(match?.[2]);
   if (match?.[1] === undefined || port > 65_535) {
-    throw new Error("must be 127.0.0.1:PORT (port 0 takes a free one)");
+    throw new Error("must be HOST:PORT (port 0 takes a free one)");
   }
   return { host: match[1].replace(/[[\]]/g, ""), port };
+}
+
+/** The emulator guards nothing, so it is not for others. */
+function loopbackAddress(text: string): Address {
+  const found = address(text);
+  if (!["127.0.0.1", "localhost", "::1"].includes(found.host)) {
+    throw new Error("must be an address of loopback such as 127.0.0.1:PORT");
+  }
+  return found;
+}
+
+/** undefined when empty: no HTTP. */
+function httpAddress(text: string): Address | undefined {
+  return text === "" ? undefined : address(text);
 }
 
 function certificates(path: string): ReloadedFile<string> {
@@ -335,6 +356,24 @@ export const OPTIONS = {
     default: "30s",
     help: "Time between probes of Key4C; a rotation is noticed within it",
     parse: duration(100, NAMED_UNITS_MS.h),
+  },
+  outageGrace: {
+    env: "KMS_OUTAGE_GRACE",
+    flag: "outage-grace",
+    commands: SERVE,
+    value: "DURATION",
+    help: "How long Status and Encrypt go on while Key4C is away (default: without limit)",
+    parse: duration(0, MAX_DURATION_MS),
+  },
+  httpAddress: {
+    env: "KMS_HTTP_ADDRESS",
+    flag: "http-address",
+    commands: SERVE,
+    value: "HOST:PORT",
+    default: "127.0.0.1:9640",
+    emptyIsValue: true,
+    help: "Address of /livez, /readyz and /metrics; empty: none",
+    parse: httpAddress,
   },
   logLevel: {
     env: "KMS_LOG_LEVEL",

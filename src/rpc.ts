@@ -51,6 +51,17 @@ export type Handlers<S extends DescService> =
       }
     : never;
 
+export interface ServiceOptions {
+  /** Label of the service in metrics. */
+  readonly api: "v1" | "v2";
+  readonly log: Log;
+  /** Told of every RPC at its end. */
+  readonly record?: (
+    labels: { readonly api: string; readonly method: string; readonly code: string },
+    seconds: number,
+  ) => void;
+}
+
 type AnyHandler = (
   request: Message,
   call: Call,
@@ -64,7 +75,7 @@ export function addService<S extends DescService>(
   server: Server,
   service: S,
   handlers: Handlers<S>,
-  log: Log,
+  { api, log, record }: ServiceOptions,
 ): void {
   const logFailure = failureLog(log);
   const implementation: UntypedServiceImplementation = {};
@@ -109,12 +120,9 @@ export function addService<S extends DescService>(
       } finally {
         dispose();
       }
-      log.debug("RPC", {
-        method: path,
-        uid: requestId,
-        code: status[code],
-        durationMs: Math.round((performance.now() - startMs) * 1000) / 1000,
-      });
+      const durationMs = performance.now() - startMs;
+      record?.({ api, method: method.name, code: status[code] }, durationMs / 1000);
+      log.debug("RPC", { method: path, uid: requestId, code: status[code], durationMs });
     };
   }
   server.addService(definition, implementation);

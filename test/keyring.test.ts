@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
-import { type Envelope, encodeEnvelope } from "../src/envelope.ts";
+import { type Envelope, encodeEnvelope, kekHeader } from "../src/envelope.ts";
 import { PluginError } from "../src/errors.ts";
 import { keyNameHash } from "../src/key-id.ts";
 import type { WrappedKek } from "../src/key4c.ts";
@@ -127,11 +127,10 @@ test("an Encrypt that comes while the first local KEK is made waits for it", asy
 });
 
 test("without a local KEK, Encrypt says why", async () => {
-  const key4c = new FakeKey4C();
-  const ring = keyring(key4c);
+  let probeFailure: PluginError | undefined;
+  const ring = keyring(new FakeKey4C(), { probeFailure: () => probeFailure });
   expect(await kindOf(ring.wrap(DEK))).toBe("unavailable");
-  key4c.failure = new PluginError("keyUnusable", "fake");
-  expect(await kindOf(ring.renew())).toBe("keyUnusable");
+  probeFailure = new PluginError("keyUnusable", "fake");
   expect(await kindOf(ring.wrap(DEK))).toBe("keyUnusable");
 });
 
@@ -235,9 +234,123 @@ test("a backend that lags never takes the version back, nor makes a switch of no
   const current = ring.snapshot;
   for (const version of [4, 5, undefined]) {
     key4c.version = version;
-    expect(await kindOf(ring.renew())).toBe("unavailable");
+    expect(await ring.renew()).toBe(current as never);
     expect(ring.snapshot).toBe(current);
   }
+});
+
+test("what Key4C refused is not asked again for ten seconds, however often it comes", async () => {
+  let nowMs = 0;
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { nowMs: () => nowMs });
+  const { envelope } = await ring.wrap(DEK);
+  const garbage = (name: string) => ({
+    ...envelope,
+    header: kekHeader({ ...envelope.header, wrappedLocalKek: name }),
+  });
+  key4c.calls.unwrap = 0;
+  for (let round = 0; round < 100; round++) {
+    expect(await kindOf(ring.unwrap(garbage("x")))).toBe("invalid");
+  }
+  expect(key4c.calls.unwrap).toBe(1);
+  nowMs = 10_000;
+  expect(await kindOf(ring.unwrap(garbage("x")))).toBe("invalid");
+  expect(key4c.calls.unwrap).toBe(2);
+  // 1,024 are remembered, the oldest forgotten first.
+  for (let number = 0; number < 1_024; number++) {
+    await kindOf(ring.unwrap(garbage(`y${number}`)));
+  }
+  key4c.calls.unwrap = 0;
+  await kindOf(ring.unwrap(garbage("y1")));
+  expect(key4c.calls.unwrap).toBe(0);
+  await kindOf(ring.unwrap(garbage("x")));
+  expect(key4c.calls.unwrap).toBe(1);
+});
+
+test("a wrong answer of Key4C is not believed for ever, and garbage costs no flood of calls", async () => {
+  let nowMs = 0;
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c)).wrap(DEK);
+  const ring = await ready(key4c, { nowMs: () => nowMs });
+  key4c.mangle = () => randomBytes(32);
+  key4c.calls.unwrap = 0;
+  for (let round = 0; round < 100; round++) {
+    expect(await kindOf(ring.unwrap(envelope))).toBe("invalid");
+  }
+  expect(key4c.calls.unwrap).toBe(1);
+  key4c.mangle = (bytes) => bytes;
+  nowMs = 10_000;
+  expect(await kindOf(ring.unwrap(envelope))).toBe("invalid"); // and now it is dropped
+  expect(await ring.unwrap(envelope)).toEqual(DEK);
+  expect(key4c.calls.unwrap).toBe(2);
+  // What has opened something stays, whatever else does not open.
+  nowMs = 30_000;
+  const tampered = { ...envelope, iv: randomBytes(12) };
+  expect(await kindOf(ring.unwrap(tampered))).toBe("invalid");
+  expect(await ring.unwrap(envelope)).toEqual(DEK);
+  expect(key4c.calls.unwrap).toBe(2);
+});
+
+test("while the probe says that Key4C is away, callers do not ask it; known keys work on", async () => {
+  const key4c = new FakeKey4C();
+  let probeFailure: PluginError | undefined;
+  const unknown = await (await ready(key4c)).wrap(DEK);
+  const ring = await ready(key4c, { probeFailure: () => probeFailure });
+  const known = await ring.wrap(DEK);
+  key4c.calls.unwrap = 0;
+  probeFailure = new PluginError("unavailable", "fake");
+  expect(await kindOf(ring.unwrap(unknown.envelope))).toBe("unavailable");
+  expect(await ring.unwrap(known.envelope)).toEqual(DEK);
+  expect(key4c.calls.unwrap).toBe(0);
+  probeFailure = new PluginError("denied", "fake"); // a refusal is no outage: other keys may work
+  expect(await ring.unwrap(unknown.envelope)).toEqual(DEK);
+});
+
+test("a caller's failure for want of Key4C raises suspicion, garbage does not", async () => {
+  const key4c = new FakeKey4C();
+  let suspicions = 0;
+  const { envelope } = await (await ready(key4c)).wrap(DEK);
+  const ring = await ready(key4c, { suspect: () => suspicions++ });
+  const garbage = kekHeader({ ...envelope.header, wrappedLocalKek: "x" });
+  await kindOf(ring.unwrap({ ...envelope, header: garbage }));
+  expect(suspicions).toBe(0);
+  key4c.failure = new PluginError("unavailable", "fake");
+  await kindOf(ring.unwrap(envelope));
+  expect(suspicions).toBe(1);
+});
+
+test("a revoked key loses its local KEKs, other keys keep theirs, restoring brings it back", async () => {
+  const key4c = new FakeKey4C();
+  const old = await (await ready(key4c, { kmsKeyId: "old" })).wrap(DEK);
+  const ring = await ready(key4c, { previousKeyIds: ["old"] });
+  const { envelope } = await ring.wrap(DEK);
+  expect(await ring.unwrap(old.envelope)).toEqual(DEK);
+  const { localKek } = ring.snapshot ?? {};
+  ring.revoke("demo", new PluginError("keyUnusable", "fake"));
+  await settle();
+  expect([ring.snapshot, ring.isRevoked("demo"), ring.isRevoked("old")]).toEqual([
+    undefined,
+    true,
+    false,
+  ]);
+  expect(() => localKek?.equals(DEK)).toThrow("dropped");
+  expect(await kindOf(ring.wrap(DEK))).toBe("keyUnusable");
+  expect(await kindOf(ring.unwrap(envelope))).toBe("keyUnusable");
+  key4c.calls.unwrap = 0;
+  expect(await ring.unwrap(old.envelope)).toEqual(DEK);
+  expect(key4c.calls.unwrap).toBe(0);
+
+  ring.revoke("old", new PluginError("denied", "fake"));
+  expect(await kindOf(ring.unwrap(old.envelope))).toBe("denied");
+  await ring.renew();
+  expect([ring.restore("demo"), ring.restore("demo"), ring.restore("old")]).toEqual([
+    true,
+    false,
+    true,
+  ]);
+  expect((await ring.wrap(DEK)).keyId).toEndWith(".v1");
+  expect(await ring.unwrap(envelope)).toEqual(DEK);
+  expect(await ring.unwrap(old.envelope)).toEqual(DEK);
 });
 
 test("data of a previous key are read when it is listed, and not when it is not", async () => {

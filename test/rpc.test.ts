@@ -21,7 +21,7 @@ async function serve(encrypt: Handlers<typeof V2>["encrypt"]) {
   const unused = () => {
     throw new Error("not called");
   };
-  addService(grpc, V2, { status: unused, decrypt: unused, encrypt }, log);
+  addService(grpc, V2, { status: unused, decrypt: unused, encrypt }, { api: "v2", log });
   const path = join(temporaryDirectory(), "kms.sock");
   const listener = await listen(grpc, { path, mode: 0o600, gid: undefined, log });
   onTestEnd(() => listener.close());

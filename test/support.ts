@@ -189,6 +189,7 @@ export async function startPlugin(url: string, env: Record<string, string> = {})
     KEY4C_URL: url,
     KMS_KEY_ID: "demo",
     KMS_USER_ID: "test-user",
+    KMS_HTTP_ADDRESS: "",
     ...env,
   });
   await running.until(/Key4C is ok/);

@@ -147,5 +147,5 @@ test("a failure that the service answers with 200 is one", async () => {
     KMS_KEY_ID: "demo",
     KMS_API_KEY: "wrong",
   });
-  await running.until(/probe failed.*"kind":"denied".*HTTP status 200 401/);
+  await running.until(/Key4C is (?:not usable|away).*"kind":"denied".*HTTP status 200 401/);
 });

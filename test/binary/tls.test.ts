@@ -58,7 +58,7 @@ async function failure(url: string, env: Record<string, string>): Promise<string
     KMS_USER_ID: "u",
     ...env,
   });
-  return (await running.until(/probe failed.*"cause":"([^"]*)"/))[1] ?? "";
+  return (await running.until(/Key4C is (?:not usable|away).*"cause":"([^"]*)"/))[1] ?? "";
 }
 
 test.each([

@@ -1,0 +1,143 @@
+/** /livez, /readyz and /metrics of the compiled binary. */
+import { expect, test } from "bun:test";
+import { renameSync, utimesSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
+import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import {
+  callRaw,
+  callRpc,
+  emulator,
+  failureOf,
+  onTestEnd,
+  startBinary,
+  startPlugin,
+  temporaryDirectory,
+} from "../support.ts";
+
+/** A plugin with HTTP on a free port. */
+async function setup(env: Record<string, string> = {}) {
+  const key4c = emulator({ keyIds: ["demo", "old"] });
+  const plugin = await startPlugin(key4c.url, { KMS_HTTP_ADDRESS: "127.0.0.1:0", ...env });
+  const url = (await plugin.until(/"url":"(http:[^"]*)"/))[1] ?? "";
+  const get = async (path: string, init: RequestInit = {}): Promise<[number, string]> => {
+    const response = await fetch(url + path, init);
+    return [response.status, await response.text()];
+  };
+  const metric = async (name: string) => {
+    const line = (await get("metrics"))[1].split("\n").find((one) => one.startsWith(`${name} `));
+    return line === undefined ? undefined : Number(line.slice(name.length));
+  };
+  return { key4c, plugin, url, get, metric };
+}
+
+test("the metrics are valid for promtool and have a sample of everything that happened", async () => {
+  if (Bun.which("promtool") === null) {
+    throw new Error("promtool is missing: .ci/setup installs it (Debian's package prometheus)");
+  }
+  const secretFile = join(temporaryDirectory(), "user-id");
+  writeFileSync(secretFile, "u");
+  utimesSync(secretFile, 0, Date.now() / 1000 - 1_000);
+  const { plugin, get, metric } = await setup({
+    KMS_USER_ID: "",
+    KMS_USER_ID_FILE: secretFile,
+    KMS_PREVIOUS_KEY_IDS: "old",
+  });
+  const { cipher } = await callRpc(plugin.client, V1.method.encrypt, { plain: Buffer.alloc(32) });
+  await callRpc(plugin.client, V1.method.decrypt, { cipher });
+  await callRpc(plugin.client, V2.method.status, {});
+  await failureOf(callRpc(plugin.client, V2.method.decrypt, { keyId: "garbage" }));
+  await failureOf(callRaw(plugin.client, "/evil.Service/Method", Buffer.alloc(0)));
+  const [status, text] = await get("metrics");
+  expect(status).toBe(200);
+  const promtool = Bun.spawn(["promtool", "check", "metrics"], {
+    stdin: Buffer.from(text),
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const verdict = (await promtool.stdout.text()) + (await promtool.stderr.text());
+  expect([await promtool.exited, verdict]).toEqual([0, ""]);
+
+  for (const [name, value] of [
+    ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Encrypt",code="OK"}', 1],
+    ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Decrypt",code="OK"}', 1],
+    ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Status",code="OK"}', 1],
+    ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Decrypt",code="NOT_FOUND"}', 1],
+    ['key4c_kms_key4c_call_duration_seconds_count{operation="encrypt",kind="ok"}', 1],
+    ['key4c_kms_state{state="ok"}', 1],
+    ['key4c_kms_state{state="degraded"}', 0],
+    ['key4c_kms_key_info{key_id="k4c-fbajn2fxsguq6aegzffhmyn5zi.v1"}', 1],
+    ["key4c_kms_key_version", 1],
+    ['key4c_kms_key_revoked{key="k4c-fbajn2fxsguq6aegzffhmyn5zi"}', 0],
+    ["key4c_kms_local_kek_uses", 1],
+    ["key4c_kms_local_kek_cache_entries", 0],
+    ["key4c_kms_connections", 1],
+  ] as const) {
+    expect([name, await metric(name)]).toEqual([name, value]);
+  }
+  const age = await metric('key4c_kms_secret_file_age_seconds{option="KMS_USER_ID_FILE"}');
+  expect(age).toBeGreaterThanOrEqual(1_000);
+  expect(
+    Date.now() / 1000 - ((await metric("key4c_kms_key4c_last_contact_timestamp_seconds")) ?? 0),
+  ).toBeLessThan(60);
+  expect(await metric("process_resident_memory_bytes")).toBeGreaterThan(1e6);
+  // Nothing that a caller sent became a label.
+  expect(text).not.toContain("garbage");
+  expect(text).not.toContain("evil");
+});
+
+test("ready follows Status, live follows the socket, and neither is the other", async () => {
+  const { key4c, plugin, get } = await setup({
+    KMS_PROBE_INTERVAL: "100ms",
+    KMS_OUTAGE_GRACE: "2s",
+  });
+  const [status, text] = await get("readyz");
+  expect([status, text]).toEqual([200, expect.stringMatching(/^ok since \d{4}-.*Z\n$/)]);
+  await key4c.stop();
+  await plugin.until(/"state":"degraded"/);
+  expect(await get("readyz")).toEqual([200, expect.stringMatching(/^degraded since /)]);
+  await plugin.until(/"state":"expired"/);
+  expect(await get("readyz")).toEqual([
+    503,
+    expect.stringMatching(/^expired since .*: Key4C is not available/),
+  ]);
+  expect(await get("livez")).toEqual([200, "ok\n"]);
+
+  renameSync(plugin.socket, `${plugin.socket}.gone`);
+  expect((await get("livez"))[0]).toBe(503);
+  renameSync(`${plugin.socket}.gone`, plugin.socket);
+  expect((await get("livez"))[0]).toBe(200);
+  writeFileSync(`${plugin.socket}.other`, "");
+  renameSync(`${plugin.socket}.other`, plugin.socket);
+  expect((await get("livez"))[0]).toBe(503);
+});
+
+test("only GET, only these three paths", async () => {
+  const { get } = await setup();
+  expect((await get("metrics", { method: "POST" }))[0]).toBe(405);
+  expect((await get("livez", { method: "HEAD" }))[0]).toBe(200);
+  expect((await get(""))[0]).toBe(404);
+});
+
+test("a port in use is a warning; it is taken when it becomes free", async () => {
+  const squatter = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response("mine") });
+  onTestEnd(() => squatter.stop(true));
+  const { port } = squatter;
+  const plugin = await startPlugin(emulator().url, {
+    KMS_HTTP_ADDRESS: `127.0.0.1:${port}`,
+  });
+  await plugin.until(/no health and metrics yet.*KMS_HTTP_ADDRESS/);
+  expect((await callRpc(plugin.client, V2.method.status, {})).healthz).toBe("ok");
+  await squatter.stop(true);
+  await plugin.until(/"health and metrics"/);
+  expect((await fetch(`http://127.0.0.1:${port}/livez`)).status).toBe(200);
+});
+
+test("an empty address means none", async () => {
+  const plugin = startBinary(["serve", "--emulator"], {
+    KMS_ENDPOINT: `unix://${temporaryDirectory()}/kms.sock`,
+    KMS_HTTP_ADDRESS: "",
+  });
+  await plugin.until(/Key4C is ok/);
+  expect(plugin.output()).not.toContain("health and metrics");
+});
