@@ -165,7 +165,10 @@ export function callRaw(
 }
 
 export function grpcClient(socketPath: string): Client {
-  const client = new Client(`unix://${socketPath}`, credentials.createInsecure());
+  const client = new Client(`unix://${socketPath}`, credentials.createInsecure(), {
+    "grpc.initial_reconnect_backoff_ms": 20, // tests restart plugins and do not want to wait a second
+    "grpc.max_reconnect_backoff_ms": 100,
+  });
   onTestEnd(() => client.close());
   return client;
 }
