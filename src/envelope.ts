@@ -111,6 +111,10 @@ export class LocalKek {
     return timingSafeEqual(this.#live(), bytes);
   }
 
+  get isDropped(): boolean {
+    return this.#dropped;
+  }
+
   /** Wipes the key, as far as a garbage-collected runtime allows. */
   drop(): void {
     this.#dropped = true;

@@ -60,12 +60,12 @@ export function readSmallFile(path: string): string {
   return text;
 }
 
-/** The code of a system error, such as ENOENT; else its message. */
+/** The code of a system error, such as ENOENT; else its name. Messages may hold a whole URL. */
 export function errorCode(error: unknown): string {
   if (error instanceof Error) {
-    return "code" in error && typeof error.code === "string" ? error.code : error.message;
+    return "code" in error && typeof error.code === "string" ? error.code : error.name;
   }
-  return String(error);
+  return "unknown";
 }
 
 function identity(path: string): string {

@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { LOCAL_KEK_BYTES, MAX_WRAPPED_KEK_BYTES } from "./envelope.ts";
-import { describeError, type ErrorKind, KINDS, PluginError } from "./errors.ts";
+import { type ErrorKind, KINDS, PluginError } from "./errors.ts";
+import { errorCode } from "./files.ts";
 import { MAX_KEY_VERSION } from "./key-id.ts";
 import type { Log } from "./observe.ts";
 import {
@@ -151,7 +152,8 @@ export class Key4C {
 
   /**
    * A decrypt is tried until `read` accepts an answer, the failure is final or the budget is spent:
-   * callers wait for it. The others are made by the probe and by renewals, which come again themselves.
+   * callers wait for it. The others are made by the probe and by renewals, which come again themselves;
+   * they are tried twice, because an idle connection may have been closed at the other end.
    */
   async #call<T>(
     name: OperationName,
@@ -178,7 +180,7 @@ export class Key4C {
           const failure = asFailure(name, error);
           end(failure.kind);
           const delayMs = failure.retryAfterMs ?? retryDelayMs(attempt);
-          const retry = KINDS[failure.kind].retry && name === "decrypt";
+          const retry = KINDS[failure.kind].retry && (name === "decrypt" || attempt === 0);
           if (!retry || performance.now() + delayMs >= endMs) {
             throw failure;
           }
@@ -338,7 +340,7 @@ function malformed(name: OperationName, what: string): PluginError {
 function asFailure(name: OperationName, error: unknown): PluginError {
   return error instanceof PluginError
     ? error
-    : new PluginError("unavailable", `${name} did not reach Key4C: ${describeError(error)}`);
+    : new PluginError("unavailable", `${name} did not reach Key4C: ${errorCode(error)}`);
 }
 
 /** Full jitter: a fleet that lost Key4C together does not come back together. */

@@ -7,7 +7,7 @@ import {
   LocalKek,
   MAX_PLAINTEXT_BYTES,
 } from "./envelope.ts";
-import { KINDS, PluginError, toPluginError } from "./errors.ts";
+import { describeError, KINDS, PluginError, toPluginError } from "./errors.ts";
 import { cacheKey, KekCache } from "./kek-cache.ts";
 import { base32, formatKeyId, keyNameHash } from "./key-id.ts";
 import type { Key4C } from "./key4c.ts";
@@ -19,6 +19,8 @@ const MAX_USES_EVER = 2 ** 32;
 const RENEW_AT = 0.9;
 /** After a renewal failed, the current local KEK goes on and the next attempt waits this long. */
 const RENEWAL_PAUSE_MS = 5_000;
+/** An Encrypt above the limit of uses waits this long for a successor, then goes on without. */
+const MAX_RENEWAL_WAIT_MS = 2_000;
 /** Tells Key4C what it wraps; the key name hash follows. Frozen: data in etcd depend on it. */
 const KEY4C_AAD_PURPOSE = Buffer.from("key4c-kms-plugin/local-kek/v1:", "latin1");
 
@@ -68,6 +70,8 @@ export class Keyring {
   readonly #kmsKeyIds: ReadonlyMap<string, string>;
   #snapshot: Snapshot | undefined;
   #renewal: Promise<Snapshot> | undefined;
+  /** Why the last renewal failed. */
+  #renewalFailure: PluginError | undefined;
   /** Until when no renewal is tried, after one that came to nothing. */
   #renewalPausedUntilMs = Number.NEGATIVE_INFINITY;
   readonly #cache: KekCache;
@@ -136,10 +140,14 @@ export class Keyring {
       if (localKek.uses >= MAX_USES_EVER) {
         throw new PluginError("unavailable", "the local KEK is used up and has no successor");
       }
-      if (localKek.uses < this.#options.maxUses || this.#renewal === undefined) {
+      const isWithinLimit = localKek.uses < this.#options.maxUses;
+      if (isWithinLimit || this.#renewal === undefined || this.#renewalFailure !== undefined) {
         return { envelope: localKek.seal(header, plaintext), keyId };
       }
-      await this.#renewal.catch(() => {}); // while Key4C is away the current one goes on
+      const slow = Bun.sleep(MAX_RENEWAL_WAIT_MS).then(() => {
+        this.#renewalFailure ??= new PluginError("unavailable", "a new local KEK takes long");
+      });
+      await Promise.race([this.#renewal.catch(() => {}), slow]);
     }
   }
 
@@ -190,8 +198,9 @@ export class Keyring {
 
   /** Asks Key4C to unwrap the current local KEK again. @throws PluginError when it does not */
   async verifyCurrent(): Promise<void> {
-    if (this.#snapshot !== undefined) {
-      await this.#verify(this.#snapshot.header, this.#snapshot.localKek);
+    const snapshot = this.#snapshot;
+    if (snapshot !== undefined) {
+      await this.#verify(snapshot.header, snapshot.localKek);
     }
   }
 
@@ -200,7 +209,15 @@ export class Keyring {
     const snapshot = this.#snapshot;
     const pausing = this.#nowMs() < this.#renewalPausedUntilMs || this.#outage() !== undefined;
     if (snapshot !== undefined && !pausing && this.#isDue(snapshot)) {
-      this.renew().catch(() => this.#options.suspect?.()); // the current one goes on
+      this.renew().catch((error) => {
+        const { kind } = toPluginError(error);
+        this.#options.log.warn("no new local KEK: the current one goes on", {
+          kind,
+          cause: describeError(error),
+          uses: snapshot.localKek.uses,
+        });
+        this.#options.suspect?.();
+      });
     }
   }
 
@@ -210,9 +227,20 @@ export class Keyring {
    * @throws PluginError when there is none; the current one stays
    */
   renew(): Promise<Snapshot> {
-    this.#renewal ??= this.#make().finally(() => {
-      this.#renewal = undefined;
-    });
+    this.#renewal ??= this.#make()
+      .then(
+        (snapshot) => {
+          this.#renewalFailure = undefined;
+          return snapshot;
+        },
+        (error) => {
+          this.#renewalFailure = toPluginError(error);
+          throw error;
+        },
+      )
+      .finally(() => {
+        this.#renewal = undefined;
+      });
     return this.#renewal;
   }
 
@@ -285,7 +313,8 @@ export class Keyring {
         ? new PluginError("unavailable", doesNot, { cause })
         : cause;
     });
-    const same = localKek.equals(bytes);
+    // One that was replaced and dropped meanwhile has nothing left to be compared with.
+    const same = localKek.isDropped || localKek.equals(bytes);
     bytes.fill(0);
     if (!same) {
       throw new PluginError("unavailable", doesNot);

@@ -5,6 +5,7 @@ import {
   lstatSync,
   mkdirSync,
   renameSync,
+  rmSync,
   statSync,
   unlinkSync,
 } from "node:fs";
@@ -53,7 +54,7 @@ export interface Listener {
  */
 export async function listen(grpc: GrpcServer, options: ListenOptions): Promise<Listener> {
   const { path, log } = options;
-  prepareDirectory(path, log);
+  prepareDirectory(options);
   await refuseLiveOwner(path);
   const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
   const open = new Set<Connection>();
@@ -116,7 +117,6 @@ class Connection extends Duplex {
       this.#wanted = this.push(chunk);
       this.#readOrPause();
     });
-    socket.on("drain", () => this.#readOrPause());
     socket.on("end", () => this.push(null));
     socket.on("error", (error) => this.destroy(error));
     socket.on("close", () => this.destroy());
@@ -129,7 +129,10 @@ class Connection extends Duplex {
   }
 
   override _write(chunk: Buffer, _encoding: string, done: (error?: Error | null) => void): void {
-    this.#socket.write(chunk, done);
+    this.#socket.write(chunk, (error) => {
+      done(error);
+      this.#readOrPause();
+    });
     this.#readOrPause();
   }
 
@@ -143,7 +146,7 @@ class Connection extends Duplex {
   }
 
   #readOrPause(): void {
-    if (this.#wanted && this.#socket.writableLength <= MAX_UNSENT_BYTES) {
+    if (this.#wanted && this.writableLength <= MAX_UNSENT_BYTES) {
       this.#socket.resume();
     } else {
       this.#socket.pause();
@@ -151,10 +154,14 @@ class Connection extends Duplex {
   }
 }
 
-function prepareDirectory(path: string, log: Log): void {
+function prepareDirectory({ path, gid, log }: ListenOptions): void {
   const directory = dirname(path);
   try {
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    const made = mkdirSync(directory, { recursive: true, mode: 0o700 });
+    if (made !== undefined && gid !== undefined) {
+      chownSync(directory, -1, gid); // else its members could not reach the socket
+      chmodSync(directory, 0o710);
+    }
     if ((statSync(directory).mode & 0o022) !== 0) {
       log.warn("others can write to the directory of the socket and could bind there first", {
         directory,
@@ -185,7 +192,8 @@ async function refuseLiveOwner(path: string): Promise<void> {
       resolve(answers);
     };
     socket.once("connect", () => settle(true));
-    socket.once("error", () => settle(false));
+    // Only these two say that nobody listens; a full backlog or a forbidden connect says that somebody does.
+    socket.once("error", (error) => settle(!["ECONNREFUSED", "ENOENT"].includes(errorCode(error))));
     socket.setTimeout(LIVE_OWNER_TIMEOUT_MS, () => settle(true)); // somebody holds it, even if stuck
   });
   if (answered) {
@@ -213,18 +221,33 @@ async function bind(server: NetServer, options: ListenOptions): Promise<SocketId
         resolve();
       });
     });
-    if (gid !== undefined) {
-      chownSync(temporary, -1, gid);
-    }
+    giveToGroup(temporary, gid);
     chmodSync(temporary, mode);
     renameSync(temporary, path);
     const { dev, ino } = lstatSync(path);
     return { dev, ino };
   } catch (error) {
     server.close();
+    rmSync(temporary, { force: true });
+    if (error instanceof ExitError) {
+      throw error;
+    }
     throw new ExitError(
       1,
       `cannot listen on ${path} (${errorCode(error)}): check the directory's owner and mode, or change KMS_ENDPOINT`,
+    );
+  }
+}
+
+function giveToGroup(path: string, gid: number | undefined): void {
+  try {
+    if (gid !== undefined) {
+      chownSync(path, -1, gid);
+    }
+  } catch (error) {
+    throw new ExitError(
+      1,
+      `cannot give the socket to the group ${gid} (${errorCode(error)}): change KMS_SOCKET_GROUP, or run as a member`,
     );
   }
 }

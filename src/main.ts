@@ -12,7 +12,7 @@ import { serveHttp } from "./http.ts";
 import { base32, parseKeyId } from "./key-id.ts";
 import { Key4C } from "./key4c.ts";
 import { Keyring } from "./keyring.ts";
-import { listen } from "./listen.ts";
+import { type Listener, listen } from "./listen.ts";
 import { Metrics } from "./metrics.ts";
 import { createLog, type Log } from "./observe.ts";
 import { DEFAULT_PROFILE } from "./profile.ts";
@@ -185,7 +185,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     process.stdout.write(`export KMS_ENDPOINT=unix://${path}\n`);
   }
 
-  const signal = await untilSignal();
+  const signal = await Promise.race([untilSignal(), untilReplaced(listener)]);
   log.info("stopping", { signal });
   health.stop();
   http?.stop();
@@ -202,6 +202,18 @@ function readiness(health: Health): { ok: boolean; text: string } {
   } catch (error) {
     return { ok: false, text: `${text}: ${KINDS[toPluginError(error).kind].text}` };
   }
+}
+
+/** How long after the start another one at the same moment may have renamed its socket over ours. */
+const START_RACE_MS = 250;
+
+/** Of two processes that start on one path at once, the one whose socket was replaced must go. */
+async function untilReplaced(listener: Listener): Promise<never> {
+  await Bun.sleep(START_RACE_MS);
+  if (!listener.isOurs()) {
+    throw new ExitError(1, "another process took the path of the socket at the same moment");
+  }
+  return new Promise<never>(() => {});
 }
 
 /** The key of `--emulator` when KMS_KEY_ID is not set. */

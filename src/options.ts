@@ -94,11 +94,12 @@ function keyIds(text: string): readonly string[] {
 /** `https://host[:port][/path]`; http only where nothing leaves the machine. */
 function serviceUrl(text: string): string {
   const url = URL.canParse(text) ? new URL(text) : undefined;
-  const loopback = /^(localhost|127(\.\d+){3}|\[::1\])$/.test(url?.hostname ?? "");
+  const loopback = ["localhost", "127.0.0.1", "[::1]"].includes(url?.hostname ?? "");
   if (
     url === undefined ||
     !(url.protocol === "https:" || (url.protocol === "http:" && loopback)) ||
-    url.username + url.password + url.search + url.hash !== ""
+    url.username + url.password !== "" ||
+    /[?#]/.test(text)
   ) {
     throw new Error(
       "must be https://HOST[:PORT][/PATH] without user, query or fragment (http only for loopback)",
@@ -318,7 +319,7 @@ export const OPTIONS = {
     flag: "socket-group",
     commands: SERVE,
     value: "GROUP",
-    help: "Group of the socket, by name or number",
+    help: "Group of the socket, and of its directory if that is made, by name or number",
     parse: group,
   },
   localKekMaxUses: {
@@ -327,7 +328,7 @@ export const OPTIONS = {
     commands: SERVE,
     value: "N",
     default: String(2 ** 20),
-    help: "DEKs wrapped under one local KEK; 1 asks Key4C for every DEK",
+    help: "DEKs wrapped under one local KEK; 1 asks Key4C for every DEK (while it is away, the last one goes on)",
     parse: integer(1, 2 ** 32),
   },
   localKekMaxAge: {
@@ -354,7 +355,7 @@ export const OPTIONS = {
     commands: SERVE,
     value: "DURATION",
     default: "30s",
-    help: "Time between probes of Key4C; a rotation is noticed within it",
+    help: "Time between probes of Key4C; a rotation that describe tells is noticed within it",
     parse: duration(100, NAMED_UNITS_MS.h),
   },
   outageGrace: {

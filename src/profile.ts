@@ -61,7 +61,8 @@ type Placeholder = (typeof PLACEHOLDERS)[number];
 /** The text of each placeholder; bytes in standard base64. */
 export type PlaceholderValues = { readonly [P in Placeholder]?: string | undefined };
 
-const PLACEHOLDER_PATTERN = /\{([A-Za-z]+)\}/g;
+/** Wider than any name, so that a mistyped one is refused instead of being sent as it stands. */
+const PLACEHOLDER_PATTERN = /\{([A-Za-z_][\w -]*)\}/g;
 const HEADER_NAME_PATTERN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/; // RFC 9110 §5.6.2
 
 /** Replaces the placeholders of a text once; undefined when one of them has no value. */
@@ -111,9 +112,12 @@ export function resolvePointer(document: unknown, pointer: Pointer): unknown {
   return at;
 }
 
-/** Whether a template holds the placeholder `{name}`. */
+/** Whether a leaf of a template holds the placeholder `{name}`. */
 export function uses(template: Json | undefined, name: Placeholder): boolean {
-  return template !== undefined && JSON.stringify(template).includes(`{${name}}`);
+  if (typeof template === "object" && template !== null) {
+    return Object.values(template).some((member) => uses(member, name));
+  }
+  return typeof template === "string" && template.includes(`{${name}}`);
 }
 
 /**
@@ -247,7 +251,7 @@ function readProfile(check: Checker, document: Json): Profile {
       describe: {
         ...describe.read,
         result: { ...describe.optionalPointer("version"), ...describe.optionalPointer("state") },
-        unusableStates: readTexts(check, describe.members["unusableStates"]),
+        unusableStates: readUnusableStates(check, describe.members),
       },
     }),
     encrypt: {
@@ -275,8 +279,8 @@ function readOperation(
 ): Operation {
   const method = check.oneOf(members["method"], `${at}/method`, METHODS);
   const path = check.string(members["path"], `${at}/path`);
-  if (!path.startsWith("/") || /[\s\\#]/.test(path)) {
-    check.fail(`${at}/path`, 'must start with "/" and hold no space, backslash or #');
+  if (!/^\/[!-~]*$/.test(path) || /[\\#]/.test(path)) {
+    check.fail(`${at}/path`, 'must start with "/" and be visible ASCII without backslash and #');
   }
   // Paths end up in the access logs of proxies: neither key material nor a credential belongs there.
   check.template(path, `${at}/path`, ["keyId", "userId", "requestId"]);
@@ -306,8 +310,12 @@ function readOperation(
   return { method, path, headers, ...(body !== undefined && { body }) };
 }
 
-function readTexts(check: Checker, value: Json | undefined): string[] {
-  const list = value ?? [];
+function readUnusableStates(check: Checker, { unusableStates, result }: Members): string[] {
+  const list = unusableStates ?? [];
+  const hasState = typeof result === "object" && result !== null && "state" in result;
+  if (unusableStates !== undefined && !hasState) {
+    check.fail("/describe/result/state", "must be there when unusableStates is");
+  }
   if (!Array.isArray(list)) {
     check.fail("/describe/unusableStates", "must be a list of texts");
     return [];
@@ -317,8 +325,8 @@ function readTexts(check: Checker, value: Json | undefined): string[] {
 
 function readSuccess(check: Checker, value: Json) {
   const members = check.object(value, "/success", ["pointer", "equals"]);
-  if (members["equals"] === undefined) {
-    check.fail("/success/equals", "must be there");
+  if (members["equals"] === undefined || typeof members["equals"] === "object") {
+    check.fail("/success/equals", "must be a text, a number or a boolean");
   }
   return {
     pointer: check.pointer(members["pointer"], "/success/pointer"),

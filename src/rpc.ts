@@ -83,6 +83,9 @@ export function addService<S extends DescService>(
   for (const method of service.methods) {
     // The keys of Handlers<S> are the local names of S's methods, each with its own message types.
     const handle = (handlers as Record<string, AnyHandler>)[method.localName];
+    if (handle === undefined) {
+      throw new PluginError("internal", `${service.typeName} has no handler for ${method.name}`);
+    }
     const path = `/${service.typeName}/${method.name}`;
     definition[method.name] = {
       path,
@@ -104,7 +107,7 @@ export function addService<S extends DescService>(
         const request = decode(method, grpcCall.request);
         requestId = "uid" in request ? cleanId(request.uid) : undefined;
         const userAgent = String(grpcCall.metadata.get("user-agent")[0] ?? "");
-        const response = await handle?.(request, { hasLeft, userAgent, requestId });
+        const response = await handle(request, { hasLeft, userAgent, requestId });
         return toBuffer(toBinary(method.output, create(method.output, response)));
       };
       let code = status.OK;

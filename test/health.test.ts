@@ -2,6 +2,7 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { Health, type State } from "../src/health.ts";
 import { Keyring } from "../src/keyring.ts";
+import { DEFAULT_PROFILE, type Profile } from "../src/profile.ts";
 import {
   emulator,
   fakeServer,
@@ -19,12 +20,13 @@ interface Setup {
   readonly previousKeyIds?: readonly string[];
   readonly outageGraceMs?: number;
   readonly intervalMs?: number;
+  readonly profile?: Profile;
 }
 
 /** A probe that comes every 20 ms, on a clock that only the test moves, of an emulator or another URL. */
-function setup({ url, previousKeyIds = [], outageGraceMs, intervalMs = 20 }: Setup = {}) {
+function setup({ url, previousKeyIds = [], outageGraceMs, intervalMs = 20, profile }: Setup = {}) {
   const remote = emulator({ keyIds: ["demo", "old"] });
-  const key4c = key4cClient({ url: url ?? remote.url });
+  const key4c = key4cClient({ url: url ?? remote.url, ...(profile && { profile }) });
   const clock = { ms: 0 };
   const nowMs = () => clock.ms;
   const keyring: Keyring = new Keyring({
@@ -287,4 +289,36 @@ test("a caller's failure brings the probe forward", async () => {
   clock.ms += 1_000;
   health.suspect();
   await until("degraded");
+});
+
+test("without a describe, the probe is an unwrap", async () => {
+  const { describe: _, ...profile } = DEFAULT_PROFILE;
+  const { health, until, control } = setup({ profile });
+  health.start();
+  await until("ok");
+  await control("POST", "keys/demo/disable");
+  await until("degraded");
+  expect(health.failure?.kind).toBe("keyUnusable");
+  await control("POST", "keys/demo/enable");
+  await until("ok");
+});
+
+test("the probe renews a local KEK that is due although nobody encrypts", async () => {
+  const { health, until, keyring, clock } = setup();
+  health.start();
+  await until("ok");
+  const first = keyring.snapshot;
+  clock.ms = 1e9;
+  while (keyring.snapshot === first) {
+    await Bun.sleep(5);
+  }
+});
+
+test("a Key4C that fails at once is not asked in a hot loop", async () => {
+  const server = fakeServer(() => new Response(null, { status: 500 }));
+  const { health } = setup({ url: server.url, intervalMs: 60_000 });
+  health.start();
+  await Bun.sleep(600);
+  // Probes at 0 and about 250 ms, two attempts each; the next comes after 750 ms.
+  expect(server.requests.length).toBeLessThanOrEqual(6);
 });

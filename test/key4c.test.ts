@@ -2,9 +2,10 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import type { ErrorKind } from "../src/errors.ts";
 import { DEFAULT_PROFILE, parseProfile } from "../src/profile.ts";
-import { emulator, fakeServer, key4cClient, kindOf, recordingLog } from "./support.ts";
+import { emulator, fakeServer, key4cClient, kindOf, onTestEnd, recordingLog } from "./support.ts";
 
 const LOCAL_KEK = randomBytes(32);
+const RIGHT = LOCAL_KEK.toString("base64");
 const AAD = Buffer.from("aad");
 
 test("wraps, unwraps and describes by the contract", async () => {
@@ -109,7 +110,10 @@ const FAILURES: [string, () => Response][] = [
   ["no base64", () => Response.json({ plaintext: "?" })],
   ["31 bytes", () => Response.json({ plaintext: randomBytes(31).toString("base64") })],
   ["unpadded base64", () => Response.json({ plaintext: LOCAL_KEK.toString("base64url") })],
-  ["64 KiB and more", () => new Response(JSON.stringify({ plaintext: "x".repeat(65_536) }))],
+  [
+    "64 KiB and more",
+    () => new Response(`${JSON.stringify({ plaintext: RIGHT })}${" ".repeat(65_536)}`),
+  ],
   [
     "429",
     () => Response.json({ code: "THROTTLED" }, { status: 429, headers: { "Retry-After": "0" } }),
@@ -139,12 +143,23 @@ test("a 429 waits as long as Retry-After says, and fails when that does not fit"
   expect(server.requests.length).toBe(1);
 });
 
-test("what the probe asks is asked once, and a 400 to it is no fault of a ciphertext", async () => {
+test("an attempt that hangs ends in time for another", async () => {
+  let hang = true;
+  const server = fakeServer(() => {
+    const answer = hang ? new Promise<Response>(() => {}) : Response.json({ plaintext: RIGHT });
+    hang = false;
+    return answer;
+  });
+  expect(await key4cClient({ url: server.url }).unwrap("demo", "c", AAD)).toEqual(LOCAL_KEK);
+  expect(server.requests.length).toBe(2);
+});
+
+test("what the probe asks is asked twice, and a 400 to it is no fault of a ciphertext", async () => {
   const server = fakeServer(() => new Response("", { status: 400 }));
   const key4c = key4cClient({ url: server.url });
   expect(await kindOf(key4c.describe("demo"))).toBe("unavailable");
   expect(await kindOf(key4c.wrap("demo", LOCAL_KEK, AAD))).toBe("unavailable");
-  expect(server.requests.length).toBe(2);
+  expect(server.requests.length).toBe(4);
 });
 
 test.each([0, -1, 1.5, "3", null, 2 ** 32])("a version of %p is refused", async (version) => {
@@ -214,7 +229,9 @@ test("at most 64 calls run at once, and at most 1,024 wait", async () => {
 test("neither log nor error shows a credential, a key or an answer", async () => {
   const { log, lines } = recordingLog();
   const secret = "s3cr3t-token";
-  const server = fakeServer(() => Response.json({ code: "X", message: secret }, { status: 403 }));
+  const server = fakeServer(() =>
+    Response.json({ code: `${secret} !`, message: secret }, { status: 403 }),
+  );
   const credentials = () => ({ userId: secret, apiKey: secret });
   const key4c = key4cClient({ url: server.url, log, credentials });
   const error = await key4c.wrap("demo", LOCAL_KEK, AAD).catch((reason) => reason);
@@ -222,4 +239,26 @@ test("neither log nor error shows a credential, a key or an answer", async () =>
   expect(lines.length).toBeGreaterThan(0);
   expect(shown).not.toContain(secret);
   expect(shown).not.toContain(LOCAL_KEK.toString("base64"));
+});
+
+test("a URL with a credential in its path is not shown when the answer is no HTTP", async () => {
+  const secret = "secret-app-key";
+  const server = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: { data: (socket) => void socket.end("garbage\r\n\r\n") },
+  });
+  onTestEnd(() => server.stop(true));
+  const path = "/{userId}/d";
+  const profile = { ...DEFAULT_PROFILE, decrypt: { ...DEFAULT_PROFILE.decrypt, path } };
+  const { log, lines } = recordingLog();
+  const key4c = key4cClient({
+    url: `http://127.0.0.1:${server.port}`,
+    profile: { ...profile, encrypt: { ...DEFAULT_PROFILE.encrypt, path } },
+    credentials: () => ({ userId: secret }),
+    log,
+  });
+  const error = await key4c.wrap("demo", LOCAL_KEK, AAD).catch((reason) => reason);
+  expect(error.message).toStartWith("encrypt did not reach Key4C: ");
+  expect(JSON.stringify(lines) + error.message).not.toContain(secret);
 });

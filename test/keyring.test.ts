@@ -5,7 +5,7 @@ import { PluginError } from "../src/errors.ts";
 import { keyNameHash } from "../src/key-id.ts";
 import type { WrappedKek } from "../src/key4c.ts";
 import { Keyring, type KeyringOptions } from "../src/keyring.ts";
-import { kindOf, silentLog } from "./support.ts";
+import { kindOf, recordingLog, silentLog } from "./support.ts";
 
 const DEK = randomBytes(32);
 const HOUR_MS = 3_600_000;
@@ -18,10 +18,13 @@ class FakeKey4C {
   failure: PluginError | undefined;
   mangle = (bytes: Buffer) => bytes;
   calls = { wrap: 0, unwrap: 0 };
+  /** The very buffers that were given to wrap. */
+  readonly given: Buffer[] = [];
   readonly #wrapped = new Map<string, { keyId: string; bytes: Buffer; aad: string | undefined }>();
 
   async wrap(keyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek> {
     this.calls.wrap += 1;
+    this.given.push(localKek);
     const bytes = Buffer.from(localKek);
     await this.#turn();
     const ciphertext = `wrapped-${this.#wrapped.size}-v${this.version}`;
@@ -201,6 +204,63 @@ test("while Key4C is away the current local KEK goes on, and attempts are spaced
   await ring.wrap(DEK);
   await settle();
   expect(ring.snapshot).not.toBe(first);
+});
+
+test("an Encrypt above the limit does not wait for a Key4C that hangs", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxUses: 1 });
+  key4c.gate = new Promise(() => {});
+  await ring.wrap(DEK);
+  const first = ring.snapshot;
+  await ring.wrap(DEK); // waits its two seconds, and goes on
+  for (let round = 0; round < 10; round++) {
+    await ring.wrap(DEK); // which is known now
+  }
+  expect(ring.snapshot).toBe(first);
+});
+
+test("a renewal that fails is told, in the log and to the probe", async () => {
+  const { log, lines } = recordingLog();
+  let suspicions = 0;
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxUses: 1, log, suspect: () => suspicions++ });
+  key4c.failure = new PluginError("denied", "fake");
+  await ring.wrap(DEK);
+  await ring.wrap(DEK);
+  await settle();
+  expect(suspicions).toBe(1);
+  expect(lines).toContainEqual(
+    expect.objectContaining({ level: "warn", kind: "denied", cause: "fake" }),
+  );
+});
+
+test("a caller that has left is given nothing and uses nothing up", async () => {
+  const ring = await ready(new FakeKey4C());
+  expect(await kindOf(ring.wrap(DEK, { hasLeft: () => true }))).toBe("cancelled");
+  expect(ring.snapshot?.localKek.uses).toBe(0);
+});
+
+test("the bytes of a new local KEK are wiped when Key4C has them", async () => {
+  const key4c = new FakeKey4C();
+  await ready(key4c);
+  expect(key4c.given.map((bytes) => bytes.equals(Buffer.alloc(32)))).toEqual([true]);
+});
+
+test("a local KEK that is replaced while Key4C unwraps it for the probe is no failure", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxUses: 1, cacheSize: 0 });
+  await ring.wrap(DEK);
+  await settle();
+  const unwrap = key4c.unwrap.bind(key4c);
+  key4c.unwrap = async (...args) => {
+    const bytes = await unwrap(...args);
+    key4c.unwrap = unwrap;
+    await ring.wrap(DEK);
+    await ring.renew();
+    await settle();
+    return bytes;
+  };
+  await ring.verifyCurrent();
 });
 
 test("at 2^32 uses without a successor Encrypt fails (NIST SP 800-38D §8.3)", async () => {

@@ -111,9 +111,39 @@ test.each([
     "/describe/body: must be absent for GET",
   ],
   [
+    "a placeholder with an underscore",
+    changed((p) => (p.encrypt["path"] = "/v1/{key_id}")),
+    "/encrypt/path: {key_id} is not allowed here",
+  ],
+  [
+    "a placeholder with a dash",
+    changed((p) => (p.headers["X-A"] = "{key-id}")),
+    "/headers/X-A: {key-id} is not allowed here",
+  ],
+  [
+    "a plaintext that is a name only",
+    changed((p) => (p.encrypt["body"] = { "{plaintext}": "x", aad: "{aad}" })),
+    "/encrypt/body: must hold {plaintext}",
+  ],
+  [
+    "a control character in a path",
+    changed((p) => (p.encrypt["path"] = "/a\0b")),
+    "/encrypt/path: must start with",
+  ],
+  [
+    "states without their place",
+    changed((p) => (p.describe["result"] = { version: "/version" })),
+    "/describe/result/state: must be there",
+  ],
+  [
+    "a success test with an object",
+    changed((p) => Object.assign(p, { success: { pointer: "/ok", equals: {} } })),
+    "/success/equals: must be a text, a number or a boolean",
+  ],
+  [
     "a success test without a value",
     changed((p) => Object.assign(p, { success: { pointer: "/ok" } })),
-    "/success/equals: must be there",
+    "/success/equals: must be",
   ],
 ])("refuses %s and says where", (_, profile, message) => {
   expect(faultsOf(profile)).toContain(message);

@@ -35,3 +35,16 @@ test("the first screen works as it stands", async () => {
   expect(await shell.exited).toBe(0);
   expect(output).toMatch(/^same\nsame\n\{"version":"v2","healthz":"ok","keyId":"k4c-/);
 });
+
+test("a case of the conformance list has a test, or stands in the limits", () => {
+  const cases: { case: number; limit?: string; test?: object }[] = JSON.parse(
+    readFileSync(join(import.meta.dir, "conformance/cases.json"), "utf8"),
+  );
+  const limits = README.slice(README.indexOf("## Limits"));
+  for (const { case: number, limit, test } of cases) {
+    expect([number, test !== undefined || limits.includes(limit ?? "?")]).toEqual([number, true]);
+  }
+  expect([...new Set(cases.map((one) => one.case))]).toEqual(
+    Array.from({ length: 50 }, (_, index) => index + 1),
+  );
+});

@@ -10,6 +10,7 @@ import {
   callRpc,
   emulator,
   failureOf,
+  fakeServer,
   grpcClient,
   startBinary,
   startPlugin,
@@ -323,7 +324,8 @@ test("each line of the log is JSON, has the uid, and holds no secret", async () 
   const uid = crypto.randomUUID();
   const response = await callRpc(client, V2.method.encrypt, { plaintext: DEK, uid });
   await failureOf(callRpc(client, V1.method.decrypt, { cipher: Buffer.from("x") }));
-  await callRpc(client, V2.method.encrypt, { plaintext: DEK, uid: 'evil"}\n{"msg":"forged' });
+  const evil = 'evil"}\n{"msg":"forged';
+  await callRpc(client, V2.method.encrypt, { plaintext: DEK, uid: evil });
   await plugin.stop();
   const lines = plugin
     .output()
@@ -338,10 +340,36 @@ test("each line of the log is JSON, has the uid, and holds no secret", async () 
       code: "OK",
     }),
   );
-  expect(lines.some(({ msg }) => msg === "forged")).toBe(false);
+  expect(lines.filter(({ method }) => method?.endsWith("v2.KeyManagementService/Encrypt"))).toEqual(
+    [expect.objectContaining({ uid }), expect.not.objectContaining({ uid: expect.anything() })],
+  );
+  expect(plugin.output()).not.toContain("evil");
   for (const encoding of ["latin1", "hex", "base64"] as const) {
     expect(plugin.output()).not.toContain(DEK.toString(encoding));
   }
   expect(plugin.output()).not.toContain(secret);
   expect(plugin.output()).not.toContain(Buffer.from(response.ciphertext).toString("base64"));
+});
+
+test("the uid of a request is that of the call to Key4C; one that is no uid is not", async () => {
+  const { key4c, encrypt } = await setup();
+  const { ciphertext, keyId, annotations } = await encrypt();
+  const proxy = fakeServer((request, body) =>
+    fetch(key4c.url + new URL(request.url).pathname, {
+      method: request.method,
+      headers: request.headers,
+      ...(body !== "" && { body }),
+    }),
+  );
+  for (const uid of [crypto.randomUUID(), "evil\r\nX-Injected: 1"]) {
+    const restarted = await startPlugin(proxy.url);
+    const already = proxy.requests.length;
+    await callRpc(restarted.client, V2.method.decrypt, { ciphertext, keyId, annotations, uid });
+    const sent = proxy.requests.slice(already).map(({ request }) => request.headers);
+    expect(sent.map((headers) => headers.get("X-Request-Id") === uid)).toEqual([
+      !uid.includes("evil"),
+    ]);
+    expect(sent.some((headers) => headers.has("X-Injected"))).toBe(false);
+    await restarted.stop();
+  }
 });

@@ -41,6 +41,26 @@ test("mode and group are the user's", async () => {
   expect(lstatSync(socket).gid).toBe(1); // daemon, on Debian
 });
 
+test("with a group, a directory that it makes lets the group through", async () => {
+  const directory = join(temporaryDirectory(), "made");
+  const env = { KMS_SOCKET_MODE: "0660", KMS_SOCKET_GROUP: "daemon" };
+  await serve(join(directory, "kms.sock"), env).until(/serving/);
+  expect([lstatSync(directory).mode & 0o777, lstatSync(directory).gid]).toEqual([0o710, 1]);
+});
+
+test("of two that start at the same moment one stays", async () => {
+  for (let round = 0; round < 5; round++) {
+    const socket = join(temporaryDirectory(), "kms.sock");
+    const both = [serve(socket), serve(socket)];
+    const loser = await Promise.race(
+      both.map(async (one) => ((await one.exited) === 1 ? one : one)),
+    );
+    expect(loser.output()).toMatch(/in use by another process|took the path of the socket/);
+    expect(await healthzOf(socket)).toBe("ok");
+    await Promise.all(both.map((one) => one.stop()));
+  }
+});
+
 test("replaces what a killed process left, and nobody else's", async () => {
   const socket = join(temporaryDirectory(), "kms.sock");
   const killed = serve(socket);

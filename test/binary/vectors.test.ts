@@ -8,11 +8,14 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
-import { callRpc, emulator, startPlugin, temporaryFile } from "../support.ts";
+import { API_KEY, kes, nhn, ServiceKey } from "../services.ts";
+import { callRpc, emulator, fakeServer, startPlugin, temporaryFile } from "../support.ts";
 
 interface Vectors {
-  /** The emulator's data file. */
-  readonly emulator: unknown;
+  /** The emulator's data file; absent where Key4C is one of the services. */
+  readonly emulator?: unknown;
+  /** A service of test/services.ts, with its key in base64. */
+  readonly service?: { readonly name: keyof typeof SERVICES; readonly key: string };
   readonly kmsKeyId: string;
   readonly previousKeyIds: string;
   /** Bytes in base64. */
@@ -26,12 +29,25 @@ interface Vectors {
 }
 
 const bytes = (base64: string) => Buffer.from(base64, "base64");
+const SERVICES = { kes, nhn };
+
+function key4cOf({ service, emulator: data }: Vectors) {
+  if (service === undefined) {
+    const dataFile = temporaryFile(JSON.stringify(data));
+    return { url: emulator({ keyIds: [], dataFile }).url, env: {} };
+  }
+  const { url } = fakeServer(SERVICES[service.name](new ServiceKey([bytes(service.key)])));
+  const profile = join(import.meta.dir, "../profiles", `${service.name}.json`);
+  return { url, env: { KEY4C_PROFILE: profile, KMS_USER_ID: "app", KMS_API_KEY: API_KEY } };
+}
+
 const directory = join(import.meta.dir, "../vectors");
 
 test.each(readdirSync(directory))("%s decrypts", async (name) => {
   const vectors: Vectors = JSON.parse(readFileSync(join(directory, name), "utf8"));
-  const dataFile = temporaryFile(JSON.stringify(vectors.emulator));
-  const { client } = await startPlugin(emulator({ keyIds: [], dataFile }).url, {
+  const { url, env } = key4cOf(vectors);
+  const { client } = await startPlugin(url, {
+    ...env,
     KMS_KEY_ID: vectors.kmsKeyId,
     KMS_PREVIOUS_KEY_IDS: vectors.previousKeyIds,
   });

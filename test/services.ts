@@ -1,0 +1,103 @@
+/**
+ * Three services as small servers, each answering as its documentation shows: Vault's transit engine, NHN
+ * Cloud's Secure Key Manager (API v1.3) and MinIO KES. Their profiles are in test/profiles.
+ */
+import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
+
+export const API_KEY = "s.service-token";
+
+/** AES-256-GCM over a text, one key for each version. */
+export class ServiceKey {
+  readonly versions: Buffer[];
+
+  constructor(versions = [randomBytes(32)]) {
+    this.versions = versions;
+  }
+
+  seal(plaintext: string, aad: string): string {
+    const iv = randomBytes(12);
+    const cipher = createCipheriv("aes-256-gcm", this.#key(this.versions.length), iv);
+    cipher.setAAD(Buffer.from(aad));
+    const sealed = [cipher.update(plaintext, "utf8"), cipher.final(), cipher.getAuthTag()];
+    return Buffer.concat([iv, ...sealed]).toString("base64");
+  }
+
+  open(ciphertext: string, aad: string, version: number): string {
+    const bytes = Buffer.from(ciphertext, "base64");
+    const decipher = createDecipheriv("aes-256-gcm", this.#key(version), bytes.subarray(0, 12));
+    decipher.setAAD(Buffer.from(aad)).setAuthTag(bytes.subarray(-16));
+    const opened = [decipher.update(bytes.subarray(12, -16)), decipher.final()];
+    return Buffer.concat(opened).toString("utf8");
+  }
+
+  #key(version: number): Buffer {
+    return this.versions[version - 1] ?? Buffer.alloc(0);
+  }
+}
+
+type Service = (key: ServiceKey) => (request: Request, body: string) => Response;
+
+/** https://developer.hashicorp.com/vault/api-docs/secret/transit */
+export const vault: Service = (key) => (request, body) => {
+  const { pathname } = new URL(request.url);
+  const failed = (status: number, ...errors: string[]) => Response.json({ errors }, { status });
+  if (request.headers.get("X-Vault-Token") !== API_KEY) {
+    return failed(403, "permission denied");
+  }
+  if (pathname === "/v1/transit/keys/demo" && request.method === "GET") {
+    return Response.json({ data: { type: "aes256-gcm96", latest_version: key.versions.length } });
+  }
+  const { plaintext, ciphertext = "", associated_data: aad = "" } = JSON.parse(body);
+  if (pathname === "/v1/transit/encrypt/demo") {
+    const sealed = key.seal(plaintext, aad);
+    return Response.json({ data: { ciphertext: `vault:v${key.versions.length}:${sealed}` } });
+  }
+  const [, version, sealed] = /^vault:v(\d+):(.*)$/.exec(ciphertext) ?? [];
+  try {
+    return Response.json({ data: { plaintext: key.open(sealed ?? "", aad, Number(version)) } });
+  } catch {
+    return failed(400, "cipher: message authentication failed");
+  }
+};
+
+/** https://docs.nhncloud.com/en/Security/Secure%20Key%20Manager/en/api-guide-v1.3/ */
+export const nhn: Service = (key) => (request, body) => {
+  const { pathname } = new URL(request.url);
+  // This service answers 200 to everything and tells success in the header of the body. The number
+  // of the failure is the test's own; the profile of a user maps those of the service.
+  const answer = (content: object | null, resultCode = 0) =>
+    Response.json({
+      header: { resultCode, resultMessage: "…", isSuccessful: resultCode === 0 },
+      body: content,
+    });
+  if (request.headers.get("X-NHN-Authorization") !== `Bearer ${API_KEY}`) {
+    return answer(null, 401);
+  }
+  const keyVersion = key.versions.length;
+  const { plaintext, ciphertext = "" } = JSON.parse(body);
+  if (pathname === "/keymanager/v1.3/appkey/app/symmetric-keys/demo/encrypt") {
+    return answer({ ciphertext: `${keyVersion}.${key.seal(plaintext, "")}`, keyVersion });
+  }
+  const [version, sealed] = ciphertext.split(".");
+  return answer({ plaintext: key.open(sealed, "", Number(version)), keyVersion: Number(version) });
+};
+
+/** https://min.io/docs/kes/concepts/server-api/ */
+export const kes: Service = (key) => (request, body) => {
+  const { pathname } = new URL(request.url);
+  if (pathname === "/v1/key/describe/demo") {
+    return Response.json({ name: "demo", algorithm: "AES256-GCM_SHA256", created_by: "…" });
+  }
+  const { plaintext, ciphertext, context } = JSON.parse(body);
+  if (pathname === "/v1/key/encrypt/demo") {
+    return Response.json({ ciphertext: key.seal(plaintext, context) });
+  }
+  try {
+    return Response.json({ plaintext: key.open(ciphertext, context, 1) });
+  } catch {
+    return Response.json(
+      { message: "decryption failed: ciphertext is not authentic" },
+      { status: 400 },
+    );
+  }
+};
