@@ -15,15 +15,13 @@ import { Keyring } from "./keyring.ts";
 import { type Listener, listen } from "./listen.ts";
 import { Metrics } from "./metrics.ts";
 import { createLog, type Log } from "./observe.ts";
+import { hardenProcess, print, untilSignal } from "./process.ts";
 import { DEFAULT_PROFILE } from "./profile.ts";
 import { addService, type Handlers, MAX_MESSAGE_BYTES } from "./rpc.ts";
 import { addStateMetrics } from "./telemetry.ts";
 
 /** Carries the wrapped local KEK in KMS v2. kube-apiserver wants a fully qualified domain name. */
 const WRAPPED_KEK_ANNOTATION = "wrapped-kek.key4c-kms-plugin.io";
-
-/** Values that Bun obeys even in a compiled binary: one prints tokens and keys, one ends TLS checks. */
-const FORBIDDEN_ENVIRONMENT = ["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"];
 
 /** KMS v1: the whole envelope is the cipher. */
 function kmsV1(keyring: Keyring, health: Health): Handlers<typeof KmsV1> {
@@ -268,14 +266,6 @@ function required<T>(value: T | undefined): T {
   return value;
 }
 
-function untilSignal(): Promise<NodeJS.Signals> {
-  return new Promise((resolve) => {
-    for (const signal of ["SIGTERM", "SIGINT"] as const) {
-      process.once(signal, () => resolve(signal));
-    }
-  });
-}
-
 async function run(argv: readonly string[]): Promise<void> {
   const { command, config } = parseCommandLine(argv, process.env);
   const log = createLog({
@@ -298,36 +288,6 @@ async function run(argv: readonly string[]): Promise<void> {
     case "help":
       return print(helpText(VERSION));
   }
-}
-
-/** What holds for every process that stays. */
-function hardenProcess(log: Log): void {
-  const found = FORBIDDEN_ENVIRONMENT.filter((name) => process.env[name] !== undefined);
-  if (found.length > 0) {
-    throw new ExitError(
-      2,
-      `${found.join(", ")} must not be set: it would leak or weaken the calls`,
-    );
-  }
-  process.umask(0o077);
-  // Plain http is only ever spoken to loopback, where a proxy has no business.
-  const direct = ["localhost", "127.0.0.1", "::1"];
-  process.env["NO_PROXY"] = [process.env["NO_PROXY"], process.env["no_proxy"], ...direct]
-    .filter(Boolean)
-    .join();
-  process.env["no_proxy"] = process.env["NO_PROXY"];
-  // A defect in one place must not end the process that the whole cluster depends on.
-  const unexpected = (error: unknown) => {
-    log.error("unexpected error", { cause: describeError(error) });
-  };
-  process.on("uncaughtException", unexpected);
-  process.on("unhandledRejection", unexpected);
-}
-
-function print(output: string | Uint8Array): Promise<void> {
-  return new Promise((resolve, reject) => {
-    process.stdout.write(output, (error) => (error ? reject(error) : resolve()));
-  });
 }
 
 run(process.argv.slice(2)).then(
