@@ -24,7 +24,7 @@ export async function statusCommand(config: Config): Promise<string> {
   const endMs = performance.now() + (config.wait ?? 0);
   for (;;) {
     try {
-      const { version, healthz, keyId } = await call(config, V2.method.status, {});
+      const { version, healthz, keyId } = await fetchStatus(config);
       const named = config.kmsKeyId;
       const stands =
         named !== undefined && parseKeyId(keyId)?.hashText === base32(keyNameHash(named));
@@ -39,6 +39,11 @@ export async function statusCommand(config: Config): Promise<string> {
       await Bun.sleep(WAIT_INTERVAL_MS);
     }
   }
+}
+
+/** What Status answers. */
+export function fetchStatus(config: Config) {
+  return call(config, V2.method.status, {});
 }
 
 /** Wraps standard input: the raw cipher of KMS v1, or one line of JSON for v2. */
@@ -135,13 +140,14 @@ async function call<I extends DescMethodUnary["input"], O extends DescMethodUnar
   }
 }
 
-async function readStdin(): Promise<Uint8Array> {
+/** Standard input to its end. @throws ExitError 1 above `maxBytes` */
+export async function readStdin(maxBytes = MAX_INPUT_BYTES): Promise<Uint8Array> {
   const chunks: Uint8Array[] = [];
   let length = 0;
   for await (const chunk of Bun.stdin.stream()) {
     length += chunk.length;
-    if (length > MAX_INPUT_BYTES) {
-      throw new ExitError(1, `input must be at most ${MAX_INPUT_BYTES} bytes`);
+    if (length > maxBytes) {
+      throw new ExitError(1, `input must be at most ${maxBytes} bytes`);
     }
     chunks.push(chunk);
   }

@@ -128,11 +128,11 @@ function missingOrConflicting(
       );
     }
   };
-  if (command === "serve") {
+  if (command === "serve" || (command === "inspect" && given.has("decrypt"))) {
     if (!given.has("emulator")) {
-      const demo = "or try --emulator";
-      need(["key4cUrl"], `KEY4C_URL (--key4c-url) is missing: the address of Key4C; ${demo}`);
-      need(["kmsKeyId"], `KMS_KEY_ID (--key-id) is missing: the ID of the Key4C key; ${demo}`);
+      const demo = command === "serve" ? "; or try --emulator" : "";
+      need(["key4cUrl"], `KEY4C_URL (--key4c-url) is missing: the address of Key4C${demo}`);
+      need(["kmsKeyId"], `KMS_KEY_ID (--key-id) is missing: the ID of the Key4C key${demo}`);
       need(
         ["kmsUserId", "kmsUserIdFile"],
         "KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token",
@@ -171,6 +171,7 @@ const COMMAND_HELP: Readonly<Record<Command, string>> = {
   emulator: "run a Key4C for demos and tests on a loopback address",
   status: "ask a running plugin for its status; exit code 0 only if it is ok",
   encrypt: "wrap standard input through a running plugin",
+  inspect: "tell of values of etcd on standard input under which key they are",
   decrypt: "unwrap standard input, as encrypt wrote it, through a running plugin",
   version: "print the version",
   help: "print this help",

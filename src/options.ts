@@ -26,6 +26,7 @@ export const COMMANDS = [
   "status",
   "encrypt",
   "decrypt",
+  "inspect",
   "version",
   "help",
 ] as const;
@@ -53,7 +54,9 @@ const text = (value: string) => value;
 const yes = () => true;
 
 const SERVE = ["serve"] as const;
-const CLIENTS = ["status", "encrypt", "decrypt"] as const;
+const CLIENTS = ["status", "encrypt", "decrypt", "inspect"] as const;
+/** What talks to Key4C itself: inspect only with --decrypt. */
+const KEY4C = ["serve", "inspect"] as const;
 const MAX_DURATION_MS = 365 * NAMED_UNITS_MS.d;
 
 /** The options of all commands. Help, README and the parser are made from this table. */
@@ -70,7 +73,7 @@ export const OPTIONS = {
   key4cUrl: {
     env: "KEY4C_URL",
     flag: "key4c-url",
-    commands: SERVE,
+    commands: KEY4C,
     value: "URL",
     help: "Address of the Key4C service",
     parse: serviceUrl,
@@ -78,7 +81,7 @@ export const OPTIONS = {
   kmsKeyId: {
     env: "KMS_KEY_ID",
     flag: "key-id",
-    commands: [...SERVE, "status"],
+    commands: [...KEY4C, "status"],
     value: "ID",
     help: "ID of the Key4C key that wraps from now on",
     parse: keyId,
@@ -86,35 +89,35 @@ export const OPTIONS = {
   previousKeyIds: {
     env: "KMS_PREVIOUS_KEY_IDS",
     flag: "previous-key-ids",
-    commands: SERVE,
+    commands: KEY4C,
     value: "ID,…",
     help: "IDs of former keys whose data are still decrypted",
     parse: keyIds,
   },
   kmsUserId: {
     env: "KMS_USER_ID",
-    commands: SERVE,
+    commands: KEY4C,
     help: "ID of the token from the registration of the service; a secret",
     parse: parseSecret,
   },
   kmsUserIdFile: {
     env: "KMS_USER_ID_FILE",
     flag: "user-id-file",
-    commands: SERVE,
+    commands: KEY4C,
     value: "FILE",
     help: "File with KMS_USER_ID; read again when it changes",
     parse: secretFile,
   },
   kmsApiKey: {
     env: "KMS_API_KEY",
-    commands: SERVE,
+    commands: KEY4C,
     help: "API key, sent as a bearer token; a secret; only if the service wants one",
     parse: parseSecret,
   },
   kmsApiKeyFile: {
     env: "KMS_API_KEY_FILE",
     flag: "api-key-file",
-    commands: SERVE,
+    commands: KEY4C,
     value: "FILE",
     help: "File with KMS_API_KEY; read again when it changes",
     parse: secretFile,
@@ -122,7 +125,7 @@ export const OPTIONS = {
   profile: {
     env: "KEY4C_PROFILE",
     flag: "key4c-profile",
-    commands: SERVE,
+    commands: KEY4C,
     value: "FILE",
     help: "JSON file with the shapes of requests and answers, for another API than the documented one",
     parse: (path: string) => parseProfile(readSmallFile(path)),
@@ -130,7 +133,7 @@ export const OPTIONS = {
   caFile: {
     env: "KEY4C_CA_FILE",
     flag: "key4c-ca-file",
-    commands: SERVE,
+    commands: KEY4C,
     value: "FILE",
     help: "PEM file with the CAs to trust for Key4C, instead of the system's",
     parse: certificates,
@@ -138,7 +141,7 @@ export const OPTIONS = {
   certFile: {
     env: "KEY4C_CERT_FILE",
     flag: "key4c-cert-file",
-    commands: SERVE,
+    commands: KEY4C,
     value: "FILE",
     help: "PEM file with a client certificate for Key4C",
     parse: certificates,
@@ -146,7 +149,7 @@ export const OPTIONS = {
   certKeyFile: {
     env: "KEY4C_CERT_KEY_FILE",
     flag: "key4c-cert-key-file",
-    commands: SERVE,
+    commands: KEY4C,
     value: "FILE",
     help: "PEM file with the private key of that certificate",
     parse: privateKey,
@@ -225,7 +228,7 @@ export const OPTIONS = {
   logLevel: {
     env: "KMS_LOG_LEVEL",
     flag: "log-level",
-    commands: [...SERVE, "emulator"],
+    commands: [...KEY4C, "emulator"],
     value: LOG_LEVELS.join("|"),
     default: "info",
     help: "Lowest level that is logged; debug shows every RPC and every call to Key4C",
@@ -234,7 +237,7 @@ export const OPTIONS = {
   logFormat: {
     env: "KMS_LOG_FORMAT",
     flag: "log-format",
-    commands: [...SERVE, "emulator"],
+    commands: [...KEY4C, "emulator"],
     value: LOG_FORMATS.join("|"),
     help: "Form of the log on stderr (default: text on a terminal, else json)",
     parse: oneOf(LOG_FORMATS),
@@ -302,6 +305,38 @@ export const OPTIONS = {
     default: "v2",
     help: "KMS API to call; v1 gives the raw cipher, v2 one JSON line",
     parse: oneOf(["v1", "v2"]),
+  },
+  etcdKey: {
+    flag: "etcd-key",
+    commands: ["inspect"],
+    value: "KEY",
+    help: "Standard input is one raw value, and this its key in etcd",
+    parse: text,
+  },
+  current: {
+    flag: "current",
+    commands: ["inspect"],
+    value: "KEY_ID",
+    help: "The key_id that counts as current (default: what Status of a running plugin tells)",
+    parse: text,
+  },
+  stale: {
+    flag: "stale",
+    commands: ["inspect"],
+    help: "List only what is not under the current key",
+    parse: yes,
+  },
+  json: {
+    flag: "json",
+    commands: ["inspect"],
+    help: "One JSON object a line instead of tabs",
+    parse: yes,
+  },
+  decrypt: {
+    flag: "decrypt",
+    commands: ["inspect"],
+    help: "Decrypt through Key4C, without an API server, and print in clear text: for emergencies",
+    parse: yes,
   },
   wait: {
     flag: "wait",
