@@ -168,6 +168,7 @@ export function grpcClient(socketPath: string): Client {
   const client = new Client(`unix://${socketPath}`, credentials.createInsecure(), {
     "grpc.initial_reconnect_backoff_ms": 20, // tests restart plugins and do not want to wait a second
     "grpc.max_reconnect_backoff_ms": 100,
+    "grpc.use_local_subchannel_pool": 1, // each client has a connection of its own
   });
   onTestEnd(() => client.close());
   return client;
