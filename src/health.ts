@@ -120,6 +120,11 @@ export class Health {
     }
   }
 
+  /** The first probe while it is under way, for an Encrypt that comes meanwhile. */
+  get firstProbe(): Promise<void> | undefined {
+    return this.#failures === 0 && this.#lastSuccessMs === undefined ? this.#probing : undefined;
+  }
+
   /** Why the last probe failed. */
   get failure(): PluginError | undefined {
     return this.#failure;

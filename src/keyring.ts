@@ -47,6 +47,8 @@ export interface KeyringOptions {
   readonly log: Log;
   /** Why the last probe failed. While Key4C is away, it is not asked on behalf of callers. */
   readonly probeFailure?: () => PluginError | undefined;
+  /** The first probe while it is under way; it never rejects. */
+  readonly firstProbe?: () => Promise<void> | undefined;
   /** Told when a call on behalf of a caller fails for want of Key4C. */
   readonly suspect?: () => void;
   /** Monotonic clock; tests replace it. */
@@ -132,7 +134,7 @@ export class Keyring {
       }
       if (snapshot === undefined) {
         // The probe makes the first one; an Encrypt that comes meanwhile waits for it.
-        await (this.#renewal ?? Promise.reject(this.absence()));
+        await (this.#options.firstProbe?.() ?? this.#renewal ?? Promise.reject(this.absence()));
         continue;
       }
       this.renewIfDue();

@@ -28,7 +28,7 @@ import { Metrics } from "./metrics.ts";
 import { createLog, type Log } from "./observe.ts";
 import { hardenProcess, print, untilSignal } from "./process.ts";
 import { DEFAULT_PROFILE } from "./profile.ts";
-import { addService, type Handlers, MAX_MESSAGE_BYTES } from "./rpc.ts";
+import { addService, type Handlers, MAX_CONCURRENT_STREAMS, MAX_MESSAGE_BYTES } from "./rpc.ts";
 import { addStateMetrics } from "./telemetry.ts";
 
 /** KMS v1: the whole envelope is the cipher. */
@@ -136,6 +136,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     maxAgeMs: required(config.localKekMaxAge),
     cacheSize: required(config.localKekCacheSize),
     probeFailure: () => health.failure,
+    firstProbe: () => health.firstProbe,
     suspect: () => health.suspect(),
     log,
   });
@@ -151,6 +152,7 @@ async function serve(config: Config, log: Log): Promise<void> {
 
   const grpc = new Server({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+    "grpc.max_concurrent_streams": MAX_CONCURRENT_STREAMS,
     "grpc.enable_channelz": 0,
   });
   const record = metrics.histogram(

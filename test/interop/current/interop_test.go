@@ -46,7 +46,48 @@ func TestKey4CIsRarelyCalled(t *testing.T) {
 	scenarios.Key4CIsRarelyCalled(t)
 }
 
-// It is about bytes that no release's client decides on, so it runs in this module only.
+func TestKilledPluginIsWaitedFor(t *testing.T) {
+	scenarios.KilledPluginIsWaitedFor(t)
+}
+
+func TestPluginStartsAfterAPIServer(t *testing.T) {
+	scenarios.PluginStartsAfterAPIServer(t, client)
+}
+
+func TestCancelledCallFillsTheCache(t *testing.T) {
+	scenarios.CancelledCallFillsTheCache(t)
+}
+
+func TestNeighboursHoldNobodyUp(t *testing.T) {
+	scenarios.NeighboursHoldNobodyUp(t)
+}
+
+// The rest is about bytes that no release's client decides on, so it runs in this module only.
+
 func TestEveryFormOfHeadersIsServed(t *testing.T) {
 	scenarios.EveryFormOfHeadersIsServed(t)
+}
+
+func TestErrorsAreTrailersOnly(t *testing.T) {
+	scenarios.ErrorsAreTrailersOnly(t)
+}
+
+func TestTransportFramesAreAnswered(t *testing.T) {
+	scenarios.TransportFramesAreAnswered(t)
+}
+
+func TestEveryEncodingHasItsStatus(t *testing.T) {
+	scenarios.EveryEncodingHasItsStatus(t)
+}
+
+func TestMessagesInAnyFramesAreServed(t *testing.T) {
+	scenarios.MessagesInAnyFramesAreServed(t)
+}
+
+func TestUnreadAnswersAreBounded(t *testing.T) {
+	scenarios.UnreadAnswersAreBounded(t)
+}
+
+func TestEncryptWaitsForTheFirstLocalKEK(t *testing.T) {
+	scenarios.EncryptWaitsForTheFirstLocalKEK(t)
 }

@@ -45,3 +45,19 @@ func TestSlowCallIsAnsweredBeforeTheEnd(t *testing.T) {
 func TestKey4CIsRarelyCalled(t *testing.T) {
 	scenarios.Key4CIsRarelyCalled(t)
 }
+
+func TestKilledPluginIsWaitedFor(t *testing.T) {
+	scenarios.KilledPluginIsWaitedFor(t)
+}
+
+func TestPluginStartsAfterAPIServer(t *testing.T) {
+	scenarios.PluginStartsAfterAPIServer(t, client)
+}
+
+func TestCancelledCallFillsTheCache(t *testing.T) {
+	scenarios.CancelledCallFillsTheCache(t)
+}
+
+func TestNeighboursHoldNobodyUp(t *testing.T) {
+	scenarios.NeighboursHoldNobodyUp(t)
+}

@@ -198,6 +198,14 @@ type plugin struct {
 // startPlugin starts a plugin for the emulator's key and waits until it is ok.
 func startPlugin(t *testing.T, emulator *emulator, probeInterval time.Duration) *plugin {
 	t.Helper()
+	p := newPlugin(t, emulator, probeInterval)
+	p.start(t)
+	return p
+}
+
+// newPlugin is one that is still to be started.
+func newPlugin(t *testing.T, emulator *emulator, probeInterval time.Duration) *plugin {
+	t.Helper()
 	// Not t.TempDir: with a test's long name in it the path would not fit into sun_path.
 	directory, err := os.MkdirTemp("", "kms")
 	if err != nil {
@@ -205,7 +213,7 @@ func startPlugin(t *testing.T, emulator *emulator, probeInterval time.Duration) 
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(directory) })
 	socket := filepath.Join(directory, "kms.sock")
-	p := &plugin{
+	return &plugin{
 		socket: socket,
 		env: []string{
 			"KMS_ENDPOINT=unix://" + socket,
@@ -216,8 +224,6 @@ func startPlugin(t *testing.T, emulator *emulator, probeInterval time.Duration) 
 		},
 		log: logFile(t, filepath.Join(directory, "plugin.log")),
 	}
-	p.start(t)
-	return p
 }
 
 func (p *plugin) endpoint() string {
@@ -237,6 +243,15 @@ func (p *plugin) stop(t *testing.T) {
 	if err := p.running.terminate(); err != nil {
 		t.Fatalf("plugin: %v", err)
 	}
+}
+
+// kill ends the plugin in the way of the kernel when memory is short.
+func (p *plugin) kill(t *testing.T) {
+	t.Helper()
+	if err := p.running.command.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-p.running.exited
 }
 
 // restart leaves caches and local KEK behind.

@@ -87,7 +87,12 @@ func wireEncrypt(api string, c *connection, plaintext []byte) (wrapped, error) {
 
 // wireDecrypt is one Decrypt call with kube-apiserver's timeout.
 func wireDecrypt(api string, c *connection, w wrapped) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	return wireDecryptUntil(context.Background(), api, c, w)
+}
+
+// wireDecryptUntil is one that the caller may cancel.
+func wireDecryptUntil(ctx context.Context, api string, c *connection, w wrapped) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if api == "v1" {
 		answer, err := kmsv1.NewKeyManagementServiceClient(c.ClientConn).Decrypt(ctx,
