@@ -46,10 +46,24 @@ async function build(): Promise<Count> {
 }
 
 /** Every *.test.ts: units on the sources, and test/binary on the compiled binary. */
-async function unit(): Promise<Count> {
+function unit(): Promise<Count> {
+  return bunTest(["./test"]);
+}
+
+/** The runbooks on a real kube-apiserver and a real etcd, built from Go modules. */
+async function e2e(): Promise<Count> {
+  if (Bun.which("go") === null) {
+    return missing("e2e", "Go is not installed: no real kube-apiserver was run");
+  }
+  const files = [...new Bun.Glob("test/e2e/*.e2e.ts").scanSync(ROOT)].sort();
+  return bunTest(files.map((file) => `./${file}`));
+}
+
+async function bunTest(paths: readonly string[]): Promise<Count> {
   const report = join(scratch, "junit.xml");
+  rmSync(report, { force: true });
   const flags = ["--only-failures", "--reporter=junit", `--reporter-outfile=${report}`];
-  const child = Bun.spawn([process.execPath, "test", ...flags, "./test"], {
+  const child = Bun.spawn([process.execPath, "test", ...flags, ...paths], {
     cwd: ROOT,
     stdout: "inherit",
     stderr: "inherit",
@@ -128,7 +142,7 @@ async function shell(command: string): Promise<{ exitCode: number; output: strin
   return { exitCode: await child.exited, output };
 }
 
-const SUITES: Readonly<Record<string, () => Promise<Count>>> = { check, build, unit, interop };
+const SUITES: Readonly<Record<string, () => Promise<Count>>> = { check, build, unit, interop, e2e };
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 for (const name of process.argv.slice(2)) {
