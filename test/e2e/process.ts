@@ -1,0 +1,107 @@
+/** Processes that end with the test that started them, and waiting for what they do. */
+import { closeSync, openSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { onTestEnd, temporaryDirectory } from "../support.ts";
+
+export interface Running {
+  readonly pid: number;
+  readonly exited: Promise<number>;
+  /** Everything on stdout and stderr so far. */
+  output(): string;
+  /** Ends it and waits for its end. */
+  stop(signal?: NodeJS.Signals): Promise<number>;
+}
+
+/** Starts a program with nothing in its environment but `env`. */
+export function startProcess(
+  command: readonly [string, ...string[]],
+  env: Record<string, string> = {},
+): Running {
+  const directory = temporaryDirectory();
+  const log = join(directory, "log");
+  const descriptor = openSync(log, "a");
+  const child = Bun.spawn([...command], {
+    env,
+    cwd: directory,
+    stdin: "ignore",
+    stdout: descriptor,
+    stderr: descriptor,
+  });
+  closeSync(descriptor);
+  onTestEnd(async () => {
+    child.kill("SIGKILL");
+    await child.exited;
+  });
+  return {
+    pid: child.pid,
+    exited: child.exited,
+    output: () => readFileSync(log, "utf8"),
+    async stop(signal = "SIGTERM") {
+      child.kill(signal);
+      return child.exited;
+    },
+  };
+}
+
+/** Runs a program to its end and returns its stdout. @throws Error when it fails */
+export async function run(
+  command: readonly [string, ...string[]],
+  env: Record<string, string> = {},
+  input = "",
+): Promise<string> {
+  const stdin = Buffer.from(input);
+  const child = Bun.spawn([...command], { env, stdin, stdout: "pipe", stderr: "pipe" });
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  if ((await child.exited) !== 0) {
+    throw new Error(`${command.join(" ")}: ${stdout}${stderr}`.slice(0, 2_000));
+  }
+  return stdout;
+}
+
+/**
+ * Polls until `probe` returns something other than undefined or false, and returns it. A probe that throws
+ * counts as not yet: most of them ask a server that is still starting. @throws Error after `withinMs`
+ */
+export async function eventually<T>(
+  what: string,
+  withinMs: number,
+  probe: () => Promise<T | undefined | false> | T | undefined | false,
+  evidence: () => string = () => "",
+): Promise<T> {
+  let last = "";
+  for (const endMs = Date.now() + withinMs; Date.now() < endMs; await Bun.sleep(100)) {
+    try {
+      const result = await probe();
+      if (result !== undefined && result !== false) {
+        return result;
+      }
+    } catch (error) {
+      last = String(error);
+    }
+  }
+  throw new Error(`${what}: not within ${withinMs} ms; ${last}\n${evidence().slice(-4_000)}`);
+}
+
+/** A port that nobody listens on, below those that the kernel gives to outgoing connections. */
+export function freePort(): number {
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 12_000);
+    try {
+      Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } }).stop(true);
+      return port;
+    } catch {
+      // in use; the next one
+    }
+  }
+}
+
+/** One line of the run's figures. */
+export function figure(text: string): void {
+  console.log(`figure: ${text}`);
+}
+
+export async function seconds(work: () => Promise<unknown>): Promise<number> {
+  const startMs = performance.now();
+  await work();
+  return Math.round((performance.now() - startMs) / 10) / 100;
+}
