@@ -1,5 +1,5 @@
 import { parseArgs } from "node:util";
-import { ExitError } from "./errors.ts";
+import { ExitError, PluginError } from "./errors.ts";
 import { COMMANDS, type Command, OPTIONS, type Option } from "./options.ts";
 
 type OptionName = keyof typeof OPTIONS;
@@ -156,6 +156,14 @@ function missingOrConflicting(
     bothOrNone("tlsCertFile", "tlsKeyFile");
   }
   return problems;
+}
+
+/** An option that has a default, or that parseCommandLine has insisted on. */
+export function required<T>(value: T | undefined): T {
+  if (value === undefined) {
+    throw new PluginError("internal", "an option without a value reached its use");
+  }
+  return value;
 }
 
 /** Both names of an option: `KMS_KEY_ID (--key-id)`. */

@@ -1,8 +1,9 @@
 import { Server } from "@grpc/grpc-js";
 import { version as VERSION } from "../package.json";
 import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./annotations.ts";
-import { decryptCommand, encryptCommand, fetchStatus, readStdin, statusCommand } from "./cli.ts";
-import { type Config, helpText, parseCommandLine } from "./config.ts";
+import { decryptCommand, encryptCommand, statusCommand } from "./cli.ts";
+import { type Config, helpText, parseCommandLine, required } from "./config.ts";
+import { key4cClient } from "./configured.ts";
 import { type Emulator, startEmulator } from "./emulator.ts";
 import { decodeEnvelope, encodeEnvelope } from "./envelope.ts";
 import { describeError, ExitError, KINDS, PluginError, toPluginError } from "./errors.ts";
@@ -10,24 +11,13 @@ import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
 import { Health } from "./health.ts";
 import { serveHttp } from "./http.ts";
-import {
-  decryptValue,
-  type EtcdPair,
-  type Inspected,
-  inspect,
-  parseEtcdctlJson,
-  reportLine,
-  showObject,
-  summary,
-} from "./inspect.ts";
+import { inspectCommand } from "./inspect-command.ts";
 import { base32, parseKeyId } from "./key-id.ts";
-import { Key4C } from "./key4c.ts";
 import { Keyring } from "./keyring.ts";
 import { type Listener, listen } from "./listen.ts";
 import { Metrics } from "./metrics.ts";
 import { createLog, type Log } from "./observe.ts";
 import { hardenProcess, print, untilSignal } from "./process.ts";
-import { DEFAULT_PROFILE } from "./profile.ts";
 import { addService, type Handlers, MAX_CONCURRENT_STREAMS, MAX_MESSAGE_BYTES } from "./rpc.ts";
 import { addStateMetrics } from "./telemetry.ts";
 
@@ -91,35 +81,6 @@ function kmsV2(keyring: Keyring, health: Health): Handlers<typeof KmsV2> {
 function statusVersion(userAgent: string): "v2" | "v2beta1" {
   const minor = /grpc-go\/1\.(\d+)\./.exec(userAgent)?.[1];
   return minor !== undefined && Number(minor) < 57 ? "v2beta1" : "v2";
-}
-
-/** The client of the configured Key4C, or of the emulator at `emulatorUrl`. */
-function key4cClient(
-  config: Config,
-  emulatorUrl: string | undefined,
-  log: Log,
-  metrics: Metrics,
-): Key4C {
-  return new Key4C({
-    url: emulatorUrl ?? config.key4cUrl ?? "",
-    profile: config.profile ?? DEFAULT_PROFILE,
-    credentials: () => ({
-      userId: config.kmsUserId ?? config.kmsUserIdFile?.current ?? "emulator",
-      apiKey: config.kmsApiKey ?? config.kmsApiKeyFile?.current,
-    }),
-    tls: () => ({
-      ca: config.caFile?.current,
-      cert: config.certFile?.current,
-      key: config.certKeyFile?.current,
-    }),
-    userAgent: `key4c-kms-plugin/${VERSION}`,
-    log,
-    record: metrics.histogram(
-      "key4c_kms_key4c_call_duration_seconds",
-      "Calls to Key4C, by operation and outcome.",
-      ["operation", "kind"],
-    ),
-  });
 }
 
 async function serve(config: Config, log: Log): Promise<void> {
@@ -199,68 +160,6 @@ async function serve(config: Config, log: Log): Promise<void> {
   await emulator?.stop();
 }
 
-/** Reads values of etcd on stdin and tells, or with --decrypt shows, what they hold. */
-async function runInspect(config: Config, log: Log): Promise<void> {
-  const input = await readStdin(MAX_INSPECT_BYTES);
-  const single = config.etcdKey;
-  const pairs =
-    single === undefined
-      ? parseEtcdctlJson(Buffer.from(input).toString())
-      : [{ key: single, value: input }];
-  if (config.decrypt === true) {
-    return decryptPairs(pairs, config, log);
-  }
-  const current = config.current ?? (await currentKeyId(config));
-  const all = pairs.map((pair) => inspect(pair, current));
-  const shown = config.stale === true ? all.filter(({ verdict }) => verdict !== "current") : all;
-  const line = config.json === true ? (one: Inspected) => JSON.stringify(one) : reportLine;
-  await print(shown.map((one) => `${line(one)}\n`).join(""));
-  process.stderr.write(summary(all, current));
-}
-
-/** What a running plugin's Status tells; undefined when none answers. */
-async function currentKeyId(config: Config): Promise<string | undefined> {
-  return fetchStatus(config).then(
-    ({ keyId }) => keyId,
-    () => undefined,
-  );
-}
-
-async function decryptPairs(pairs: readonly EtcdPair[], config: Config, log: Log): Promise<void> {
-  process.stderr.write("WARNING: what follows on standard output are secrets in clear text\n");
-  const previousKeyIds = config.previousKeyIds ?? [];
-  const keyring = new Keyring({
-    key4c: key4cClient(config, undefined, log, new Metrics()),
-    kmsKeyId: required(config.kmsKeyId),
-    previousKeyIds,
-    maxUses: 1,
-    maxAgeMs: Number.POSITIVE_INFINITY,
-    cacheSize: INSPECT_CACHE_SIZE,
-    log,
-  });
-  let failed = 0;
-  for (const pair of pairs) {
-    try {
-      const object = showObject(await decryptValue(pair, keyring));
-      const isAlone = config.etcdKey !== undefined;
-      await print(isAlone ? object : `${decryptedLine(pair.key, object)}\n`);
-    } catch (error) {
-      failed += 1;
-      process.stderr.write(`${pair.key}: ${describeError(error)}\n`);
-    }
-  }
-  if (failed > 0) {
-    throw new ExitError(1, `${failed} of ${pairs.length} values could not be decrypted`);
-  }
-}
-
-/** A Secret's JSON as it is, other objects in base64, beside their etcd key. */
-function decryptedLine(key: string, object: string | Buffer): string {
-  return typeof object === "string"
-    ? `{"key":${JSON.stringify(key)},"object":${object.trim()}}`
-    : JSON.stringify({ key, raw: object.toString("base64") });
-}
-
 /** Ready exactly when Status is ok. */
 function readiness(health: Health): { ok: boolean; text: string } {
   const text = `${health.state} since ${health.since.toISOString()}`;
@@ -283,11 +182,6 @@ async function untilReplaced(listener: Listener): Promise<never> {
   }
   return new Promise<never>(() => {});
 }
-
-/** A large cluster's Secrets, in the base64 of etcdctl. */
-const MAX_INSPECT_BYTES = 1024 ** 3;
-/** As many as a cluster had in years. */
-const INSPECT_CACHE_SIZE = 16_384;
 
 /** The key of `--emulator` when KMS_KEY_ID is not set. */
 const EMULATED_KEY_ID = "demo";
@@ -333,14 +227,6 @@ function startEmulatorOrExit(options: Parameters<typeof startEmulator>[0]): Emul
   }
 }
 
-/** An option that has a default, or that parseCommandLine has insisted on. */
-function required<T>(value: T | undefined): T {
-  if (value === undefined) {
-    throw new PluginError("internal", "an option without a value reached its use");
-  }
-  return value;
-}
-
 async function run(argv: readonly string[]): Promise<void> {
   const { command, config } = parseCommandLine(argv, process.env);
   const log = createLog({
@@ -359,7 +245,7 @@ async function run(argv: readonly string[]): Promise<void> {
     case "decrypt":
       return print(await decryptCommand(config));
     case "inspect":
-      return runInspect(config, log);
+      return inspectCommand(config, log);
     case "version":
       return print(`key4c-kms-plugin ${VERSION}\n`);
     case "help":
