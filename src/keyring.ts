@@ -100,6 +100,11 @@ export class Keyring {
     return this.#cache;
   }
 
+  /** Unwraps that callers wait for. */
+  get unwrapsUnderWay(): number {
+    return this.#unwrapping.size;
+  }
+
   /** On the clock of {@link Snapshot.createdAtMs}; undefined without a local KEK. */
   get ageMs(): number | undefined {
     return this.#snapshot && this.#nowMs() - this.#snapshot.createdAtMs;
@@ -146,10 +151,13 @@ export class Keyring {
       if (isWithinLimit || this.#renewal === undefined || this.#renewalFailure !== undefined) {
         return { envelope: localKek.seal(header, plaintext), keyId };
       }
+      const renewal = this.#renewal;
       const slow = Bun.sleep(MAX_RENEWAL_WAIT_MS).then(() => {
-        this.#renewalFailure ??= new PluginError("unavailable", "a new local KEK takes long");
+        if (this.#renewal === renewal) {
+          this.#renewalFailure ??= new PluginError("unavailable", "a new local KEK takes long");
+        }
       });
-      await Promise.race([this.#renewal.catch(() => {}), slow]);
+      await Promise.race([renewal.catch(() => {}), slow]);
     }
   }
 
@@ -323,7 +331,7 @@ export class Keyring {
     }
   }
 
-  #unwrapRemotely(header: KekHeader, requestId?: string): Promise<Buffer> {
+  async #unwrapRemotely(header: KekHeader, requestId?: string): Promise<Buffer> {
     const kmsKeyId = this.#kmsKeyIds.get(base32(header.keyNameHash));
     if (kmsKeyId === undefined) {
       throw new PluginError("unknownKey", "the ciphertext belongs to a key that is not configured");
@@ -352,7 +360,7 @@ export class Keyring {
       throw new PluginError("invalid", "Key4C has just refused this wrapped local KEK");
     }
     const outage = this.#outage();
-    if (outage !== undefined && this.#kmsKeyIds.has(base32(header.keyNameHash))) {
+    if (outage !== undefined && this.knows(base32(header.keyNameHash))) {
       throw new PluginError(outage.kind, "Key4C is away", { cause: outage });
     }
     const unwrapping = this.#unwrapAndKeep(key, header, caller);

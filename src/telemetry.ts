@@ -67,6 +67,11 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     "Decrypts that did not find their local KEK in the cache.",
     () => keyring.cache.misses,
   );
+  metrics.gauge(
+    "key4c_kms_local_kek_unwraps_under_way",
+    "Local KEKs that Key4C is just unwrapping for callers.",
+    () => keyring.unwrapsUnderWay,
+  );
   metrics.gauge("key4c_kms_connections", "Open connections on the socket.", connections);
   metrics.gauge(
     "key4c_kms_secret_file_age_seconds",

@@ -219,6 +219,29 @@ test("an Encrypt above the limit does not wait for a Key4C that hangs", async ()
   expect(ring.snapshot).toBe(first);
 });
 
+test("a renewal that was waited for and came leaves nothing behind two seconds later", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxUses: 1 });
+  const wrapped = new Set<string>();
+  const wrap = async () => wrapped.add((await ring.wrap(DEK)).envelope.header.wrappedLocalKek);
+  await wrap();
+  await wrap(); // waits for the second local KEK
+  await Bun.sleep(2_100);
+  await Promise.all([wrap(), wrap(), wrap()]);
+  expect(wrapped.size).toBe(5);
+});
+
+test("unwraps that fail are forgotten, also those of unknown keys", async () => {
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c, { kmsKeyId: "stranger" })).wrap(DEK);
+  const ring = await ready(key4c);
+  for (let round = 0; round < 100; round++) {
+    const header = kekHeader({ ...envelope.header, wrappedLocalKek: `w${round}` });
+    expect(await kindOf(ring.unwrap({ ...envelope, header }))).toBe("unknownKey");
+  }
+  expect(ring.unwrapsUnderWay).toBe(0);
+});
+
 test("a renewal that fails is told, in the log and to the probe", async () => {
   const { log, lines } = recordingLog();
   let suspicions = 0;
