@@ -245,6 +245,7 @@ async function run(argv: readonly string[]): Promise<void> {
     case "decrypt":
       return print(await decryptCommand(config));
     case "inspect":
+      hardenProcess(log);
       return inspectCommand(config, log);
     case "version":
       return print(`key4c-kms-plugin ${VERSION}\n`);

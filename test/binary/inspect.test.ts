@@ -268,6 +268,15 @@ test("--decrypt shows a Secret as JSON and anything else as it is, without a plu
   expect(JSON.parse(all.stdout.toString())).toEqual({ key: ETCD_KEY, object: SECRET_JSON });
 });
 
+test.each(["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"])(
+  "refuses to run with %s set, as serve does",
+  async (name) => {
+    const { stderr, exitCode } = await run(["--current", KEY_1], "{}", { [name]: "0" });
+    expect(exitCode).toBe(2);
+    expect(stderr).toContain(name);
+  },
+);
+
 test("--decrypt says which values it could not decrypt, and does the others", async () => {
   const key4c = emulator();
   const plugin = await startPlugin(key4c.url);
