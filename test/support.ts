@@ -200,28 +200,29 @@ export async function startPlugin(url: string, env: Record<string, string> = {})
   return { ...running, socket, client: grpcClient(socket) };
 }
 
-export interface RunningBinary {
+export interface RunningBinary extends Running {
+  /** Waits until the output matches. */
+  until(pattern: RegExp): Promise<RegExpMatchArray>;
+}
+
+/** A process that the test started, and that ends with it. */
+export interface Running {
   readonly pid: number;
   readonly exited: Promise<number>;
   /** Everything on stdout and stderr so far. */
   output(): string;
-  /** Waits until the output matches. */
-  until(pattern: RegExp): Promise<RegExpMatchArray>;
   stop(signal?: NodeJS.Signals): Promise<number>;
 }
 
-/** Starts the compiled binary with nothing in its environment but `env`. */
-export function startBinary(
-  args: readonly string[],
+/** Starts a program with nothing in its environment but `env`. */
+export function startProcess(
+  command: readonly [string, ...string[]],
   env: Record<string, string> = {},
-): RunningBinary {
-  if (!existsSync(BINARY)) {
-    throw new Error("dist/key4c-kms-plugin is missing: npm run build");
-  }
+): Running {
   const directory = temporaryDirectory();
-  const output = join(directory, "output");
-  const descriptor = openSync(output, "a");
-  const child = Bun.spawn([BINARY, ...args], {
+  const log = join(directory, "output");
+  const descriptor = openSync(log, "a");
+  const child = Bun.spawn([...command], {
     env,
     cwd: directory,
     stdin: "ignore",
@@ -233,23 +234,36 @@ export function startBinary(
     child.kill("SIGKILL");
     await child.exited;
   });
-  const text = () => readFileSync(output, "utf8");
   return {
     pid: child.pid,
     exited: child.exited,
-    output: text,
+    output: () => readFileSync(log, "utf8"),
+    async stop(signal = "SIGTERM") {
+      child.kill(signal);
+      return child.exited;
+    },
+  };
+}
+
+/** Starts the compiled binary. */
+export function startBinary(
+  args: readonly string[],
+  env: Record<string, string> = {},
+): RunningBinary {
+  if (!existsSync(BINARY)) {
+    throw new Error("dist/key4c-kms-plugin is missing: npm run build");
+  }
+  const running = startProcess([BINARY, ...args], env);
+  return {
+    ...running,
     async until(pattern) {
       for (const endMs = Date.now() + 10_000; Date.now() < endMs; await Bun.sleep(10)) {
-        const match = text().match(pattern);
+        const match = running.output().match(pattern);
         if (match) {
           return match;
         }
       }
-      throw new Error(`${pattern} did not appear in:\n${text().slice(0, 2_000)}`);
-    },
-    async stop(signal = "SIGTERM") {
-      child.kill(signal);
-      return child.exited;
+      throw new Error(`${pattern} did not appear in:\n${running.output().slice(0, 2_000)}`);
     },
   };
 }

@@ -1,7 +1,8 @@
 /** One etcd, and the very bytes it holds. */
 import { BinaryReader } from "@bufbuild/protobuf/wire";
+import { startProcess } from "../support.ts";
 import type { Servers } from "./build.ts";
-import { eventually, freePort, run, startProcess } from "./process.ts";
+import { eventually, freePort, run } from "./process.ts";
 
 export interface Etcd {
   readonly url: string;

@@ -1,7 +1,7 @@
 /** Key4C (the emulator, as an https process of its own) and the plugin. */
-import { BINARY } from "../support.ts";
+import { BINARY, type Running, startProcess } from "../support.ts";
 import type { Pki } from "./pki.ts";
-import { eventually, freePort, type Running, run, startProcess } from "./process.ts";
+import { eventually, freePort, run } from "./process.ts";
 
 /** The binary under test. */
 const PLUGIN = process.env["KEY4C_KMS_PLUGIN"] ?? BINARY;

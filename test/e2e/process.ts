@@ -1,48 +1,4 @@
-/** Processes that end with the test that started them, and waiting for what they do. */
-import { closeSync, openSync, readFileSync } from "node:fs";
-import { join } from "node:path";
-import { onTestEnd, temporaryDirectory } from "../support.ts";
-
-export interface Running {
-  readonly pid: number;
-  readonly exited: Promise<number>;
-  /** Everything on stdout and stderr so far. */
-  output(): string;
-  /** Ends it and waits for its end. */
-  stop(signal?: NodeJS.Signals): Promise<number>;
-}
-
-/** Starts a program with nothing in its environment but `env`. */
-export function startProcess(
-  command: readonly [string, ...string[]],
-  env: Record<string, string> = {},
-): Running {
-  const directory = temporaryDirectory();
-  const log = join(directory, "log");
-  const descriptor = openSync(log, "a");
-  const child = Bun.spawn([...command], {
-    env,
-    cwd: directory,
-    stdin: "ignore",
-    stdout: descriptor,
-    stderr: descriptor,
-  });
-  closeSync(descriptor);
-  onTestEnd(async () => {
-    child.kill("SIGKILL");
-    await child.exited;
-  });
-  return {
-    pid: child.pid,
-    exited: child.exited,
-    output: () => readFileSync(log, "utf8"),
-    async stop(signal = "SIGTERM") {
-      child.kill(signal);
-      return child.exited;
-    },
-  };
-}
-
+/** Programs that run to their end, and waiting for what those that stay do. */
 /** Runs a program to its end and returns its stdout. @throws Error when it fails */
 export async function run(
   command: readonly [string, ...string[]],
