@@ -9,17 +9,14 @@ import {
   statSync,
   unlinkSync,
 } from "node:fs";
-import { connect, createServer, type Server as NetServer, type Socket } from "node:net";
+import { connect, createServer, type Server as NetServer } from "node:net";
 import { dirname } from "node:path";
-import { Duplex } from "node:stream";
 import { type Server as GrpcServer, ServerCredentials } from "@grpc/grpc-js";
-import { AuthorityFilter } from "./authority.ts";
+import { Connection } from "./connection.ts";
 import { ExitError } from "./errors.ts";
 import { errorCode } from "./files.ts";
 import type { Log } from "./observe.ts";
 
-/** Answers that a client does not read may pile up this far before its requests are no longer read. */
-const MAX_UNSENT_BYTES = 64 * 1024;
 /** A local connect answers at once; whoever takes longer is not a working plugin. */
 const LIVE_OWNER_TIMEOUT_MS = 1_000;
 /** How long calls in progress may take after SIGTERM; the API server's default timeout is 3 s. */
@@ -95,63 +92,6 @@ export async function listen(grpc: GrpcServer, options: ListenOptions): Promise<
       }
     },
   };
-}
-
-/**
- * A client's connection as the HTTP/2 server sees it: requests pass through the authority filter, and
- * while too many answers lie unsent no more requests are read.
- */
-class Connection extends Duplex {
-  /** Whether anything was received. */
-  hasSpoken = false;
-  readonly #socket: Socket;
-  readonly #filter = new AuthorityFilter();
-  #wanted = true;
-
-  constructor(socket: Socket) {
-    super({ allowHalfOpen: false });
-    this.#socket = socket;
-    socket.on("data", (chunk: Buffer) => {
-      this.hasSpoken = true;
-      this.#filter.transform(chunk);
-      this.#wanted = this.push(chunk);
-      this.#readOrPause();
-    });
-    socket.on("end", () => this.push(null));
-    socket.on("error", (error) => this.destroy(error));
-    socket.on("close", () => this.destroy());
-    this.on("error", () => {}); // a client that breaks off is no event of ours
-  }
-
-  override _read(): void {
-    this.#wanted = true;
-    this.#readOrPause();
-  }
-
-  override _write(chunk: Buffer, _encoding: string, done: (error?: Error | null) => void): void {
-    this.#socket.write(chunk, (error) => {
-      done(error);
-      this.#readOrPause();
-    });
-    this.#readOrPause();
-  }
-
-  override _final(done: () => void): void {
-    this.#socket.end(done);
-  }
-
-  override _destroy(error: Error | null, done: (error: Error | null) => void): void {
-    this.#socket.destroy();
-    done(error);
-  }
-
-  #readOrPause(): void {
-    if (this.#wanted && this.writableLength <= MAX_UNSENT_BYTES) {
-      this.#socket.resume();
-    } else {
-      this.#socket.pause();
-    }
-  }
 }
 
 function prepareDirectory({ path, gid, log }: ListenOptions): void {

@@ -1,0 +1,63 @@
+import type { Socket } from "node:net";
+import { Duplex } from "node:stream";
+import { AuthorityFilter } from "./authority.ts";
+
+/** Answers that a client does not read may pile up this far before its requests are no longer read. */
+const MAX_UNSENT_BYTES = 64 * 1024;
+
+/**
+ * A client's connection as the HTTP/2 server sees it: requests pass through the authority filter, and
+ * while too many answers lie unsent no more requests are read.
+ */
+export class Connection extends Duplex {
+  /** Whether anything was received. */
+  hasSpoken = false;
+  readonly #socket: Socket;
+  readonly #filter = new AuthorityFilter();
+  #wanted = true;
+
+  constructor(socket: Socket) {
+    super({ allowHalfOpen: false });
+    this.#socket = socket;
+    socket.on("data", (chunk: Buffer) => {
+      this.hasSpoken = true;
+      this.#filter.transform(chunk);
+      this.#wanted = this.push(chunk);
+      this.#readOrPause();
+    });
+    socket.on("end", () => this.push(null));
+    socket.on("error", (error) => this.destroy(error));
+    socket.on("close", () => this.destroy());
+    this.on("error", () => {}); // a client that breaks off is no event of ours
+  }
+
+  override _read(): void {
+    this.#wanted = true;
+    this.#readOrPause();
+  }
+
+  override _write(chunk: Buffer, _encoding: string, done: (error?: Error | null) => void): void {
+    this.#socket.write(chunk, (error) => {
+      done(error);
+      this.#readOrPause();
+    });
+    this.#readOrPause();
+  }
+
+  override _final(done: () => void): void {
+    this.#socket.end(done);
+  }
+
+  override _destroy(error: Error | null, done: (error: Error | null) => void): void {
+    this.#socket.destroy();
+    done(error);
+  }
+
+  #readOrPause(): void {
+    if (this.#wanted && this.writableLength <= MAX_UNSENT_BYTES) {
+      this.#socket.resume();
+    } else {
+      this.#socket.pause();
+    }
+  }
+}
