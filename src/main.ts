@@ -14,11 +14,12 @@ import { serveHttp } from "./http.ts";
 import { inspectCommand } from "./inspect-command.ts";
 import { base32, parseKeyId } from "./key-id.ts";
 import { Keyring } from "./keyring.ts";
-import { type Listener, listen } from "./listen.ts";
+import { type Listener, listen, type Place } from "./listen.ts";
 import { Metrics } from "./metrics.ts";
 import { createLog, type Log } from "./observe.ts";
 import { hardenProcess, print, untilSignal } from "./process.ts";
 import { addService, type Handlers, MAX_CONCURRENT_STREAMS, MAX_MESSAGE_BYTES } from "./rpc.ts";
+import { inheritedSocket, supervisor } from "./systemd.ts";
 import { addStateMetrics } from "./telemetry.ts";
 
 /** KMS v1: the whole envelope is the cipher. */
@@ -123,9 +124,8 @@ async function serve(config: Config, log: Log): Promise<void> {
   );
   addService(grpc, KmsV1, kmsV1(keyring, health), { api: "v1", log, record });
   addService(grpc, KmsV2, kmsV2(keyring, health), { api: "v2", log, record });
-  const path = required(config.kmsEndpoint);
-  const mode = required(config.socketMode);
-  const listener = await listen(grpc, { path, mode, gid: config.socketGroup, log });
+  const listener = await listen(grpc, place(config, log), log);
+  const systemd = supervisor(process.env, process.pid, { isLive: () => listener.isOurs(), log });
   addStateMetrics(metrics, {
     version: VERSION,
     keyring,
@@ -147,17 +147,31 @@ async function serve(config: Config, log: Log): Promise<void> {
       log,
     });
   health.start();
-  log.info("serving", { version: VERSION, endpoint: `unix://${path}`, kmsKeyId });
+  const endpoint = `unix://${required(config.kmsEndpoint)}`;
+  log.info("serving", { version: VERSION, endpoint, kmsKeyId });
+  systemd.ready();
   if (emulator !== undefined) {
-    process.stdout.write(`export KMS_ENDPOINT=unix://${path}\n`);
+    process.stdout.write(`export KMS_ENDPOINT=${endpoint}\n`);
   }
 
   const signal = await Promise.race([untilSignal(), untilReplaced(listener)]);
   log.info("stopping", { signal });
+  systemd.stopping();
   health.stop();
   http?.stop();
   await listener.close();
   await emulator?.stop();
+}
+
+/** systemd's socket when it passed one, else a path of our own. */
+function place(config: Config, log: Log): Place {
+  const descriptor = inheritedSocket(process.env, process.pid);
+  if (descriptor !== undefined) {
+    log.info("listening on the socket that systemd passed");
+    return { descriptor };
+  }
+  const { kmsEndpoint, socketMode, socketGroup } = config;
+  return { path: required(kmsEndpoint), mode: required(socketMode), gid: socketGroup, log };
 }
 
 /** Ready exactly when Status is ok. */

@@ -1,7 +1,7 @@
 import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { ReloadedFile } from "./files.ts";
-import { MAX_SOCKET_PATH_BYTES } from "./listen.ts";
+import { MAX_SOCKET_PATH_BYTES } from "./unix-socket.ts";
 
 // Each turns the text of an option into its value, or throws an Error that completes "NAME …" and never
 // shows a secret.

@@ -1,4 +1,5 @@
 import { describeError, ExitError } from "./errors.ts";
+import { forbidDumps } from "./libc.ts";
 import type { Log } from "./observe.ts";
 
 /** Values that Bun obeys even in a compiled binary: one prints tokens and keys, one ends TLS checks. */
@@ -14,6 +15,13 @@ export function hardenProcess(log: Log): void {
     );
   }
   process.umask(0o077);
+  try {
+    if (!forbidDumps()) {
+      log.warn("the kernel does not forbid core dumps of this process");
+    }
+  } catch (error) {
+    log.warn("core dumps of this process are not forbidden", { cause: describeError(error) });
+  }
   // Plain http is only ever spoken to loopback, where a proxy has no business.
   const direct = ["localhost", "127.0.0.1", "::1"];
   process.env["NO_PROXY"] = [process.env["NO_PROXY"], process.env["no_proxy"], ...direct]

@@ -1,4 +1,4 @@
-/** Builds kube-apiserver and etcd from the Go module proxy, once for each pinned version. */
+/** Builds kube-apiserver, kubeadm and etcd from the Go module proxy, once for each pinned version. */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { homedir } from "node:os";
@@ -6,6 +6,7 @@ import { join } from "node:path";
 
 export interface Servers {
   readonly kubeApiserver: string;
+  readonly kubeadm: string;
   readonly etcd: string;
   readonly etcdctl: string;
   readonly etcdutl: string;
@@ -16,7 +17,7 @@ export async function builtServers(): Promise<Servers> {
   const apiserver = await built("apiserver", "k8s.io/kubernetes", (version) => [
     // What --version and /version print; a build from modules does not know it otherwise.
     `-X k8s.io/component-base/version.gitVersion=${version}`,
-    ["."],
+    [".", "k8s.io/kubernetes/cmd/kubeadm"],
   ]);
   const etcd = await built("etcd", "go.etcd.io/etcd/server/v3", () => [
     "",
@@ -28,6 +29,7 @@ export async function builtServers(): Promise<Servers> {
   ]);
   return {
     kubeApiserver: join(apiserver, "apiserver"),
+    kubeadm: join(apiserver, "kubeadm"),
     etcd: join(etcd, "server"),
     etcdctl: join(etcd, "etcdctl"),
     etcdutl: join(etcd, "etcdutl"),

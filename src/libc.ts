@@ -1,0 +1,82 @@
+/** The few calls that neither Bun nor Node has: all of bun:ffi is here. Linux, x86-64 and arm64. */
+import { dlopen, FFIType } from "bun:ffi";
+
+/** glibc, then musl by architecture; what `ldd` shows for the binary. */
+const LIBC_NAMES = [
+  "libc.so.6",
+  `libc.musl-${process.arch === "arm64" ? "aarch64" : "x86_64"}.so.1`,
+];
+
+const AF_UNIX = 1;
+const SOCK_DGRAM = 2;
+const SOCK_CLOEXEC = 0o2000000;
+const MSG_NOSIGNAL = 0x4000;
+/** sockaddr_un.sun_path (unix(7)). */
+const SUN_PATH_BYTES = 108;
+const PR_SET_DUMPABLE = 4;
+
+const { i32, u32, u64, ptr } = FFIType;
+const SYMBOLS = {
+  prctl: { args: [i32, u64, u64, u64, u64], returns: i32 },
+  socket: { args: [i32, i32, i32], returns: i32 },
+  sendto: { args: [i32, ptr, u64, i32, ptr, u32], returns: i32 },
+  close: { args: [i32], returns: i32 },
+} as const;
+
+type Libc = ReturnType<typeof dlopen<typeof SYMBOLS>>["symbols"];
+let loaded: Libc | undefined;
+
+/** @throws Error when there is no libc by a known name */
+function libc(): Libc {
+  for (const name of loaded === undefined ? LIBC_NAMES : []) {
+    try {
+      loaded = dlopen(name, SYMBOLS).symbols;
+      break;
+    } catch {
+      // The next one.
+    }
+  }
+  if (loaded === undefined) {
+    throw new Error(`no libc by the name of ${LIBC_NAMES.join(" or ")}`);
+  }
+  return loaded;
+}
+
+/**
+ * Forbids core dumps of this process, and reading its memory to processes without CAP_SYS_PTRACE
+ * (prctl(2), PR_SET_DUMPABLE).
+ * @returns whether the kernel did so
+ */
+export function forbidDumps(): boolean {
+  return libc().prctl(PR_SET_DUMPABLE, 0n, 0n, 0n, 0n) === 0;
+}
+
+/**
+ * Sends one datagram to a unix socket, which Node's and Bun's own datagrams cannot.
+ * @param path of the socket; one that starts with `@` is abstract
+ * @returns whether the kernel took it
+ */
+export function sendDatagram(path: string, text: string): boolean {
+  const name = Buffer.from(path.replace(/^@/, "\0"));
+  if (name.length === 0 || name.length >= SUN_PATH_BYTES) {
+    return false;
+  }
+  // struct sockaddr_un: family (2, in the byte order of the machine) || path
+  const address = Buffer.concat([new Uint8Array(Uint16Array.of(AF_UNIX).buffer), name]);
+  const { socket, sendto, close } = libc();
+  const descriptor = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (descriptor < 0) {
+    return false;
+  }
+  const message = Buffer.from(text);
+  const sent = sendto(
+    descriptor,
+    message,
+    BigInt(message.length),
+    MSG_NOSIGNAL,
+    address,
+    address.length,
+  );
+  close(descriptor);
+  return sent === message.length;
+}
