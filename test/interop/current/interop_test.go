@@ -38,6 +38,10 @@ func TestRestartUnderCallers(t *testing.T) {
 	scenarios.RestartUnderCallers(t)
 }
 
+func TestHandOverOfAHeldSocket(t *testing.T) {
+	scenarios.HandOverOfAHeldSocket(t)
+}
+
 func TestSlowCallIsAnsweredBeforeTheEnd(t *testing.T) {
 	scenarios.SlowCallIsAnsweredBeforeTheEnd(t)
 }

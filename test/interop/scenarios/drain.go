@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"fmt"
+	"net"
 	"testing"
 	"time"
 )
@@ -33,6 +34,40 @@ func RestartUnderCallers(t *testing.T) {
 				load.expectNoFailure(t, "calls during two restarts")
 			})
 		}
+	})
+}
+
+// HandOverOfAHeldSocket replaces the plugin under 64 callers on a socket that somebody else holds, as systemd
+// does: what connects between the end of one process and the start of the next waits in the queue of the
+// socket, and no call fails.
+func HandOverOfAHeldSocket(t *testing.T) {
+	forEachAPI(t, func(t *testing.T, api string) {
+		plugin := newPlugin(t, startEmulator(t), probeInterval)
+		listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: plugin.socket, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		plugin.held, err = listener.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer plugin.held.Close()
+		plugin.start(t)
+		var pool []*connection
+		for range 8 {
+			pool = append(pool, connect(t, plugin.socket, ""))
+		}
+		load := startLoad(t, 0, func(caller, turn int) error {
+			return roundTrip(api, pool[caller%len(pool)], dek(turn))
+		})
+		for range 4 {
+			load.progress(t, 10*callerCount)
+			plugin.restart(t) // the way of systemctl restart
+		}
+		load.progress(t, 10*callerCount)
+		load.stop()
+		load.expectNoFailure(t, "calls during four hand-overs")
 	})
 }
 

@@ -52,7 +52,11 @@ type process struct {
 // leaks in.
 func startProcess(t *testing.T, stdout, log io.Writer, env []string, arguments ...string) *process {
 	t.Helper()
-	command := exec.Command(pluginBinary(t), arguments...)
+	return startCommand(t, stdout, log, env, exec.Command(pluginBinary(t), arguments...))
+}
+
+func startCommand(t *testing.T, stdout, log io.Writer, env []string, command *exec.Cmd) *process {
+	t.Helper()
 	command.Env = env
 	command.Stdout = stdout
 	command.Stderr = log
@@ -189,8 +193,10 @@ func (e *emulator) control(t *testing.T, method, path, body string, answer any) 
 
 // plugin is the plugin under test on a socket that stays the same over restarts.
 type plugin struct {
-	socket  string
-	env     []string
+	socket string
+	env    []string
+	// held is the listening socket that the test keeps for it, as systemd does; nil where it has its own.
+	held    *os.File
 	log     *os.File
 	running *process
 }
@@ -233,8 +239,21 @@ func (p *plugin) endpoint() string {
 // start returns when the plugin is ok.
 func (p *plugin) start(t *testing.T) {
 	t.Helper()
-	p.running = startProcess(t, nil, p.log, p.env, "serve")
+	p.launch(t)
 	p.keyID(t)
+}
+
+// launch starts the process and does not wait.
+func (p *plugin) launch(t *testing.T) {
+	t.Helper()
+	if p.held == nil {
+		p.running = startProcess(t, nil, p.log, p.env, "serve")
+		return
+	}
+	// LISTEN_PID must be the process itself, which only a shell that becomes it can tell in time.
+	command := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" serve`, pluginBinary(t))
+	command.ExtraFiles = []*os.File{p.held} // descriptor 3
+	p.running = startCommand(t, nil, p.log, p.env, command)
 }
 
 // stop ends the plugin in the way of the kubelet and systemd.
