@@ -1,20 +1,10 @@
-import type { DescMethodUnary } from "@bufbuild/protobuf";
-import {
-  create,
-  fromBinary,
-  type MessageInitShape,
-  type MessageShape,
-  toBinary,
-} from "@bufbuild/protobuf";
-import { Client, credentials, status } from "@grpc/grpc-js";
-import type { Config } from "./config.ts";
+import { callPlugin } from "./client.ts";
+import { type Config, required } from "./config.ts";
 import { ExitError } from "./errors.ts";
 import { KeyManagementService as V1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "./gen/v2/api_pb.ts";
 import { base32, keyNameHash, parseKeyId } from "./key-id.ts";
 
-/** What kube-apiserver waits by default. */
-const CALL_TIMEOUT_MS = 3_000;
 const WAIT_INTERVAL_MS = 200;
 /** Above the largest input that the plugin takes (128 KiB), in base64 and JSON. */
 const MAX_INPUT_BYTES = 256 * 1024;
@@ -43,21 +33,24 @@ export async function statusCommand(config: Config): Promise<string> {
 
 /** What Status answers. */
 export function fetchStatus(config: Config) {
-  return call(config, V2.method.status, {});
+  return callPlugin(required(config.kmsEndpoint), V2.method.status, {});
 }
 
 /** Wraps standard input: the raw cipher of KMS v1, or one line of JSON for v2. */
 export async function encryptCommand(config: Config): Promise<Uint8Array | string> {
   const plaintext = await readStdin();
   if (config.api === "v1") {
-    const { cipher } = await call(config, V1.method.encrypt, {
+    const { cipher } = await callPlugin(required(config.kmsEndpoint), V1.method.encrypt, {
       version: "v1beta1",
       plain: plaintext,
     });
     return cipher;
   }
   const uid = crypto.randomUUID();
-  const response = await call(config, V2.method.encrypt, { plaintext, uid });
+  const response = await callPlugin(required(config.kmsEndpoint), V2.method.encrypt, {
+    plaintext,
+    uid,
+  });
   return `${JSON.stringify({
     ciphertext: toBase64(response.ciphertext),
     keyId: response.keyId,
@@ -71,11 +64,23 @@ export async function encryptCommand(config: Config): Promise<Uint8Array | strin
 export async function decryptCommand(config: Config): Promise<Uint8Array> {
   const input = await readStdin();
   if (input[0] !== "{".charCodeAt(0)) {
-    return (await call(config, V1.method.decrypt, { version: "v1beta1", cipher: input })).plain;
+    return (
+      await callPlugin(required(config.kmsEndpoint), V1.method.decrypt, {
+        version: "v1beta1",
+        cipher: input,
+      })
+    ).plain;
   }
   const { ciphertext, keyId, annotations } = parseV2(input);
   const uid = crypto.randomUUID();
-  return (await call(config, V2.method.decrypt, { ciphertext, keyId, annotations, uid })).plaintext;
+  return (
+    await callPlugin(required(config.kmsEndpoint), V2.method.decrypt, {
+      ciphertext,
+      keyId,
+      annotations,
+      uid,
+    })
+  ).plaintext;
 }
 
 function parseV2(input: Uint8Array) {
@@ -107,37 +112,6 @@ function parseV2(input: Uint8Array) {
     keyId,
     annotations: Object.fromEntries(decoded),
   };
-}
-
-/** One call through the socket. @throws ExitError 1 with the status of the answer */
-async function call<I extends DescMethodUnary["input"], O extends DescMethodUnary["output"]>(
-  config: Config,
-  method: { readonly input: I; readonly output: O } & DescMethodUnary,
-  request: MessageInitShape<I>,
-): Promise<MessageShape<O>> {
-  const path = config.kmsEndpoint ?? "";
-  const client = new Client(`unix://${path}`, credentials.createInsecure());
-  try {
-    return await new Promise<MessageShape<O>>((resolve, reject) => {
-      client.makeUnaryRequest(
-        `/${method.parent.typeName}/${method.name}`,
-        (message: MessageShape<I>) => Buffer.from(toBinary(method.input, message)),
-        (bytes: Buffer) => fromBinary(method.output, bytes),
-        create(method.input, request),
-        { deadline: Date.now() + CALL_TIMEOUT_MS },
-        (error, response) => {
-          if (error === null && response !== undefined) {
-            resolve(response);
-          } else {
-            const text = `${status[error?.code ?? status.UNKNOWN]}: ${error?.details ?? "no answer"}`;
-            reject(new ExitError(1, `${method.name} through unix://${path} failed: ${text}`));
-          }
-        },
-      );
-    });
-  } finally {
-    client.close();
-  }
 }
 
 /** Standard input to its end. @throws ExitError 1 above `maxBytes` */

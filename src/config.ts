@@ -1,6 +1,7 @@
 import { parseArgs } from "node:util";
 import { ExitError, PluginError } from "./errors.ts";
 import { COMMANDS, type Command, OPTIONS, type Option } from "./options.ts";
+import { credentialFile } from "./systemd.ts";
 
 type OptionName = keyof typeof OPTIONS;
 
@@ -12,14 +13,36 @@ export type Config = {
 export interface CommandLine {
   readonly command: Command;
   readonly config: Config;
+  /** The name behind `manifest`. */
+  readonly operand: string | undefined;
+  /** The texts that were given, not defaults, by environment name. */
+  readonly given: ReadonlyMap<string, string>;
+  /** One line each; empty but for `doctor`, which reports them. */
+  readonly problems: readonly string[];
 }
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
-const OPTION_LIST: readonly (readonly [OptionName, Option])[] = Object.entries(OPTIONS) as [
+export const OPTION_LIST: readonly (readonly [OptionName, Option])[] = Object.entries(OPTIONS) as [
   OptionName,
   Option,
 ][]; // OPTIONS has no other keys than OptionName
+
+/**
+ * The options of a command. What checks or prepares a serve takes all that serve may find in its
+ * environment.
+ */
+export function optionsOf(command: Command): readonly (readonly [OptionName, Option])[] {
+  const takesThoseOfServe = command === "doctor" || command === "manifest";
+  return OPTION_LIST.filter(
+    ([, { commands, env }]) =>
+      commands.includes(command) ||
+      (takesThoseOfServe && env !== undefined && commands.includes("serve")),
+  );
+}
+
+/** What is looked up on this machine. `manifest` is for another one, and takes the text as it is. */
+const LOCAL_VALUES: readonly (string | undefined)[] = ["FILE", "GROUP"];
 
 /**
  * Reads the command, its flags and the environment. A flag wins over its environment name, and an empty
@@ -39,42 +62,83 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
   if (command === undefined) {
     throw new ExitError(2, `unknown command "${named}"; commands are ${COMMANDS.join(", ")}`);
   }
-  const own = OPTION_LIST.filter(([, option]) => option.commands.includes(command));
+  const own = optionsOf(command);
   const problems: string[] = [];
-  const flags = readFlags(argv.slice(named === undefined ? 0 : 1), own, problems);
+  const { flags, operands } = readArguments(argv.slice(named === undefined ? 0 : 1), own, problems);
+  const maxOperands = command === "manifest" ? 1 : 0;
+  problems.push(...operands.slice(maxOperands).map((one) => `unexpected argument "${one}"`));
   const config: Partial<Record<OptionName, unknown>> = {};
-  const given = new Set<OptionName>();
+  const given = new Map<OptionName, string>();
   for (const [name, option] of own) {
-    const flag = flags.get(name);
-    const variable = option.env === undefined ? undefined : env[option.env];
-    const isUnset = variable === "" && option.emptyIsValue !== true;
-    const text = flag ?? (isUnset ? undefined : variable) ?? option.default;
-    if (text === undefined) {
+    const text = flags.get(name) ?? textOf(option, env, command);
+    if (text !== undefined) {
+      given.set(name, text);
+    }
+    const value = text ?? option.default;
+    if (value === undefined) {
       continue;
     }
-    given.add(name);
     try {
-      config[name] = option.parse(text);
+      const isElsewhere = command === "manifest" && LOCAL_VALUES.includes(option.value);
+      config[name] = isElsewhere ? value : option.parse(value);
     } catch (error) {
       problems.push(`${optionLabel(option)} ${(error as Error).message}`); // parse throws Errors
     }
   }
   problems.push(...missingOrConflicting(command, config as Config, given)); // filled just above
-  if (problems.length > 0) {
+  if (problems.length > 0 && command !== "doctor") {
     throw new ExitError(2, problems.join("\n"));
   }
-  return { command, config: Object.freeze(config) as Config };
+  return {
+    command,
+    config: Object.freeze(config) as Config,
+    operand: operands[0],
+    given: byEnvironmentName(given),
+    problems,
+  };
+}
+
+/** What the environment, or else a credential of systemd, says of an option. */
+function textOf({ env, value, emptyIsValue }: Option, from: Environment, command: Command) {
+  if (env === undefined) {
+    return undefined;
+  }
+  const variable = from[env];
+  if (variable !== undefined && (variable !== "" || emptyIsValue === true)) {
+    return variable;
+  }
+  return value === "FILE" && command !== "manifest"
+    ? credentialFile(from, credentialName(env))
+    : undefined;
+}
+
+/** The credential (LoadCredential=) that stands for a file option: `KMS_USER_ID_FILE` → `kms-user-id`. */
+export function credentialName(env: string): string {
+  return env
+    .replace(/_FILE$/, "")
+    .toLowerCase()
+    .replaceAll("_", "-");
+}
+
+function byEnvironmentName(given: ReadonlyMap<OptionName, string>): ReadonlyMap<string, string> {
+  return new Map(
+    [...given].flatMap(([name, text]) => {
+      const { env }: Option = OPTIONS[name];
+      return env === undefined ? [] : [[env, text] as const];
+    }),
+  );
 }
 
 function emptyCommandLine(command: Command): CommandLine {
-  return { command, config: {} as Config }; // no option applies
+  const config = {} as Config; // no option applies
+  return { command, config, operand: undefined, given: new Map(), problems: [] };
 }
 
-function readFlags(
+function readArguments(
   argv: readonly string[],
   own: readonly (readonly [OptionName, Option])[],
   problems: string[],
-): Map<OptionName, string> {
+): { flags: Map<OptionName, string>; operands: string[] } {
   const options = Object.fromEntries(
     own.flatMap(([, { flag, value }]) =>
       flag === undefined ? [] : [[flag, { type: value === undefined ? "boolean" : "string" }]],
@@ -83,9 +147,10 @@ function readFlags(
   // Not strict: parseArgs would stop at the first problem, and we name all of them.
   const { tokens } = parseArgs({ args: [...argv], options, strict: false, tokens: true });
   const flags = new Map<OptionName, string>();
+  const operands: string[] = [];
   for (const token of tokens) {
     if (token.kind === "positional") {
-      problems.push(`unexpected argument "${token.value}"`);
+      operands.push(token.value);
     } else if (token.kind === "option") {
       const found = own.find(([, { flag }]) => flag === token.name);
       if (found === undefined) {
@@ -99,14 +164,14 @@ function readFlags(
       }
     }
   }
-  return flags;
+  return { flags, operands };
 }
 
 /** What no single option can see. An option that was given but is malformed counts as given. */
 function missingOrConflicting(
   command: Command,
   config: Config,
-  given: ReadonlySet<OptionName>,
+  given: ReadonlyMap<OptionName, string>,
 ): string[] {
   const problems: string[] = [];
   const need = (names: readonly OptionName[], text: string) => {
@@ -128,7 +193,9 @@ function missingOrConflicting(
       );
     }
   };
-  if (command === "serve" || (command === "inspect" && given.has("decrypt"))) {
+  const reachesKey4C =
+    command === "serve" || command === "doctor" || (command === "inspect" && given.has("decrypt"));
+  if (reachesKey4C) {
     if (!given.has("emulator")) {
       const demo = command === "serve" ? "; or try --emulator" : "";
       need(["key4cUrl"], `KEY4C_URL (--key4c-url) is missing: the address of Key4C${demo}`);
@@ -172,56 +239,4 @@ export function optionLabel({ env, flag }: Option): string {
     return `--${flag}`;
   }
   return flag === undefined ? env : `${env} (--${flag})`;
-}
-
-const COMMAND_HELP: Readonly<Record<Command, string>> = {
-  serve: "serve both KMS APIs on a unix socket (the default command)",
-  emulator: "run a Key4C for demos and tests on a loopback address",
-  status: "ask a running plugin for its status; exit code 0 only if it is ok",
-  encrypt: "wrap standard input through a running plugin",
-  inspect: "tell of values of etcd on standard input under which key they are",
-  decrypt: "unwrap standard input, as encrypt wrote it, through a running plugin",
-  version: "print the version",
-  help: "print this help",
-};
-
-/** The text of `--help`. */
-export function helpText(version: string): string {
-  const lines = [
-    `key4c-kms-plugin ${version}: the Kubernetes KMS provider for Key4C`,
-    "",
-    "Usage: key4c-kms-plugin [COMMAND] [OPTION…]",
-    "",
-    "Commands:",
-    ...COMMANDS.map((command) => `  ${command.padEnd(10)}${COMMAND_HELP[command]}`),
-  ];
-  for (const command of COMMANDS) {
-    const own = OPTION_LIST.filter(([, option]) => option.commands.includes(command));
-    if (own.length > 0) {
-      lines.push("", `Options of ${command}:`);
-    }
-    for (const [, { env, flag, value, default: fallback, help }] of own) {
-      const names = [flag && `--${flag}${value ? ` ${value}` : ""}`, env].filter(Boolean);
-      lines.push(
-        `  ${names.join(", ")}`,
-        `      ${help}${fallback === undefined ? "" : ` (default: ${fallback})`}`,
-      );
-    }
-  }
-  return `${lines.join("\n")}\n`;
-}
-
-/** The table of options in the README, in Markdown; a test keeps the two equal. */
-export function optionsTable(): string {
-  const rows = OPTION_LIST.map(([, { env, flag, value, default: fallback, help, commands }]) => {
-    const name = env === undefined ? "" : `\`${env}\``;
-    const shown = flag === undefined ? "" : `\`--${flag}${value ? ` ${value}` : ""}\``;
-    const cells = [name, shown, fallback === undefined ? "" : `\`${fallback}\``, help];
-    return `| ${commands.join(", ")} | ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`;
-  });
-  return [
-    "| command | environment | flag | default | meaning |",
-    "|---|---|---|---|---|",
-    ...rows,
-  ].join("\n");
 }

@@ -57,6 +57,8 @@ export interface Key4COptions {
 export interface KeyDescription {
   /** undefined when the service tells none. */
   readonly version: number | undefined;
+  /** As the service calls it; undefined when it tells none. */
+  readonly algorithm: string | undefined;
 }
 
 /** A local KEK as Key4C wrapped it. */
@@ -89,7 +91,7 @@ export class Key4C {
   async describe(keyId: string): Promise<KeyDescription> {
     const operation = this.#options.profile.describe;
     if (operation === undefined) {
-      return { version: undefined };
+      return { version: undefined, algorithm: undefined };
     }
     const { result, unusableStates } = operation;
     return this.#call("describe", operation, { keyId }, (answer) => {
@@ -99,7 +101,11 @@ export class Key4C {
           isVerdict: true,
         });
       }
-      return { version: readVersion(answer, result.version) };
+      const algorithm = result.algorithm && resolvePointer(answer, result.algorithm);
+      return {
+        version: readVersion(answer, result.version),
+        algorithm: typeof algorithm === "string" ? algorithm : undefined,
+      };
     });
   }
 

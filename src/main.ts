@@ -2,19 +2,22 @@ import { Server } from "@grpc/grpc-js";
 import { version as VERSION } from "../package.json";
 import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./annotations.ts";
 import { decryptCommand, encryptCommand, statusCommand } from "./cli.ts";
-import { type Config, helpText, parseCommandLine, required } from "./config.ts";
+import { type Config, parseCommandLine, required } from "./config.ts";
 import { key4cClient } from "./configured.ts";
+import { doctorCommand } from "./doctor/doctor.ts";
 import { type Emulator, startEmulator } from "./emulator.ts";
 import { decodeEnvelope, encodeEnvelope } from "./envelope.ts";
 import { describeError, ExitError, KINDS, PluginError, toPluginError } from "./errors.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
 import { Health } from "./health.ts";
+import { helpText } from "./help.ts";
 import { serveHttp } from "./http.ts";
 import { inspectCommand } from "./inspect-command.ts";
 import { base32, parseKeyId } from "./key-id.ts";
 import { Keyring } from "./keyring.ts";
 import { type Listener, listen, type Place } from "./listen.ts";
+import { manifestCommand } from "./manifest.ts";
 import { Metrics } from "./metrics.ts";
 import { createLog, type Log } from "./observe.ts";
 import { hardenProcess, print, untilSignal } from "./process.ts";
@@ -242,7 +245,8 @@ function startEmulatorOrExit(options: Parameters<typeof startEmulator>[0]): Emul
 }
 
 async function run(argv: readonly string[]): Promise<void> {
-  const { command, config } = parseCommandLine(argv, process.env);
+  const line = parseCommandLine(argv, process.env);
+  const { command, config } = line;
   const log = createLog({
     level: config.logLevel ?? "info",
     format: config.logFormat ?? (process.stderr.isTTY ? "text" : "json"),
@@ -252,6 +256,14 @@ async function run(argv: readonly string[]): Promise<void> {
     case "emulator":
       hardenProcess(log);
       return command === "serve" ? serve(config, log) : runEmulator(config, log);
+    case "doctor": {
+      const { text, ok } = await doctorCommand(line);
+      await print(text);
+      process.exitCode = ok ? 0 : 1;
+      return;
+    }
+    case "manifest":
+      return print(manifestCommand(line));
     case "status":
       return print(await statusCommand(config));
     case "encrypt":
@@ -269,7 +281,7 @@ async function run(argv: readonly string[]): Promise<void> {
 }
 
 run(process.argv.slice(2)).then(
-  () => process.exit(0),
+  () => process.exit(),
   (error: unknown) => {
     // One line each; a stack would show minified source.
     for (const line of describeError(error).split("\n")) {

@@ -140,6 +140,22 @@ export function loopbackAddress(text: string): Address {
   return found;
 }
 
+/** A path that a unit or a pod names: without what their syntax would take for something else. */
+export function absolutePath(text: string): string {
+  if (!/^(\/[0-9A-Za-z._+@=-]+)+$/.test(text)) {
+    throw new Error("must be an absolute path of letters, digits and . _ + @ = -");
+  }
+  return text;
+}
+
+/** kube-apiserver puts it before every stored value, between colons. */
+export function providerName(text: string): string {
+  if (!/^[0-9A-Za-z.-]{1,63}$/.test(text)) {
+    throw new Error("must be 1 to 63 letters, digits, dots and dashes");
+  }
+  return text;
+}
+
 /** undefined when empty: no HTTP. */
 export function httpAddress(text: string): Address | undefined {
   return text === "" ? undefined : address(text);

@@ -1,6 +1,8 @@
+import { version as VERSION } from "../package.json";
 import { readSmallFile } from "./files.ts";
 import { LOG_FORMATS, LOG_LEVELS } from "./observe.ts";
 import {
+  absolutePath,
   certificates,
   duration,
   group,
@@ -13,6 +15,7 @@ import {
   oneOf,
   parseSecret,
   privateKey,
+  providerName,
   secretFile,
   serviceUrl,
   socketMode,
@@ -22,6 +25,8 @@ import { parseProfile } from "./profile.ts";
 
 export const COMMANDS = [
   "serve",
+  "doctor",
+  "manifest",
   "emulator",
   "status",
   "encrypt",
@@ -54,6 +59,7 @@ const text = (value: string) => value;
 const yes = () => true;
 
 const SERVE = ["serve"] as const;
+const MANIFEST = ["manifest"] as const;
 const CLIENTS = ["status", "encrypt", "decrypt", "inspect"] as const;
 /** What talks to Key4C itself: inspect only with --decrypt. */
 const KEY4C = ["serve", "inspect"] as const;
@@ -300,10 +306,10 @@ export const OPTIONS = {
   },
   api: {
     flag: "api",
-    commands: ["encrypt"],
+    commands: ["encrypt", "manifest"],
     value: "v1|v2",
     default: "v2",
-    help: "KMS API to call; v1 gives the raw cipher, v2 one JSON line",
+    help: "KMS API to call, or to configure; encrypt gives the raw cipher for v1, one JSON line for v2",
     parse: oneOf(["v1", "v2"]),
   },
   etcdKey: {
@@ -328,8 +334,8 @@ export const OPTIONS = {
   },
   json: {
     flag: "json",
-    commands: ["inspect"],
-    help: "One JSON object a line instead of tabs",
+    commands: ["inspect", "doctor"],
+    help: "JSON: of inspect one object a line, of doctor one array",
     parse: yes,
   },
   decrypt: {
@@ -337,6 +343,45 @@ export const OPTIONS = {
     commands: ["inspect"],
     help: "Decrypt through Key4C, without an API server, and print in clear text: for emergencies",
     parse: yes,
+  },
+  encryptionConfiguration: {
+    flag: "encryption-configuration",
+    commands: ["doctor", "manifest"],
+    value: "FILE",
+    help: "kube-apiserver's EncryptionConfiguration: doctor checks it, manifests name its path",
+    parse: text,
+  },
+  providerName: {
+    flag: "provider-name",
+    commands: MANIFEST,
+    value: "NAME",
+    default: "key4c-kms-plugin",
+    help: "Name of the provider in the EncryptionConfiguration; it can never be changed once data are written",
+    parse: providerName,
+  },
+  image: {
+    flag: "image",
+    commands: MANIFEST,
+    value: "IMAGE",
+    default: `key4c-kms-plugin:${VERSION}`,
+    help: "Image of the static pod",
+    parse: text,
+  },
+  runAsUser: {
+    flag: "run-as-user",
+    commands: MANIFEST,
+    value: "UID",
+    default: "0",
+    help: "User of the static pod; another than 0 needs directories prepared for it",
+    parse: integer(0, 2 ** 31 - 1),
+  },
+  binary: {
+    flag: "binary",
+    commands: MANIFEST,
+    value: "/PATH",
+    default: "/usr/local/bin/key4c-kms-plugin",
+    help: "Where systemd finds the plugin",
+    parse: absolutePath,
   },
   wait: {
     flag: "wait",

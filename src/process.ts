@@ -5,9 +5,14 @@ import type { Log } from "./observe.ts";
 /** Values that Bun obeys even in a compiled binary: one prints tokens and keys, one ends TLS checks. */
 const FORBIDDEN_ENVIRONMENT = ["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"];
 
+/** Those of them that are set. */
+export function forbiddenEnvironment(): string[] {
+  return FORBIDDEN_ENVIRONMENT.filter((name) => process.env[name] !== undefined);
+}
+
 /** What holds for every process that stays, or that may talk to Key4C. */
 export function hardenProcess(log: Log): void {
-  const found = FORBIDDEN_ENVIRONMENT.filter((name) => process.env[name] !== undefined);
+  const found = forbiddenEnvironment();
   if (found.length > 0) {
     throw new ExitError(
       2,

@@ -7,7 +7,7 @@ import defaultProfile from "./key4c.profile.json";
 export interface Profile {
   /** Absent: the service tells no version and no state of a key. */
   readonly describe?: Operation & {
-    readonly result: { readonly version?: Pointer; readonly state?: Pointer };
+    readonly result: { readonly [R in DescribeResult]?: Pointer };
     /** Values of `state` under which a key must not be used. */
     readonly unusableStates: readonly string[];
   };
@@ -24,6 +24,10 @@ export interface Profile {
     readonly kinds: Readonly<Record<string, RemoteErrorKind>>;
   };
 }
+
+/** What a describe may tell; `algorithm` is for the doctor only. */
+const DESCRIBE_RESULTS = ["version", "state", "algorithm"] as const;
+type DescribeResult = (typeof DESCRIBE_RESULTS)[number];
 
 export interface Operation {
   readonly method: (typeof METHODS)[number];
@@ -213,7 +217,7 @@ function readProfile(check: Checker, document: Json): Profile {
     "errors",
   ]);
   const sharedHeaders = top["headers"];
-  const operation = (name: string, payload: readonly Placeholder[], results: string[]) => {
+  const operation = (name: string, payload: readonly Placeholder[], results: readonly string[]) => {
     const known = ["method", "path", "headers", "body", "result"];
     const own = name === "describe" ? [...known, "unusableStates"] : known;
     const members = check.object(top[name], `/${name}`, own);
@@ -227,7 +231,7 @@ function readProfile(check: Checker, document: Json): Profile {
   const encrypt = operation("encrypt", ["plaintext", "aad"], ["ciphertext", "version"]);
   const decrypt = operation("decrypt", ["ciphertext", "aad"], ["plaintext"]);
   const describe =
-    top["describe"] === undefined ? undefined : operation("describe", [], ["version", "state"]);
+    top["describe"] === undefined ? undefined : operation("describe", [], DESCRIBE_RESULTS);
   for (const [name, { read }, payload] of [
     ["encrypt", encrypt, "plaintext"],
     ["decrypt", decrypt, "ciphertext"],
@@ -250,7 +254,11 @@ function readProfile(check: Checker, document: Json): Profile {
     ...(describe && {
       describe: {
         ...describe.read,
-        result: { ...describe.optionalPointer("version"), ...describe.optionalPointer("state") },
+        result: {
+          ...describe.optionalPointer("version"),
+          ...describe.optionalPointer("state"),
+          ...describe.optionalPointer("algorithm"),
+        },
         unusableStates: readUnusableStates(check, describe.members),
       },
     }),

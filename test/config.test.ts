@@ -2,8 +2,9 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { helpText, parseCommandLine } from "../src/config.ts";
+import { parseCommandLine } from "../src/config.ts";
 import { ExitError } from "../src/errors.ts";
+import { helpText } from "../src/help.ts";
 import { OPTIONS } from "../src/options.ts";
 import { temporaryDirectory, temporaryFile } from "./support.ts";
 

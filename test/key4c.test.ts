@@ -14,7 +14,7 @@ test("wraps, unwraps and describes by the contract", async () => {
   const wrapped = await key4c.wrap("demo", LOCAL_KEK, AAD);
   expect(wrapped).toMatchObject({ version: 1, aadSent: true });
   expect(await key4c.unwrap("demo", wrapped.ciphertext, AAD)).toEqual(LOCAL_KEK);
-  expect(await key4c.describe("demo")).toEqual({ version: 1 });
+  expect(await key4c.describe("demo")).toEqual({ version: 1, algorithm: "AES" });
   expect(await kindOf(key4c.unwrap("demo", wrapped.ciphertext, Buffer.from("x")))).toBe("invalid");
   expect(await kindOf(key4c.unwrap("demo", "AAAA", AAD))).toBe("invalid");
 });
@@ -24,7 +24,7 @@ test("a rotated key has a higher version and unwraps what older ones wrapped", a
   const key4c = key4cClient({ url });
   const { ciphertext } = await key4c.wrap("demo", LOCAL_KEK, AAD);
   await control("POST", "keys/demo/rotate");
-  expect(await key4c.describe("demo")).toEqual({ version: 2 });
+  expect(await key4c.describe("demo")).toEqual({ version: 2, algorithm: "AES" });
   expect(await key4c.wrap("demo", LOCAL_KEK, AAD)).toMatchObject({ version: 2 });
   expect(await key4c.unwrap("demo", ciphertext, AAD)).toEqual(LOCAL_KEK);
 });
