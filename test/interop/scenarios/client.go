@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -56,17 +57,18 @@ resources:
   - identity: {}
 `
 
-// kmsThenIdentity is an encryption configuration that encrypts with the plugin and still reads plaintext.
-// Its timeout is kube-apiserver's default.
-func kmsThenIdentity(api, endpoint string) string {
-	return fmt.Sprintf(`apiVersion: apiserver.config.k8s.io/v1
-kind: EncryptionConfiguration
-resources:
-- resources: [secrets]
-  providers:
-  - kms: {apiVersion: %s, name: %s, endpoint: %q, timeout: %s}
-  - identity: {}
-`, api, providerName, endpoint, callTimeout)
+// kmsThenIdentity is the encryption configuration that the binary prints: it encrypts with the plugin and still
+// reads plaintext. Its timeout is kube-apiserver's default.
+func kmsThenIdentity(t *testing.T, api, endpoint string) string {
+	t.Helper()
+	command := exec.Command(pluginBinary(t), "manifest", "encryption-configuration",
+		"--api", api, "--endpoint", endpoint, "--provider-name", providerName)
+	command.Env = []string{} // not ours
+	text, err := command.Output()
+	if err != nil {
+		t.Fatalf("manifest encryption-configuration: %v", err)
+	}
+	return string(text)
 }
 
 // writeConfig replaces the file in one step, as an operator should: a half-written one is never seen.
@@ -91,7 +93,7 @@ type apiServer struct {
 func startAPIServer(t *testing.T, client Client, api string, plugin *plugin) *apiServer {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "encryption.yaml")
-	writeConfig(t, path, kmsThenIdentity(api, plugin.endpoint()))
+	writeConfig(t, path, kmsThenIdentity(t, api, plugin.endpoint()))
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	config, err := client.Load(ctx, path, false)

@@ -51,7 +51,7 @@ func ReloadTurnsEncryptionOn(t *testing.T, client Client) {
 			return err
 		})
 		load.progress(t, callerCount)
-		writeConfig(t, path, kmsThenIdentity(api, plugin.endpoint()))
+		writeConfig(t, path, kmsThenIdentity(t, api, plugin.endpoint()))
 		waitUntil(t, 20*time.Second, "writes to come out encrypted", func() error {
 			o := newObject("written-after")
 			if err := o.write(server); err != nil {
