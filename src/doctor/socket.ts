@@ -1,6 +1,6 @@
 /** The plugin's socket: who may reach it, and whether a plugin serves both APIs on it. */
 import { randomBytes } from "node:crypto";
-import { lstatSync, statSync } from "node:fs";
+import { lstatSync, type Stats, statSync } from "node:fs";
 import { connect } from "node:net";
 import { dirname } from "node:path";
 import { API_SERVER_TIMEOUT_MS, callPlugin } from "../client.ts";
@@ -29,7 +29,7 @@ export async function checkSocket(config: Config): Promise<Check[]> {
 
 function checkDirectory(directory: string): Check {
   const check = "directory";
-  const found = statSync(directory, { throwIfNoEntry: false });
+  const found = whatIs(() => statSync(directory));
   if (found === undefined) {
     return pass(check, `${directory} is not there: serve makes it, with mode 0700`);
   }
@@ -48,7 +48,7 @@ function checkDirectory(directory: string): Check {
 
 function checkSocketFile(path: string, answer: string): Check {
   const check = "socket";
-  const found = lstatSync(path, { throwIfNoEntry: false });
+  const found = whatIs(() => lstatSync(path));
   if (found === undefined) {
     return skip(check, `${path} is not there: no plugin runs yet`);
   }
@@ -76,6 +76,15 @@ function checkSocketFile(path: string, answer: string): Check {
       return fail(check, `${path} ${mode}: this user may not connect`, "run the doctor as root");
     default:
       return fail(check, `${path}: ${answer}`, "restart the plugin");
+  }
+}
+
+/** undefined where there is nothing, or no way to it. */
+function whatIs(look: () => Stats): Stats | undefined {
+  try {
+    return look();
+  } catch {
+    return undefined;
   }
 }
 

@@ -1,49 +1,20 @@
 /** Transport to Key4C: what the compiled binary trusts and presents. */
 import { beforeAll, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { $ } from "bun";
+import { makePki, startHttpsEmulator } from "../pki.ts";
 import { fakeServer, onTestEnd, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
 
-/** Certificates of this run: a CA, a server for localhost, one for another name, a client. */
-const pki = mkdtempSync(join(tmpdir(), "k4c-pki-"));
-process.on("exit", () => rmSync(pki, { recursive: true }));
-const file = (name: string) => join(pki, name);
-
-async function issue(name: string, subjectAltName: string, ca = "ca"): Promise<void> {
-  const days = [
-    "-days",
-    "2",
-    "-subj",
-    `/CN=${name}`,
-    "-addext",
-    `subjectAltName=${subjectAltName}`,
-  ];
-  const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-  const by = name === ca ? [] : ["-CA", file(`${ca}.pem`), "-CAkey", file(`${ca}.key`)];
-  await $`openssl req -x509 ${key} -keyout ${file(`${name}.key`)} -out ${file(`${name}.pem`)} ${days} ${by}`.quiet();
-}
+const pki = makePki();
+const { file } = pki;
 
 beforeAll(async () => {
-  await issue("ca", "DNS:ca");
-  await issue("server", "DNS:localhost,IP:127.0.0.1");
-  await issue("elsewhere", "DNS:elsewhere.example");
-  await issue("client", "DNS:client");
+  await pki.issue("server", "DNS:localhost,IP:127.0.0.1");
+  await pki.issue("elsewhere", "DNS:elsewhere.example");
+  await pki.issue("client", "DNS:client");
 });
 
-/** An emulator of its own process that speaks https. */
-async function httpsEmulator(certificate: string): Promise<string> {
-  const args = ["emulator", "--listen", "127.0.0.1:0"];
-  const files = [
-    "--tls-cert-file",
-    file(`${certificate}.pem`),
-    "--tls-key-file",
-    file(`${certificate}.key`),
-  ];
-  const running = startBinary([...args, ...files]);
-  return (await running.until(/export KEY4C_URL=(https:\/\/\S+)/))[1] ?? "";
-}
+const httpsEmulator = (certificate: string) => startHttpsEmulator(pki, certificate);
 
 test("trusts the CA it is given", async () => {
   await startPlugin(await httpsEmulator("server"), { KEY4C_CA_FILE: file("ca.pem") });

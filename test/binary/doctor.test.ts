@@ -1,0 +1,275 @@
+/** The doctor of the compiled binary against a setup that is well, and one broken setup for each check. */
+import { expect, test } from "bun:test";
+import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { Server, ServerCredentials } from "@grpc/grpc-js";
+import type { Check } from "../../src/doctor/check.ts";
+import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
+import { addService } from "../../src/rpc.ts";
+import { makePki, startHttpsEmulator } from "../pki.ts";
+import {
+  BINARY,
+  emulator,
+  fakeServer,
+  onTestEnd,
+  silentLog,
+  startBinary,
+  startPlugin,
+  temporaryDirectory,
+} from "../support.ts";
+
+const pki = makePki();
+
+/** Runs the doctor with nothing in its environment but `env`. */
+async function doctor(env: Record<string, string>, ...flags: string[]) {
+  const child = Bun.spawn([BINARY, "doctor", "--json", ...flags], { env, stderr: "pipe" });
+  const checks = (await child.stdout.json()) as Check[];
+  return {
+    exitCode: await child.exited,
+    stderr: await child.stderr.text(),
+    failed: checks.filter(({ result }) => result === "fail"),
+    of: (name: string) => checks.find(({ check }) => check === name),
+    checks,
+  };
+}
+
+/** What a configuration must have, on a socket that nobody serves. */
+function setup(url: string, env: Record<string, string> = {}) {
+  const KMS_ENDPOINT = `unix://${temporaryDirectory()}/kms.sock`;
+  return { KMS_ENDPOINT, KEY4C_URL: url, KMS_KEY_ID: "demo", KMS_USER_ID: "the-token", ...env };
+}
+
+/** Expects that one check fails, saying so and what to do, and that the exit code is 1. */
+async function expectFault(
+  env: Record<string, string>,
+  [check, detail, remedy]: readonly [string, RegExp, RegExp],
+  ...flags: string[]
+) {
+  const { exitCode, failed, checks, stderr } = await doctor(env, ...flags);
+  expect({ exitCode, stderr }).toEqual({ exitCode: 1, stderr: "" });
+  expect(failed).toEqual([
+    {
+      check,
+      result: "fail",
+      detail: expect.stringMatching(detail),
+      remedy: expect.stringMatching(remedy),
+    },
+  ]);
+  expect(JSON.stringify(checks)).not.toContain("the-token");
+}
+
+test("before the installation: everything but the plugin is there", async () => {
+  await pki.issue("server", "DNS:localhost");
+  const url = (await startHttpsEmulator(pki, "server")).replace("127.0.0.1", "localhost");
+  const { exitCode, of } = await doctor(setup(url, { KEY4C_CA_FILE: pki.file("ca.pem") }));
+  expect(exitCode).toBe(0);
+  for (const [name, detail] of [
+    ["configuration", /complete/],
+    ["name", /^localhost is 127\.0\.0\.1|::1/],
+    ["connection", /^TLSv1\.3, certificate valid until 20/],
+    ["credential", /accepted/],
+    ["key", /^demo: AES, version 1$/],
+    [
+      "wrap and unwrap",
+      /^\d+ ms for both, of the 3000 ms .* key_id k4c-fbajn2fxsguq6aegzffhmyn5zi\.v1$/,
+    ],
+  ] as const) {
+    expect(of(name)).toMatchObject({ result: "pass", detail: expect.stringMatching(detail) });
+  }
+  expect(of("socket")).toMatchObject({
+    result: "skip",
+    detail: expect.stringContaining("no plugin runs yet"),
+  });
+});
+
+test("after it: the plugin serves both APIs and every authority", async () => {
+  const key4c = emulator();
+  const { socket } = await startPlugin(key4c.url);
+  const env = setup(key4c.url, { KMS_ENDPOINT: `unix://${socket}` });
+  const { exitCode, of } = await doctor(env);
+  expect(exitCode).toBe(0);
+  for (const name of [
+    "directory",
+    "socket",
+    "plugin, Status",
+    "plugin, key",
+    "plugin, KMS v2",
+    "plugin, KMS v1",
+  ]) {
+    expect(of(name)).toMatchObject({ result: "pass" });
+  }
+  expect(of("plugin, authorities")).toMatchObject({
+    result: "pass",
+    detail: `serves ${socket}, ${encodeURIComponent(socket)}, localhost`,
+  });
+  const text = Bun.spawn([BINARY, "doctor"], { env });
+  const lines = (await text.stdout.text()).split("\n").filter(Boolean);
+  expect(lines.every((line) => /^[✓–] [^:]+: .+$/.test(line))).toBe(true);
+});
+
+test("configuration: each problem is a line, and nothing is asked of Key4C", async () => {
+  const { failed, of, exitCode } = await doctor({
+    KMS_PROBE_INTERVAL: "soon",
+    KMS_ENDPOINT: "/kms.sock",
+  });
+  expect(exitCode).toBe(1);
+  expect(failed.map(({ check }) => check)).toEqual(Array(5).fill("configuration"));
+  expect(failed.map(({ detail }) => detail.split(" ")[0]).sort()).toEqual(
+    ["KEY4C_URL", "KMS_ENDPOINT", "KMS_KEY_ID", "KMS_PROBE_INTERVAL", "KMS_USER_ID"].sort(),
+  );
+  expect(of("wrap and unwrap")).toMatchObject({ result: "skip" });
+});
+
+test("an environment that serve refuses", async () => {
+  const fault = ["configuration", /^NODE_TLS_REJECT_UNAUTHORIZED is set/, /^unset /] as const;
+  await expectFault(setup(emulator().url, { NODE_TLS_REJECT_UNAUTHORIZED: "0" }), fault);
+});
+
+test("a name that does not resolve", async () => {
+  await expectFault(setup("https://no-such-host.invalid"), [
+    "name",
+    /^no-such-host\.invalid does not resolve/,
+    /correct KEY4C_URL, or \/etc\/resolv\.conf/,
+  ]);
+});
+
+test("nobody listens", async () => {
+  const closed = createServer();
+  await new Promise<void>((resolve) => closed.listen(0, "127.0.0.1", resolve));
+  const { port } = closed.address() as { port: number };
+  closed.close();
+  await expectFault(setup(`http://127.0.0.1:${port}`), [
+    "connection",
+    /ECONNREFUSED/,
+    /check KEY4C_URL/,
+  ]);
+});
+
+test("certificates: unknown CA, another host, expired", async () => {
+  await pki.issue("server", "DNS:localhost,IP:127.0.0.1");
+  await pki.issue("elsewhere", "DNS:elsewhere.example");
+  await pki.issue("soon", "DNS:localhost,IP:127.0.0.1", 3);
+  await pki.issueExpired("expired", "DNS:localhost,IP:127.0.0.1");
+  const ca = { KEY4C_CA_FILE: pki.file("ca.pem") };
+  for (const [certificate, env, detail, remedy] of [
+    ["server", {}, /UNABLE|SELF_SIGNED/, /KEY4C_CA_FILE/],
+    ["elsewhere", ca, /ALTNAME/, /let KEY4C_URL name a host/],
+    ["expired", ca, /CERT_HAS_EXPIRED/, /renewed/],
+    ["soon", ca, /valid until/, /about to expire/],
+  ] as const) {
+    const url = await startHttpsEmulator(pki, certificate);
+    await expectFault(setup(url, env), ["connection", detail, remedy]);
+  }
+});
+
+test("credential, key and answers that are not the service's", async () => {
+  const refusing = (status: number, body: object | string) =>
+    fakeServer(() =>
+      typeof body === "string" ? new Response(body, { status }) : Response.json(body, { status }),
+    ).url;
+  const denied = refusing(401, { code: "DENIED" });
+  await expectFault(setup(denied), ["credential", /401 DENIED/, /correct KMS_USER_ID/]);
+  const { control, url } = emulator();
+  await control("POST", "keys/demo/disable");
+  await expectFault(setup(url), ["key", /the key is DISABLED/, /exists and is enabled/]);
+  await expectFault(setup(url, { KMS_KEY_ID: "absent" }), ["key", /404/, /exists and is enabled/]);
+  const page = refusing(200, "<html>");
+  await expectFault(setup(page), ["key", /not JSON/, /is this the service\?/]);
+  const rsa = refusing(200, { version: 1, state: "ENABLED", algorithm: "RSA" });
+  await expectFault(setup(rsa), ["key", /RSA/, /name an AES key/]);
+});
+
+test("a service that does not give back what it wrapped", async () => {
+  const { url } = fakeServer((request) => {
+    const path = new URL(request.url).pathname;
+    return Response.json(
+      path.endsWith("/encrypt")
+        ? { ciphertext: "AAAA", version: 1 }
+        : path.endsWith("/decrypt")
+          ? { plaintext: Buffer.alloc(32).toString("base64") }
+          : { version: 1, state: "ENABLED", algorithm: "AES" },
+    );
+  });
+  await expectFault(setup(url), ["wrap and unwrap", /does not give back/, /KEY4C_PROFILE/]);
+});
+
+test("a previous key that is gone", async () => {
+  const key4c = emulator({ keyIds: ["demo", "old"] });
+  await key4c.control("POST", "keys/old/delete");
+  await expectFault(setup(key4c.url, { KMS_PREVIOUS_KEY_IDS: "old" }), [
+    "previous key",
+    /^old: .*DELETED/,
+    /KMS_PREVIOUS_KEY_IDS/,
+  ]);
+});
+
+test("directory and socket that others could use, or that are not what they should be", async () => {
+  const { url } = emulator();
+  const shared = join(temporaryDirectory(), "shared");
+  mkdirSync(shared);
+  chmodSync(shared, 0o1777);
+  const at = (path: string) => setup(url, { KMS_ENDPOINT: `unix://${path}` });
+  await expectFault(at(join(shared, "kms.sock")), ["directory", /01777: others can write/, /0700/]);
+
+  const file = join(temporaryDirectory(), "file");
+  writeFileSync(file, "");
+  await expectFault(at(file), ["socket", /is not a socket/, /remove it/]);
+  await expectFault(at(join(file, "kms.sock")), [
+    "directory",
+    /is not a directory/,
+    /KMS_ENDPOINT/,
+  ]);
+
+  const open = await startPlugin(url, { KMS_SOCKET_MODE: "0666" });
+  await expectFault(at(open.socket), ["socket", /0666: every user/, /KMS_SOCKET_MODE=0600/]);
+
+  const killed = await startPlugin(url);
+  await killed.stop("SIGKILL");
+  await expectFault(at(killed.socket), ["socket", /nobody listens/, /start the plugin/]);
+});
+
+test("a plugin that is not ok, or wraps under another key", async () => {
+  const key4c = emulator({ keyIds: ["demo", "other"] });
+  const { socket } = await startPlugin(key4c.url);
+  const env = setup(key4c.url, { KMS_ENDPOINT: `unix://${socket}`, KMS_KEY_ID: "other" });
+  await expectFault(env, ["plugin, key", /does not stand for KMS_KEY_ID \(other\)/, /restart/]);
+
+  const lost = `unix://${temporaryDirectory()}/kms.sock`;
+  const waiting = startBinary(
+    ["serve"],
+    setup("http://127.0.0.1:9", { KMS_ENDPOINT: lost, KMS_HTTP_ADDRESS: "" }),
+  );
+  await waiting.until(/not usable yet/);
+  const { failed } = await doctor(setup(key4c.url, { KMS_ENDPOINT: lost }));
+  expect(failed.map(({ check }) => check)).toEqual([
+    "plugin, Status",
+    "plugin, KMS v2",
+    "plugin, KMS v1",
+  ]);
+  expect(failed[0]).toMatchObject({
+    detail: expect.stringContaining("UNAVAILABLE"),
+    remedy: expect.stringContaining("log"),
+  });
+});
+
+test("a plugin that refuses the authority of old API servers", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const grpc = new Server();
+  const version = () => ({ version: "v1beta1" });
+  const unused = () => ({});
+  const log = silentLog;
+  addService(grpc, V1, { version, encrypt: unused, decrypt: unused }, { api: "v1", log });
+  const bound = Promise.withResolvers<number>();
+  grpc.bindAsync(`unix:${socket}`, ServerCredentials.createInsecure(), (error, port) =>
+    error === null ? bound.resolve(port) : bound.reject(error),
+  );
+  await bound.promise;
+  onTestEnd(() => grpc.forceShutdown());
+  const { of } = await doctor(setup(emulator().url, { KMS_ENDPOINT: `unix://${socket}` }));
+  expect(of("plugin, authorities")).toMatchObject({
+    result: "fail",
+    detail: expect.stringContaining(`:authority ${socket} is refused`),
+    remedy: expect.stringContaining("cannot serve every kube-apiserver"),
+  });
+});
