@@ -63,8 +63,8 @@ export function manifestCommand(line: CommandLine): string {
   return manifest.text(line);
 }
 
-/** Where the credential lies when no file is named. */
-const DEFAULT_USER_ID_FILE = "/etc/key4c-kms/user-id";
+/** Where the credentials lie when no file is named. */
+const SECRETS_DIRECTORY = "/etc/key4c-kms";
 /** kubeadm mounts this directory into the API server. */
 const KUBEADM_PKI = "/etc/kubernetes/pki";
 
@@ -219,7 +219,10 @@ function serveSettings({ config, given }: CommandLine): [string, string][] {
 function serveFiles({ given }: CommandLine): [string, string][] {
   const files = new Map([...given].filter(([name]) => isFile(name)));
   if (!files.has("KMS_USER_ID_FILE")) {
-    files.set("KMS_USER_ID_FILE", DEFAULT_USER_ID_FILE);
+    files.set("KMS_USER_ID_FILE", `${SECRETS_DIRECTORY}/user-id`);
+  }
+  if (given.has("KMS_API_KEY") && !files.has("KMS_API_KEY_FILE")) {
+    files.set("KMS_API_KEY_FILE", `${SECRETS_DIRECTORY}/api-key`);
   }
   return [...files].map(([name, text]) => [name, path(name, text)]);
 }

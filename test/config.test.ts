@@ -168,3 +168,21 @@ test("help names every option and every command", () => {
   }
   expect(help).toContain("key4c-kms-plugin 1.2.3");
 });
+
+test("a credential of systemd stands for an option that names a file", () => {
+  const directory = temporaryDirectory();
+  writeFileSync(join(directory, "kms-user-id"), "from-systemd\n");
+  const env = {
+    KEY4C_URL: "https://key4c.example",
+    KMS_KEY_ID: "k",
+    CREDENTIALS_DIRECTORY: directory,
+  };
+  expect(parseCommandLine([], env).config.kmsUserIdFile?.current).toBe("from-systemd");
+  const other = temporaryFile("from-file");
+  const { config } = parseCommandLine(["--user-id-file", other], env);
+  expect(config.kmsUserIdFile?.current).toBe("from-file");
+  writeFileSync(join(directory, "kms-api-key"), "two words");
+  expect(problems([], env)).toEqual([
+    `KMS_API_KEY_FILE (--api-key-file) the content of ${join(directory, "kms-api-key")} must be 1 to 4096 visible ASCII characters`,
+  ]);
+});

@@ -95,3 +95,11 @@ func TestUnreadAnswersAreBounded(t *testing.T) {
 func TestEncryptWaitsForTheFirstLocalKEK(t *testing.T) {
 	scenarios.EncryptWaitsForTheFirstLocalKEK(t)
 }
+
+func TestTellsSystemd(t *testing.T) {
+	scenarios.TellsSystemd(t)
+}
+
+func TestOthersOfSystemdAreRefused(t *testing.T) {
+	scenarios.OthersOfSystemdAreRefused(t)
+}

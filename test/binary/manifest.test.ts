@@ -1,0 +1,238 @@
+/** What the compiled binary prints for an installation, in the hands of the tools that will read it. */
+import { beforeAll, expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { STATES } from "../../src/health.ts";
+import { BINARY, emulator, startPlugin, startProcess, temporaryDirectory } from "../support.ts";
+
+const SERVE = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "demo" };
+
+beforeAll(() => {
+  for (const tool of ["systemd-analyze", "promtool", "strace"]) {
+    if (Bun.which(tool) === null) {
+      throw new Error(`${tool} is missing: .ci/setup installs it`);
+    }
+  }
+});
+
+async function run(command: readonly string[], env: Record<string, string> = {}) {
+  const child = Bun.spawn([...command], { env, stdout: "pipe", stderr: "pipe" });
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  return { stdout, stderr, exitCode: await child.exited };
+}
+
+const print = (name: string, flags: readonly string[] = [], env: Record<string, string> = SERVE) =>
+  run([BINARY, "manifest", name, ...flags], env);
+
+/** Writes both units to a directory; systemd-analyze wants to find what ExecStart names. */
+async function units(...flags: string[]) {
+  const directory = temporaryDirectory();
+  const paths = ["service", "socket"].map((kind) => join(directory, `key4c-kms-plugin.${kind}`));
+  for (const [index, kind] of ["systemd-service", "systemd-socket"].entries()) {
+    const { stdout } = await print(kind, ["--binary", BINARY, ...flags]);
+    writeFileSync(paths[index] ?? "", stdout);
+  }
+  return { paths, service: readFileSync(paths[0] ?? "", "utf8") };
+}
+
+test("without a name: the list; each name of it prints something", async () => {
+  const { stdout, exitCode } = await run([BINARY, "manifest"]);
+  const names = stdout
+    .split("\n")
+    .filter(Boolean)
+    .map((line) => line.split(" ")[0] ?? "");
+  expect(exitCode).toBe(0);
+  expect(names).toContain("static-pod");
+  expect(names).toHaveLength(9);
+  for (const name of names) {
+    const { stdout: text, stderr } = await print(name);
+    expect({ name, stderr, placeholder: name !== "grafana" && /\{\{\w+\}\}/.test(text) }).toEqual({
+      name,
+      stderr: "",
+      placeholder: false,
+    });
+    expect(text.length).toBeGreaterThan(100);
+  }
+});
+
+test("wrong usage: nothing is printed, exit code 2", async () => {
+  for (const [args, message] of [
+    [["nonsense"], 'no manifest "nonsense"; there are static-pod'],
+    [["static-pod", "twice"], 'unexpected argument "twice"'],
+    [
+      ["static-pod", "--endpoint", "unix:///run/a b/kms.sock"],
+      "KMS_ENDPOINT must be an absolute path of",
+    ],
+    [["static-pod", "--user-id-file", "user-id"], "KMS_USER_ID_FILE must be an absolute path"],
+    [
+      ["k3s", "--encryption-configuration", "e.yaml"],
+      "--encryption-configuration must be an absolute path",
+    ],
+    [["systemd-service", "--binary", "plugin"], "--binary must be an absolute path"],
+    [
+      ["static-pod", "--probe-interval", "soon"],
+      "KMS_PROBE_INTERVAL (--probe-interval) must be a duration",
+    ],
+  ] as const) {
+    const { stdout, stderr, exitCode } = await print(args[0], args.slice(1));
+    expect({ stdout, exitCode }).toEqual({ stdout: "", exitCode: 2 });
+    expect(stderr).toContain(message);
+  }
+  const bare = await print("static-pod", [], {});
+  expect([bare.exitCode, bare.stderr]).toEqual([
+    2,
+    "key4c-kms-plugin: KEY4C_URL is missing\nkey4c-kms-plugin: KMS_KEY_ID is missing\n",
+  ]);
+});
+
+test("a secret in the environment is not printed; its file is named", async () => {
+  const env = { ...SERVE, KMS_USER_ID: "the-token", KMS_API_KEY: "the-key" };
+  for (const name of ["static-pod", "systemd-service"]) {
+    const { stdout } = await print(name, [], env);
+    expect(stdout).not.toContain("the-token");
+    expect(stdout).not.toContain("the-key");
+    expect(stdout).toContain("/etc/key4c-kms/user-id");
+    expect(stdout).toContain("/etc/key4c-kms/api-key");
+  }
+});
+
+test("units: systemd-analyze verify has nothing to say, exposure is at most 1.5", async () => {
+  const odd = [
+    "--key-id",
+    '50%"\\x',
+    "--key4c-ca-file",
+    "/etc/key4c-kms/ca.pem",
+    "--socket-group",
+    "daemon",
+  ];
+  for (const flags of [[], odd]) {
+    const { paths, service } = await units(...flags);
+    expect(await run(["systemd-analyze", "verify", ...paths])).toEqual({
+      stdout: "",
+      stderr: "",
+      exitCode: 0,
+    });
+    const security = [
+      "systemd-analyze",
+      "security",
+      "--offline=true",
+      "--threshold=15",
+      paths[0] ?? "",
+    ];
+    const { stdout, exitCode } = await run(security);
+    expect([exitCode, stdout.match(/exposure level .*: (\d\.\d)/)?.[1]]).toEqual([
+      0,
+      expect.any(String),
+    ]);
+    expect(service).toMatch(/^Type=notify$/m);
+  }
+  // It can say something.
+  const { paths, service } = await units();
+  writeFileSync(paths[0] ?? "", service.replace("Restart=always", "Restart=sometimes"));
+  expect((await run(["systemd-analyze", "verify", ...paths])).stderr).toContain("sometimes");
+});
+
+/** The syscalls that a set such as `@system-service` stands for. */
+async function syscalls(set: string): Promise<string[]> {
+  const { stdout } = await run(["systemd-analyze", "syscall-filter", set]);
+  const members = stdout
+    .split("\n")
+    .slice(1)
+    .map((line) => line.trim())
+    .filter((line) => line !== "" && !line.startsWith("#"));
+  return (
+    await Promise.all(members.map((one) => (one.startsWith("@") ? syscalls(one) : [one])))
+  ).flat();
+}
+
+test("the unit's filter allows every system call that the plugin makes", async () => {
+  const { service } = await units();
+  const filters = [...service.matchAll(/^SystemCallFilter=(~?)(.+)$/gm)].map(
+    ([, sign, sets = ""]) => ({
+      forbids: sign === "~",
+      sets: sets.split(" "),
+    }),
+  );
+  expect(filters.map(({ forbids }) => forbids)).toEqual([false, true]);
+  const of = async (forbids: boolean) =>
+    (
+      await Promise.all(
+        filters.filter((one) => one.forbids === forbids).flatMap(({ sets }) => sets.map(syscalls)),
+      )
+    ).flat();
+  const forbidden = await of(true);
+  const allowed = new Set((await of(false)).filter((one) => !forbidden.includes(one)));
+
+  const trace = join(temporaryDirectory(), "trace");
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const strace = startProcess(["strace", "-f", "-qq", "-o", trace, BINARY, "serve", "--emulator"], {
+    KMS_ENDPOINT: `unix://${socket}`,
+    KMS_HTTP_ADDRESS: "127.0.0.1:0",
+    PATH: process.env["PATH"] ?? "",
+  });
+  expect(
+    (await run([BINARY, "status", "--wait", "20s"], { KMS_ENDPOINT: `unix://${socket}` })).exitCode,
+  ).toBe(0);
+  await run([BINARY, "doctor"], { KMS_ENDPOINT: `unix://${socket}` }); // all RPCs
+  const [pid = ""] = readFileSync(`/proc/${strace.pid}/task/${strace.pid}/children`, "utf8").split(
+    " ",
+  );
+  process.kill(Number(pid), "SIGTERM");
+  expect(await strace.exited).toBe(0);
+  const used = new Set(
+    [...readFileSync(trace, "utf8").matchAll(/^\d+ +([a-z0-9_]+)\(/gm)].map(
+      ([, name]) => name ?? "",
+    ),
+  );
+  expect(used.has("accept4")).toBe(true);
+  expect([...used].filter((name) => !allowed.has(name))).toEqual([]);
+}, 60_000);
+
+/** The metrics of ours and of the process that a text names. */
+function metricsIn(text: string): string[] {
+  const names = [...text.matchAll(/\b(?:key4c_kms|process)_[a-z0-9_]+/g)].map(([name]) => name);
+  return [...new Set(names)];
+}
+
+test("rules pass promtool, and every query names a metric that the plugin exports", async () => {
+  const rules = (await print("prometheus-rules")).stdout;
+  const file = join(temporaryDirectory(), "rules.yaml");
+  writeFileSync(file, rules);
+  expect((await run(["promtool", "check", "rules", file])).exitCode).toBe(0);
+  const dashboard = (await print("grafana")).stdout;
+  const panels = (JSON.parse(dashboard) as { panels: { targets: { expr: string }[] }[] }).panels;
+  expect(panels.length).toBeGreaterThan(8);
+  // The queries of the dashboard as rules, with its variables filled in: promtool parses them.
+  const queries = panels.flatMap(({ targets }) => targets.map(({ expr }) => expr));
+  const asRules = queries.map((expr, index) => ({
+    record: `query:${index}`,
+    expr: expr.replaceAll("$__rate_interval", "5m").replaceAll("$instance", ".*"),
+  }));
+  writeFileSync(file, JSON.stringify({ groups: [{ name: "dashboard", rules: asRules }] }));
+  expect((await run(["promtool", "check", "rules", file])).exitCode).toBe(0);
+
+  const plugin = await startPlugin(emulator().url, { KMS_HTTP_ADDRESS: "127.0.0.1:0" });
+  const url = (await plugin.until(/"url":"(http:[^"]*)"/))[1];
+  const exported = await (await fetch(`${url}metrics`)).text();
+  const types = new Map(
+    [...exported.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, name = "", type = ""]) => [
+      name,
+      type,
+    ]),
+  );
+  for (const name of metricsIn(`${rules}${queries.join("\n")}`)) {
+    const family = name.replace(/_(bucket|count|sum)$/, "");
+    expect([name, types.has(name) || types.get(family) === "histogram"]).toEqual([name, true]);
+  }
+});
+
+test("labels in rules have values that exist", async () => {
+  const rules = (await print("prometheus-rules")).stdout;
+  const named = [...rules.matchAll(/state=~?"([^"]+)"/g)].flatMap(([, states = ""]) =>
+    states.split("|"),
+  );
+  expect(named.length).toBeGreaterThan(3);
+  for (const state of named) {
+    expect(STATES as readonly string[]).toContain(state);
+  }
+});
