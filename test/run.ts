@@ -59,6 +59,15 @@ async function e2e(): Promise<Count> {
   return bunTest(files.map((file) => `./${file}`));
 }
 
+/** The image under podman, and what is released. */
+async function ship(): Promise<Count> {
+  if (Bun.which("podman") === null || Bun.which("buildah") === null) {
+    return missing("ship", "podman and buildah are not installed: no image was built or run");
+  }
+  const files = [...new Bun.Glob("test/ship/*.ship.ts").scanSync(ROOT)].sort();
+  return bunTest(files.map((file) => `./${file}`));
+}
+
 async function bunTest(paths: readonly string[]): Promise<Count> {
   const report = join(scratch, "junit.xml");
   rmSync(report, { force: true });
@@ -142,7 +151,14 @@ async function shell(command: string): Promise<{ exitCode: number; output: strin
   return { exitCode: await child.exited, output };
 }
 
-const SUITES: Readonly<Record<string, () => Promise<Count>>> = { check, build, unit, interop, e2e };
+const SUITES: Readonly<Record<string, () => Promise<Count>>> = {
+  check,
+  build,
+  unit,
+  interop,
+  ship,
+  e2e,
+};
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 for (const name of process.argv.slice(2)) {

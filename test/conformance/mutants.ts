@@ -21,6 +21,7 @@ interface Case {
 
 const ROOT = join(import.meta.dir, "../..");
 const COPIED = [
+  "build",
   "src",
   "test",
   "proto",

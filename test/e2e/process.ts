@@ -4,9 +4,10 @@ export async function run(
   command: readonly [string, ...string[]],
   env: Record<string, string> = {},
   input = "",
+  cwd = "/",
 ): Promise<string> {
   const stdin = Buffer.from(input);
-  const child = Bun.spawn([...command], { env, stdin, stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn([...command], { env, cwd, stdin, stdout: "pipe", stderr: "pipe" });
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
   if ((await child.exited) !== 0) {
     throw new Error(`${command.join(" ")}: ${stdout}${stderr}`.slice(0, 2_000));

@@ -1,0 +1,207 @@
+/** The image, run by podman and runc: the vendor's pod, our static pod, other users, the real grpc-go client. */
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { randomBytes } from "node:crypto";
+import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { version } from "../../package.json";
+import { eventually, freePort, run } from "../e2e/process.ts";
+import { BINARY, onTestEnd, startBinary } from "../support.ts";
+import { buildImage, directory, podman, setUpContainers, tearDownContainers } from "./podman.ts";
+
+const IMAGE = "localhost/key4c-kms-plugin:test";
+const port = freePort();
+const KEY4C_URL = `http://127.0.0.1:${port}`;
+const loader = join(directory, "loader");
+
+beforeAll(async () => {
+  await setUpContainers();
+  await buildImage(IMAGE, "--key4c-url", KEY4C_URL);
+  const module = join(import.meta.dir, "../bench");
+  const go = Bun.spawnSync(["go", "build", "-o", loader, "."], { cwd: module });
+  if (go.exitCode !== 0) {
+    throw new Error(`the grpc-go client needs Go: ${go.stderr}`);
+  }
+}, 300_000);
+afterAll(tearDownContainers);
+
+/** A directory of the host for one test, and the path of the socket in it. */
+function place(name: string, uid = 0, mode = 0o700) {
+  const path = join(directory, name);
+  mkdirSync(path);
+  chownSync(path, uid, uid);
+  chmodSync(path, mode);
+  return { path, socket: join(path, "kms.sock") };
+}
+
+/** Key4C on the host's loopback, where a pod with the host's network finds it. */
+function startKey4C(): void {
+  startBinary(["emulator", "--listen", `127.0.0.1:${port}`]);
+}
+
+/** From outside of the container: status, then a DEK there and back with both APIs, then grpc-go. */
+async function expectServing(socket: string): Promise<void> {
+  const env = { KMS_ENDPOINT: `unix://${socket}` };
+  await run([BINARY, "status", "--wait", "20s"], env);
+  const dek = randomBytes(32).toString("hex");
+  for (const api of ["v1", "v2"]) {
+    const wrapped = Bun.spawn([BINARY, "encrypt", "--api", api], { env, stdin: Buffer.from(dek) });
+    const bytes = await wrapped.stdout.bytes();
+    const unwrapped = Bun.spawn([BINARY, "decrypt"], { env, stdin: bytes });
+    expect(await unwrapped.stdout.text()).toBe(dek);
+  }
+  for (const operation of ["status", "encrypt", "decrypt"]) {
+    const flags = [
+      "-socket",
+      socket,
+      "-operation",
+      operation,
+      "-callers",
+      "8",
+      "-duration",
+      "300ms",
+    ];
+    const result = JSON.parse(await run([loader, ...flags])) as Record<string, number>;
+    expect({
+      operation,
+      errors: result["errors"],
+      served: (result["perSecond"] ?? 0) > 10,
+    }).toEqual({
+      operation,
+      errors: 0,
+      served: true,
+    });
+  }
+}
+
+/** Plays a pod with podman, as the kubelet would run it. */
+async function play(name: string, pod: string, ...flags: string[]): Promise<void> {
+  const file = join(directory, `${name}.yaml`);
+  writeFileSync(file, pod);
+  onTestEnd(() => podman("kube", "down", file).catch(() => {}));
+  await podman("kube", "play", ...flags, file);
+}
+
+test("holds the base and the binary, and is configured as Containerfile says", async () => {
+  const { Config } = (
+    JSON.parse(await podman("image", "inspect", IMAGE)) as {
+      Config: { Env: string[]; Entrypoint: string[]; Labels: Record<string, string>; User: string };
+    }[]
+  )[0] ?? { Config: undefined };
+  expect(Config).toMatchObject({
+    User: "0:0",
+    Entrypoint: ["/usr/local/bin/key4c-kms-plugin"],
+    Labels: {
+      "org.opencontainers.image.version": version,
+      "org.opencontainers.image.licenses": "Apache-2.0",
+    },
+  });
+  expect(Config?.Env.filter((one) => /^K/.test(one)).sort()).toEqual([
+    `KEY4C_URL=${KEY4C_URL}`,
+    "KMS_ENDPOINT=unix:///tmp/kms.sock",
+  ]);
+  expect(await podman("run", "--rm", "--network", "none", IMAGE, "version")).toBe(
+    `key4c-kms-plugin ${version}\n`,
+  );
+  const layers = JSON.parse(
+    await podman("image", "inspect", IMAGE, "--format", "{{json .RootFS.Layers}}"),
+  ) as string[];
+  expect(layers).toHaveLength(2);
+}, 60_000);
+
+test("the vendor's pod, mended where it is invalid: two variables and /tmp", async () => {
+  startKey4C();
+  const { path, socket } = place("vendor");
+  // Its `volumes` stand in the container, where they are unknown; its image is ours.
+  await play(
+    "vendor",
+    `apiVersion: v1
+kind: Pod
+metadata:
+  name: key4c-kms-plugin
+  namespace: kube-system
+spec:
+  containers:
+  - name: key4c-kms-plugin-encryption-provider
+    image: ${IMAGE}
+    securityContext:
+      privileged: true
+    env:
+    - name: KMS_USER_ID
+      value: some-token
+    - name: KMS_KEY_ID
+      value: demo
+    volumeMounts:
+    - name: kms-plugin-socket
+      mountPath: /tmp
+  volumes:
+  - name: kms-plugin-socket
+    hostPath:
+      type: DirectoryOrCreate
+      path: ${path}
+`,
+    ...["--network", "host"], // for the emulator; a real Key4C is reached from the pod network
+  );
+  await expectServing(socket);
+}, 60_000);
+
+test("the static pod that `manifest` prints", async () => {
+  startKey4C();
+  const secrets = place("secrets").path;
+  writeFileSync(join(secrets, "user-id"), "some-token\n", { mode: 0o600 });
+  const socket = join(directory, "made/by/pod/kms.sock");
+  const pod = await run([
+    BINARY,
+    ...["manifest", "static-pod", "--image", IMAGE, "--key-id", "demo", "--key4c-url", KEY4C_URL],
+    ...["--endpoint", `unix://${socket}`, "--user-id-file", join(secrets, "user-id")],
+    ...["--http-address", `127.0.0.1:${freePort()}`],
+  ]);
+  await play("static", pod);
+  await expectServing(socket);
+  const stat = lstatSync(socket);
+  expect([stat.mode & 0o777, stat.uid]).toEqual([0o600, 0]);
+}, 60_000);
+
+/** Runs a container as it should be run: read-only, without capabilities. */
+async function start(name: string, uid: number, path: string): Promise<void> {
+  onTestEnd(() => podman("rm", "--force", "--time", "1", name).catch(() => {}));
+  await podman(
+    ...["run", "--detach", "--name", name, "--network", "host", "--user", `${uid}:${uid}`],
+    ...["--read-only", "--cap-drop=ALL", "--security-opt", "no-new-privileges"],
+    ...["--env", "KMS_USER_ID=some-token", "--env", "KMS_KEY_ID=demo"],
+    ...["--env", "KMS_HTTP_ADDRESS=", "--volume", `${path}:/tmp`, IMAGE],
+  );
+}
+
+for (const [who, uid] of [
+  ["root, without any capability", 0],
+  ["another user, in a directory prepared for it", 65_532],
+] as const) {
+  test(`${who}: serves, and leaves nothing behind`, async () => {
+    startKey4C();
+    const { path, socket } = place(`user-${uid}`, uid);
+    await start(`user-${uid}`, uid, path);
+    await expectServing(socket);
+    const stat = lstatSync(socket);
+    expect([stat.mode & 0o777, stat.uid]).toEqual([0o600, uid]);
+    await podman("stop", "--time", "10", `user-${uid}`);
+    expect((await podman("inspect", `user-${uid}`, "--format", "{{.State.ExitCode}}")).trim()).toBe(
+      "0",
+    );
+    expect(existsSync(socket)).toBe(false);
+  }, 60_000);
+}
+
+test("another user in root's directory: says what is wrong, and ends", async () => {
+  const { path } = place("roots");
+  await start("stranger", 65_532, path);
+  const state = await eventually("the end of the container", 10_000, async () => {
+    const text = await podman(
+      "inspect",
+      "stranger",
+      "--format",
+      "{{.State.Status}} {{.State.ExitCode}}",
+    );
+    return text.startsWith("exited") && text.trim();
+  });
+  expect(state).toBe("exited 1");
+}, 60_000);

@@ -1,0 +1,67 @@
+/** buildah and podman with a storage of their own, and a base image that stands in for distroless. */
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { run } from "../e2e/process.ts";
+
+/** What the base of Containerfile holds, as far as the binary can tell. No registry is reached here. */
+const BASE_PACKAGES = ["libc6", "base-files", "netbase", "ca-certificates", "tzdata"];
+const BASE = "localhost/stand-in-for-distroless:1";
+
+export const directory = mkdtempSync(join(tmpdir(), "k4c-ship-"));
+const settings = {
+  PATH: process.env["PATH"] ?? "",
+  HOME: directory,
+  CONTAINERS_STORAGE_CONF: join(directory, "storage.conf"),
+  CONTAINERS_CONF: join(directory, "containers.conf"),
+  BUILDAH_ISOLATION: "chroot",
+};
+
+/** Runs podman, or buildah. @throws Error with what it printed */
+export const podman = (...args: string[]) => run(["podman", ...args], settings);
+
+/** @throws Error when a tool is missing: nothing here may be passed over in silence */
+export async function setUpContainers(): Promise<void> {
+  for (const tool of ["buildah", "podman", "runc", "catatonit", "apt-get", "dpkg-deb"]) {
+    if (Bun.which(tool) === null) {
+      throw new Error(`${tool} is missing: .ci/setup installs it (Debian, as root)`);
+    }
+  }
+  const toml = (name: string, text: string) => writeFileSync(join(directory, name), text);
+  toml(
+    "storage.conf",
+    `[storage]\ndriver = "vfs"\ngraphroot = "${directory}/graph"\nrunroot = "${directory}/run"\n`,
+  );
+  // What a sandbox without cgroups and with a low limit of files allows.
+  toml(
+    "containers.conf",
+    '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]\n[engine]\nruntime = "runc"\n',
+  );
+  await buildBase();
+}
+
+async function buildBase(): Promise<void> {
+  const debs = join(directory, "debs");
+  const root = join(directory, "base/root");
+  mkdirSync(debs);
+  mkdirSync(root, { recursive: true });
+  await run(
+    ["sh", "-ec", `cd ${debs} && apt-get download -qq ${BASE_PACKAGES.join(" ")} 2>&1`],
+    settings,
+  );
+  await run(["sh", "-ec", `for deb in ${debs}/*.deb; do dpkg-deb -x $deb ${root}; done`], settings);
+  writeFileSync(join(directory, "base/Containerfile"), "FROM scratch\nCOPY root/ /\n");
+  await run(["buildah", "build", "--quiet", "--tag", BASE, join(directory, "base")], settings);
+}
+
+export async function tearDownContainers(): Promise<void> {
+  await podman("pod", "rm", "--all", "--force").catch(() => {});
+  await podman("rm", "--all", "--force", "--time", "1").catch(() => {});
+  rmSync(directory, { recursive: true, force: true });
+}
+
+/** `npm run image`, without its build of the binary, on the stand-in base. */
+export function buildImage(tag: string, ...flags: string[]): Promise<string> {
+  const script = join(import.meta.dir, "../../build/image.ts");
+  return run([process.execPath, script, "--base", BASE, "--tag", tag, ...flags], settings);
+}
