@@ -34,6 +34,20 @@ test("from another KMS plugin, side by side", async () => {
   });
 }, 180_000);
 
+test("uninstall: back to plaintext, then without the plugin", async () => {
+  const cluster = await Cluster.start();
+  const key4c = kms("v2", "key4c", cluster.socket);
+  const secrets = someSecrets(50);
+  await cluster.api.createAll(secrets);
+  await cluster.reconfigure([identity, key4c]);
+  await cluster.api.rewriteAll();
+  await cluster.expectStoredUnder(secrets, "plain");
+  await cluster.reconfigure([identity]);
+  await cluster.plugin.stop();
+  await cluster.restartApi();
+  expect(await cluster.api.values()).toEqual(secrets);
+}, 180_000);
+
 async function migrate(
   what: string,
   from: (socket: string) => Provider,
