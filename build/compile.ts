@@ -2,6 +2,10 @@
 import { join } from "node:path";
 
 export const ROOT = join(import.meta.dir, "..");
+export const NAME = "key4c-kms-plugin";
+
+/** Reached by channelz and ORCA only, which we do not have: a third of the bundle. */
+export const EXTERNAL = "@grpc/proto-loader";
 
 const FLAGS = [
   "--compile",
@@ -10,24 +14,33 @@ const FLAGS = [
   // Else the binary would obey .env and bunfig.toml, and run what `preload` names, in the directory of its start.
   "--no-compile-autoload-dotenv",
   "--no-compile-autoload-bunfig",
-  // Reached by channelz and ORCA only, which we do not have: a third of the bundle.
-  ...["--external", "@grpc/proto-loader"],
+  ...["--external", EXTERNAL],
   // Else the bundle would hold the path of the checkout: no two would be equal.
   ...["--define", `__dirname="/"`],
   ...["--define", `__filename="/"`],
 ];
 
+export interface Platform {
+  /** As Bun names it, such as `bun-linux-arm64-musl`. */
+  readonly target: string;
+  /** The Bun executable for it. */
+  readonly runtime: string;
+}
+
 /**
- * @param target of Bun, such as `bun-linux-arm64-musl`; undefined: this machine
+ * The name of `outfile`, without its directory, is in the binary too.
+ * @param platform undefined: this machine
  * @throws Error with what the compiler printed
  */
-export async function compile(outfile: string, target?: string): Promise<void> {
+export async function compile(outfile: string, platform?: Platform): Promise<void> {
+  const { target, runtime } = platform ?? {};
   const child = Bun.spawn(
     [
       process.execPath,
       "build",
       ...FLAGS,
       ...(target === undefined ? [] : [`--target=${target}`]),
+      ...(runtime === undefined ? [] : [`--compile-executable-path=${runtime}`]),
       ...["--outfile", outfile],
       "src/main.ts",
     ],
@@ -40,5 +53,5 @@ export async function compile(outfile: string, target?: string): Promise<void> {
 }
 
 if (import.meta.main) {
-  await compile(join(ROOT, "dist/key4c-kms-plugin"));
+  await compile(join(ROOT, "dist", NAME));
 }

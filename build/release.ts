@@ -1,30 +1,40 @@
 /** `npm run release`: what is published, in dist/release: a binary for each target, their sums, and an SBOM. */
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import manifest from "../package.json";
-import { compile, ROOT } from "./compile.ts";
+import { compile, NAME, ROOT } from "./compile.ts";
+import { fetchRuntime } from "./runtime.ts";
 import { sbom } from "./sbom.ts";
 
-/** `baseline` runs on every x86-64 since 2009; the other wants AVX2, which a control plane may lack. */
+/**
+ * Bun's name of each target, and the package with its executable. x64 needs x86-64-v2 (SSE4.2: Intel from 2008,
+ * AMD from 2011) and no AVX: Bun chooses faster instructions when it starts, and its `baseline` is the same file.
+ */
 const TARGETS = {
-  "linux-x64": "bun-linux-x64-baseline",
-  "linux-arm64": "bun-linux-arm64",
-  "linux-x64-musl": "bun-linux-x64-musl-baseline",
-  "linux-arm64-musl": "bun-linux-arm64-musl",
+  "linux-x64": { target: "bun-linux-x64", runtime: "@oven/bun-linux-x64" },
+  "linux-arm64": { target: "bun-linux-arm64", runtime: "@oven/bun-linux-aarch64" },
+  "linux-x64-musl": { target: "bun-linux-x64-musl", runtime: "@oven/bun-linux-x64-musl" },
+  "linux-arm64-musl": { target: "bun-linux-arm64-musl", runtime: "@oven/bun-linux-aarch64-musl" },
 } as const;
 
 /** Makes the release in a directory of its own, which is emptied first. */
 export async function release(directory: string): Promise<void> {
   rmSync(directory, { recursive: true, force: true });
-  mkdirSync(directory, { recursive: true });
+  const scratch = join(directory, "scratch");
+  mkdirSync(scratch, { recursive: true });
   const name = `${manifest.name}-${manifest.version}`;
   const files: string[] = [];
-  for (const [platform, target] of Object.entries(TARGETS)) {
-    await compile(join(directory, `${name}-${platform}`), target);
+  for (const [platform, { target, runtime }] of Object.entries(TARGETS)) {
+    // Under the name that `npm run build` gives it, so that both make the same bytes.
+    const compiled = join(scratch, NAME);
+    await compile(compiled, { target, runtime: await fetchRuntime(runtime, scratch) });
+    renameSync(compiled, join(directory, `${name}-${platform}`));
     files.push(`${name}-${platform}`);
   }
+  rmSync(scratch, { recursive: true });
+  const runtimes = Object.values(TARGETS).map(({ runtime }) => runtime);
   const bill = `${name}.cdx.json`;
-  writeFileSync(join(directory, bill), `${JSON.stringify(await sbom(), undefined, 2)}\n`);
+  writeFileSync(join(directory, bill), `${JSON.stringify(await sbom(runtimes), undefined, 2)}\n`);
   const sums = [...files, bill].map((file) => {
     const hash = new Bun.CryptoHasher("sha256").update(readFileSync(join(directory, file)));
     return `${hash.digest("hex")}  ${file}\n`;

@@ -1,44 +1,21 @@
 /** The bill of materials: what is really in the binary, which is less than what npm installs. */
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import manifest from "../package.json";
-import { ROOT } from "./compile.ts";
+import { EXTERNAL, ROOT } from "./compile.ts";
+import { locked } from "./lock.ts";
 
-interface Locked {
-  readonly version: string;
-  readonly license?: string;
-  readonly integrity?: string;
-}
-
-/** CycloneDX 1.6. The same for the same sources: neither a time nor a random serial number. */
-export async function sbom(): Promise<object> {
-  const lock = JSON.parse(readFileSync(join(ROOT, "package-lock.json"), "utf8")) as {
-    packages: Record<string, Locked>;
+/**
+ * CycloneDX 1.6. The same for the same sources: neither a time nor a random serial number.
+ * @param runtimes the packages with Bun's executables, one for each platform
+ */
+export async function sbom(runtimes: readonly string[]): Promise<object> {
+  const bun = {
+    ...component("bun"),
+    type: "platform",
+    description: "the runtime, whose executable of the platform is the binary",
+    components: runtimes.map(component),
   };
-  const component = (name: string, extra: object = {}) => {
-    const locked = lock.packages[`node_modules/${name}`];
-    if (locked === undefined) {
-      throw new Error(`${name} is in the bundle and not in package-lock.json`);
-    }
-    const purl = purlOf(name, locked.version);
-    return {
-      type: "library",
-      "bom-ref": purl,
-      name,
-      version: locked.version,
-      purl,
-      ...(locked.license && { licenses: [licenseOf(locked.license)] }),
-      ...(locked.integrity && { hashes: [hashOf(locked.integrity)] }),
-      ...extra,
-    };
-  };
-  const components = [
-    ...(await bundledPackages()).map((name) => component(name)),
-    component("bun", {
-      type: "platform",
-      description: "the runtime, whose executable is the binary",
-    }),
-  ];
+  const components = [...(await bundledPackages()).map(component), bun];
   const self = purlOf(manifest.name, manifest.version);
   return {
     bomFormat: "CycloneDX",
@@ -56,6 +33,20 @@ export async function sbom(): Promise<object> {
     },
     components,
     dependencies: [{ ref: self, dependsOn: components.map((one) => one["bom-ref"]) }],
+  };
+}
+
+function component(name: string) {
+  const { version, license, integrity } = locked(name);
+  const purl = purlOf(name, version);
+  return {
+    type: "library",
+    "bom-ref": purl,
+    name,
+    version,
+    purl,
+    ...(license && { licenses: [licenseOf(license)] }),
+    hashes: [hashOf(integrity)],
   };
 }
 
@@ -81,7 +72,7 @@ async function bundledPackages(): Promise<string[]> {
   const built = await Bun.build({
     entrypoints: [join(ROOT, "src/main.ts")],
     target: "bun",
-    external: ["@grpc/proto-loader"],
+    external: [EXTERNAL],
     metafile: true,
   });
   const inputs = Object.keys(built.metafile?.inputs ?? {});

@@ -1,12 +1,12 @@
 /** The image, run by podman and runc: the vendor's pod, our static pod, other users, the real grpc-go client. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { randomBytes } from "node:crypto";
 import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { version } from "../../package.json";
 import { eventually, freePort, run } from "../e2e/process.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";
 import { buildImage, directory, podman, setUpContainers, tearDownContainers } from "./podman.ts";
+import { expectServing } from "./serving.ts";
 
 const IMAGE = "localhost/key4c-kms-plugin:test";
 const port = freePort();
@@ -38,17 +38,9 @@ function startKey4C(): void {
   startBinary(["emulator", "--listen", `127.0.0.1:${port}`]);
 }
 
-/** From outside of the container: status, then a DEK there and back with both APIs, then grpc-go. */
-async function expectServing(socket: string): Promise<void> {
-  const env = { KMS_ENDPOINT: `unix://${socket}` };
-  await run([BINARY, "status", "--wait", "20s"], env);
-  const dek = randomBytes(32).toString("hex");
-  for (const api of ["v1", "v2"]) {
-    const wrapped = Bun.spawn([BINARY, "encrypt", "--api", api], { env, stdin: Buffer.from(dek) });
-    const bytes = await wrapped.stdout.bytes();
-    const unwrapped = Bun.spawn([BINARY, "decrypt"], { env, stdin: bytes });
-    expect(await unwrapped.stdout.text()).toBe(dek);
-  }
+/** From outside of the container: both APIs, then grpc-go. */
+async function expectServingGrpcGo(socket: string): Promise<void> {
+  await expectServing(socket);
   for (const operation of ["status", "encrypt", "decrypt"]) {
     const flags = [
       "-socket",
@@ -141,7 +133,7 @@ spec:
 `,
     ...["--network", "host"], // for the emulator; a real Key4C is reached from the pod network
   );
-  await expectServing(socket);
+  await expectServingGrpcGo(socket);
 }, 60_000);
 
 test("the static pod that `manifest` prints", async () => {
@@ -156,7 +148,7 @@ test("the static pod that `manifest` prints", async () => {
     ...["--http-address", `127.0.0.1:${freePort()}`],
   ]);
   await play("static", pod);
-  await expectServing(socket);
+  await expectServingGrpcGo(socket);
   const stat = lstatSync(socket);
   expect([stat.mode & 0o777, stat.uid]).toEqual([0o600, 0]);
 }, 60_000);
@@ -180,7 +172,7 @@ for (const [who, uid] of [
     startKey4C();
     const { path, socket } = place(`user-${uid}`, uid);
     await start(`user-${uid}`, uid, path);
-    await expectServing(socket);
+    await expectServingGrpcGo(socket);
     const stat = lstatSync(socket);
     expect([stat.mode & 0o777, stat.uid]).toEqual([0o600, uid]);
     await podman("stop", "--time", "10", `user-${uid}`);
