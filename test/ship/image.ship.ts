@@ -5,7 +5,14 @@ import { join } from "node:path";
 import { version } from "../../package.json";
 import { eventually, freePort, run } from "../e2e/process.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";
-import { buildImage, directory, podman, setUpContainers, tearDownContainers } from "./podman.ts";
+import {
+  buildImage,
+  directory,
+  podman,
+  settings,
+  setUpContainers,
+  tearDownContainers,
+} from "./podman.ts";
 import { expectServing } from "./serving.ts";
 
 const IMAGE = "localhost/key4c-kms-plugin:test";
@@ -153,12 +160,16 @@ test("the static pod that `manifest` prints", async () => {
   expect([stat.mode & 0o777, stat.uid]).toEqual([0o600, 0]);
 }, 60_000);
 
-/** Runs a container as it should be run: read-only, without capabilities. */
+/** As a container should be run: read-only, without capabilities. */
+const CONFINED = [
+  ...["--network", "host", "--read-only", "--cap-drop=ALL"],
+  ...["--security-opt", "no-new-privileges"],
+];
+
 async function start(name: string, uid: number, path: string): Promise<void> {
   onTestEnd(() => podman("rm", "--force", "--time", "1", name).catch(() => {}));
   await podman(
-    ...["run", "--detach", "--name", name, "--network", "host", "--user", `${uid}:${uid}`],
-    ...["--read-only", "--cap-drop=ALL", "--security-opt", "no-new-privileges"],
+    ...["run", "--detach", "--name", name, "--user", `${uid}:${uid}`, ...CONFINED],
     ...["--env", "KMS_USER_ID=some-token", "--env", "KMS_KEY_ID=demo"],
     ...["--env", "KMS_HTTP_ADDRESS=", "--volume", `${path}:/tmp`, IMAGE],
   );
@@ -197,3 +208,33 @@ test("another user in root's directory: says what is wrong, and ends", async () 
   });
   expect(state).toBe("exited 1");
 }, 60_000);
+
+test("the client of kube-apiserver, with both APIs, while the container restarts", async () => {
+  // What the Go scenarios take for the plugin: serve is a container, and the rest is this machine's.
+  const plugin = join(directory, "plugin");
+  const variables = [
+    "KMS_ENDPOINT",
+    "KEY4C_URL",
+    "KMS_KEY_ID",
+    "KMS_USER_ID",
+    "KMS_PROBE_INTERVAL",
+  ];
+  const passed = variables.flatMap((name) => ["--env", name]).join(" ");
+  const set = Object.entries(settings).map(([name, value]) => `export ${name}='${value}'\n`);
+  const script = `#!/bin/sh -e
+[ "$1" = serve ] || exec ${BINARY} "$@"
+${set.join("")}socket_directory=$(dirname "\${KMS_ENDPOINT#unix://}")
+exec podman run --rm ${CONFINED.join(" ")} ${passed} --env KMS_HTTP_ADDRESS= \
+  --volume "$socket_directory:$socket_directory" ${IMAGE} "$@"
+`;
+  writeFileSync(plugin, script, { mode: 0o755 });
+  const output = await run(
+    ["go", "test", "-count=1", "-v", "-run", "^TestObjectsSurviveRestarts$", "."],
+    { ...Bun.env, KEY4C_KMS_PLUGIN: plugin } as Record<string, string>, // nothing in it is undefined
+    "",
+    join(import.meta.dir, "../interop/current"),
+  );
+  for (const api of ["v1", "v2"]) {
+    expect(output).toContain(`--- PASS: TestObjectsSurviveRestarts/KMS_${api}`);
+  }
+}, 300_000);

@@ -9,7 +9,8 @@ const BASE_PACKAGES = ["libc6", "base-files", "netbase", "ca-certificates", "tzd
 const BASE = "localhost/stand-in-for-distroless:1";
 
 export const directory = mkdtempSync(join(tmpdir(), "k4c-ship-"));
-const settings = {
+/** The environment in which podman and buildah find that storage. */
+export const settings = {
   PATH: process.env["PATH"] ?? "",
   HOME: directory,
   CONTAINERS_STORAGE_CONF: join(directory, "storage.conf"),
