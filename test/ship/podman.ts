@@ -6,7 +6,7 @@ import { run } from "../e2e/process.ts";
 
 /** What the base of Containerfile holds, as far as the binary can tell. No registry is reached here. */
 const BASE_PACKAGES = ["libc6", "base-files", "netbase", "ca-certificates", "tzdata"];
-const BASE = "localhost/stand-in-for-distroless:1";
+export const BASE = "localhost/stand-in-for-distroless:1";
 
 export const directory = mkdtempSync(join(tmpdir(), "k4c-ship-"));
 /** The environment in which podman and buildah find that storage. */
