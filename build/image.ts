@@ -1,14 +1,14 @@
 /**
- * `npm run image -- [--tag NAME] [--base IMAGE] [--key4c-url URL] [--binary FILE] [--arch ARCH]`: builds the image of
- * Containerfile with buildah or podman. FILE is below dist/; ARCH as the registries name it (amd64, arm64).
+ * `npm run image -- [--tag NAME] [--base IMAGE] [--key4c-url URL] [--arch amd64|arm64] [--binary FILE]`: builds the image
+ * of Containerfile with buildah or podman. FILE is below dist/; with ARCH it is the one that `npm run release` made.
  */
 import { parseArgs } from "node:util";
 import { version } from "../package.json";
-import { ROOT } from "./compile.ts";
+import { NAME, ROOT } from "./compile.ts";
 
 const { values } = parseArgs({
   options: {
-    tag: { type: "string", default: `key4c-kms-plugin:${version}` },
+    tag: { type: "string", default: `${NAME}:${version}` },
     base: { type: "string" },
     "key4c-url": { type: "string" },
     binary: { type: "string" },
@@ -25,7 +25,7 @@ const buildArguments = {
   VERSION: version,
   BASE: values.base,
   KEY4C_URL: values["key4c-url"],
-  BINARY: values.binary,
+  BINARY: values.binary ?? releasedFor(values.arch),
 };
 const child = Bun.spawn(
   [
@@ -43,3 +43,8 @@ const child = Bun.spawn(
   { cwd: ROOT, stdout: "inherit", stderr: "inherit" },
 );
 process.exit(await child.exited);
+
+/** An image that says arm64 must not get this machine's binary. */
+function releasedFor(arch: string | undefined): string | undefined {
+  return arch && `release/${NAME}-${version}-linux-${arch === "amd64" ? "x64" : arch}`;
+}

@@ -51,8 +51,15 @@ async function buildBase(): Promise<void> {
     settings,
   );
   await run(["sh", "-ec", `for deb in ${debs}/*.deb; do dpkg-deb -x $deb ${root}; done`], settings);
-  writeFileSync(join(directory, "base/Containerfile"), "FROM scratch\nCOPY root/ /\n");
-  await run(["buildah", "build", "--quiet", "--tag", BASE, join(directory, "base")], settings);
+  await imageOf(root, BASE);
+}
+
+/** An image of nothing but these files. */
+export async function imageOf(root: string, tag: string, ...flags: string[]): Promise<void> {
+  const containerfile = join(directory, "only-files");
+  writeFileSync(containerfile, "FROM scratch\nCOPY . /\n");
+  const build = ["build", "--quiet", ...flags, "--file", containerfile, "--tag", tag];
+  await run(["buildah", ...build, root], settings);
 }
 
 export async function tearDownContainers(): Promise<void> {
