@@ -8,7 +8,7 @@ import { sbom } from "./sbom.ts";
 
 /**
  * Bun's name of each target, and the package with its executable. x64 needs x86-64-v2 (SSE4.2: Intel from 2008,
- * AMD from 2011) and no AVX: Bun chooses faster instructions when it starts, and its `baseline` is the same file.
+ * AMD from 2011) and no AVX: Bun chooses faster instructions when it starts, and the `baseline` of 1.4.5 is the same file.
  */
 const TARGETS = {
   "linux-x64": { target: "bun-linux-x64", runtime: "@oven/bun-linux-x64" },
