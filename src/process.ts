@@ -2,8 +2,19 @@ import { describeError, ExitError } from "./errors.ts";
 import { forbidDumps } from "./libc.ts";
 import type { Log } from "./observe.ts";
 
-/** Values that Bun obeys even in a compiled binary: one prints tokens and keys, one ends TLS checks. */
-const FORBIDDEN_ENVIRONMENT = ["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"];
+/**
+ * What Bun obeys even in a compiled binary, and nobody needs here. Some of it has acted before this line
+ * runs (SECURITY.md): to refuse keeps a debugging session from becoming a service, not an attacker out.
+ */
+const FORBIDDEN_ENVIRONMENT = [
+  "BUN_CONFIG_VERBOSE_FETCH", // prints the calls to Key4C, with tokens and local KEKs
+  "NODE_TLS_REJECT_UNAUTHORIZED", // ends TLS checks
+  "BUN_INSPECT", // a debugger's port: whoever connects reads the memory
+  "BUN_INSPECT_CONNECT_TO", // the same, called from here
+  "BUN_INSPECT_NOTIFY", // tells a debugger where that port is
+  "BUN_INSPECT_PRELOAD", // runs a file first
+  "BUN_OPTIONS", // any flag of Bun, such as --preload and --inspect
+];
 
 /** Those of them that are set. */
 export function forbiddenEnvironment(): string[] {

@@ -139,15 +139,6 @@ test("an emulator whose data file is something else leaves it alone", async () =
   expect(readFileSync(data, "utf8")).toBe("my notes");
 });
 
-test.each(["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"])(
-  "refuses to serve with %s set",
-  async (name) => {
-    const { stderr, exitCode } = await run(["serve", "--emulator"], { [name]: "0" });
-    expect(exitCode).toBe(2);
-    expect(stderr).toContain(`${name} must not be set`);
-  },
-);
-
 test("neither .env nor bunfig.toml of the directory it is started in has a say", async () => {
   const directory = temporaryDirectory();
   writeFileSync(join(directory, ".env"), "KMS_LOG_LEVEL=loud\n");

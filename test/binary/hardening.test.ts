@@ -1,0 +1,153 @@
+/**
+ * What the environment can do to the compiled binary, and what other processes can learn of one that
+ * runs. SECURITY.md says the same in words.
+ */
+import { expect, test } from "bun:test";
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, statSync } from "node:fs";
+import { join } from "node:path";
+import {
+  BINARY,
+  emulator,
+  fakeServer,
+  type Running,
+  startBinary,
+  startPlugin,
+  startProcess,
+  temporaryDirectory,
+  temporaryFile,
+} from "../support.ts";
+
+const SERVE = ["serve", "--emulator"];
+
+test.each([
+  ["BUN_CONFIG_VERBOSE_FETCH", "curl"],
+  ["NODE_TLS_REJECT_UNAUTHORIZED", "0"],
+  ["BUN_INSPECT", "127.0.0.1:0/x"],
+  ["BUN_INSPECT_CONNECT_TO", "ws://127.0.0.1:9/"],
+  ["BUN_INSPECT_NOTIFY", "tcp://127.0.0.1:9"],
+  ["BUN_INSPECT_PRELOAD", "/nonexistent.js"],
+  ["BUN_OPTIONS", "--smol"],
+])("refuses to serve with %s set", async (name, value) => {
+  const running = startBinary(SERVE, { [name]: value });
+  expect(await running.exited).toBe(2);
+  expect(running.output()).toContain(`${name} must not be set`);
+});
+
+test.each([
+  ["BUN_BE_BUN", "1", (path: string) => [path]],
+  ["BUN_OPTIONS", "--preload PATH", () => ["version"]],
+])(
+  "%s acts before our code does: whoever sets the environment owns the process",
+  async (name, value, args) => {
+    const path = temporaryFile('console.log("RAN FIRST");\n');
+    const running = startBinary(args(path), { [name]: value.replace("PATH", path) });
+    await running.exited;
+    expect(running.output()).toContain("RAN FIRST");
+  },
+);
+
+test("what has no effect is ignored", async () => {
+  const file = temporaryFile('console.log("RAN FIRST");\n');
+  const keyLog = join(temporaryDirectory(), "keys");
+  const plugin = await startPlugin(emulator().url, {
+    NODE_OPTIONS: `--require ${file}`,
+    SSLKEYLOGFILE: keyLog,
+    BUN_DEBUG_ALL: "1",
+    NODE_CHANNEL_FD: "9",
+  });
+  expect(plugin.output()).not.toContain("RAN FIRST");
+  expect(existsSync(keyLog)).toBe(false);
+});
+
+test("a proxy sees a tunnel to Key4C, and nothing of what is on loopback", async () => {
+  const proxy = fakeServer(() => new Response(null, { status: 502 }));
+  await startPlugin(emulator().url, { HTTPS_PROXY: proxy.url, HTTP_PROXY: proxy.url });
+  expect(proxy.requests.length).toBe(0);
+});
+
+const NOBODY = 65_534;
+
+/** As another user than root, because root may read everything. */
+function asNobody(command: readonly string[], setup = ""): Running {
+  const drop = `setpriv --reuid ${NOBODY} --regid ${NOBODY} --clear-groups --`;
+  const script = `${setup} exec ${drop} "$@"`;
+  const path = process.env["PATH"] ?? "";
+  return startProcess(["sh", "-c", script, "sh", ...command], { PATH: path });
+}
+
+/** The binary and an empty directory, where nobody reaches them. */
+function reachable() {
+  const directory = temporaryDirectory();
+  chmodSync(directory, 0o755);
+  const binary = join(directory, "plugin");
+  copyFileSync(BINARY, binary);
+  const work = join(directory, "work");
+  mkdirSync(work);
+  chmodSync(work, 0o777);
+  return { binary, work };
+}
+
+function canTest(what: string): boolean {
+  const canDrop = process.getuid?.() === 0 && Bun.which("setpriv") !== null;
+  if (!canDrop && process.env["CI"] === "true") {
+    throw new Error(`${what} needs root and setpriv`);
+  }
+  if (!canDrop) {
+    console.warn(`!!! SKIPPED: ${what} needs root and setpriv !!!`);
+  }
+  return canDrop;
+}
+
+async function until(what: () => boolean): Promise<void> {
+  for (const endMs = Date.now() + 10_000; !what(); await Bun.sleep(20)) {
+    if (Date.now() > endMs) {
+      throw new Error("not within 10 s");
+    }
+  }
+}
+
+const serveIn = (binary: string, work: string) => [
+  ...["env", "-C", work, binary, ...SERVE, "--endpoint", `unix://${work}/kms.sock`],
+  ...["--http-address", ""],
+];
+
+test("another process of the same user reads neither memory nor environment", async () => {
+  if (!canTest("that a process is not dumpable")) {
+    return;
+  }
+  const { binary, work } = reachable();
+  const read = async (pid: number, file: string) =>
+    asNobody(["head", "-c", "1", `/proc/${pid}/${file}`]).exited;
+  const plain = asNobody(["sleep", "60"]);
+  await until(() => statSync(`/proc/${plain.pid}/environ`).uid === NOBODY);
+  expect(await read(plain.pid, "environ")).toBe(0); // so the question can be answered otherwise
+  const plugin = asNobody(serveIn(binary, work));
+  await until(() => plugin.output().includes("Key4C is ok"));
+  for (const file of ["environ", "mem", "maps", "auxv"]) {
+    expect([file, await read(plugin.pid, file)]).toEqual([file, 1]);
+    expect(statSync(`/proc/${plugin.pid}/${file}`).uid).toBe(0);
+  }
+});
+
+test.each(["SIGSEGV", "SIGABRT", "SIGQUIT"] as const)("%s leaves no core file", async (signal) => {
+  if (!canTest("that there is no core file")) {
+    return;
+  }
+  const { binary, work } = reachable();
+  const limit = "ulimit -c unlimited;";
+  const plain = asNobody(["env", "-C", work, "sleep", "60"], limit);
+  await until(() => statSync(`/proc/${plain.pid}/environ`).uid === NOBODY);
+  await Bun.sleep(100); // env execs sleep
+  await plain.stop(signal);
+  const cores = () => readdirSync(work).filter((name) => name.startsWith("core"));
+  if (cores().length === 0) {
+    console.warn("!!! SKIPPED: this machine writes no core into the directory of a process !!!");
+    return;
+  }
+  const plugin = asNobody(serveIn(binary, work), limit);
+  await until(() => plugin.output().includes("Key4C is ok"));
+  const before = cores();
+  await Bun.$`rm -f ${before.map((name) => join(work, name))}`;
+  await plugin.stop(signal);
+  expect(cores()).toEqual([]);
+});
