@@ -1,0 +1,76 @@
+/** What SECURITY.md says is what the source says. */
+import { expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { OPTIONS } from "../src/options.ts";
+
+const ROOT = join(import.meta.dir, "..");
+const SECURITY = readFileSync(join(ROOT, "SECURITY.md"), "utf8");
+
+/** Rows of the table under a heading: cells without their backquotes. */
+function rows(heading: string): string[][] {
+  const section = SECURITY.split(`\n## ${heading}\n`)[1]?.split("\n## ")[0] ?? "";
+  const lines = section.split("\n").filter((line) => line.startsWith("| "));
+  return lines.slice(1).map((line) =>
+    line
+      .split("|")
+      .slice(1, -1)
+      .map((cell) => cell.trim()),
+  );
+}
+
+const UNITS: Readonly<Record<string, number>> = {
+  "": 1,
+  B: 1,
+  KiB: 1024,
+  MiB: 1024 ** 2,
+  s: 1_000,
+  d: 24 * 3_600_000,
+};
+
+/** "2^20", "128 KiB" or "2.5 s" as the number that the source has. */
+function shownValue(text: string): number {
+  const [, base, exponent, unit = ""] = /^([\d.]+)(?:\^(\d+))? ?(\w*)$/.exec(text) ?? [];
+  return Number(base) ** Number(exponent ?? 1) * (UNITS[unit] ?? Number.NaN);
+}
+
+/** The value of a constant: a product or power of numbers. */
+function constant(file: string, name: string): number {
+  const source = readFileSync(join(ROOT, "src", file), "utf8");
+  const expression = source.match(
+    new RegExp(`^(?:export )?const ${name} = ([\\d_ *]+);$`, "m"),
+  )?.[1];
+  return (expression ?? "")
+    .replaceAll("_", "")
+    .split(/(?<!\*)\*(?!\*)/)
+    .map((factor) => factor.split("**").map(Number))
+    .reduce((product, [base = Number.NaN, power = 1]) => product * base ** power, 1);
+}
+
+/** The default of an option: a number or a duration of days. */
+function optionDefault(env: string): number {
+  const option = Object.values(OPTIONS).find((one) => "env" in one && one.env === env);
+  const text = option !== undefined && "default" in option ? option.default : "";
+  return text.endsWith("d") ? Number.parseInt(text, 10) * (UNITS["d"] ?? 0) : Number(text);
+}
+
+test("each limit is the constant's", () => {
+  const limits = rows("Limits");
+  expect(limits.length).toBeGreaterThan(15);
+  for (const [limit = "", value = "", name = ""] of limits) {
+    const [first = "", second] = name.replaceAll("`", "").split(" ");
+    const actual = second === undefined ? optionDefault(first) : constant(first, second);
+    expect([limit, shownValue(value)]).toEqual([limit, actual]);
+  }
+});
+
+test("each variable that serve refuses is in the table of the environment", () => {
+  const source = readFileSync(join(ROOT, "src/process.ts"), "utf8");
+  const list = source.match(/FORBIDDEN_ENVIRONMENT = \[([^\]]*)\]/)?.[1] ?? "";
+  const refused = [...list.matchAll(/^ *"(\w+)"/gm)].map((match) => match[1] ?? "");
+  const shown = rows("Environment")
+    .filter(([, , what]) => what?.startsWith("refuse"))
+    .flatMap(([names = ""]) => [...names.matchAll(/`(\w+)`/g)].map((match) => match[1] ?? ""))
+    .map((name) => (name.startsWith("_") ? `BUN_INSPECT${name}` : name));
+  expect(shown.sort()).toEqual(refused.sort());
+});
