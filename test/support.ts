@@ -25,13 +25,30 @@ import { type ErrorKind, PluginError } from "../src/errors.ts";
 import { Key4C, type Key4COptions } from "../src/key4c.ts";
 import { createLog } from "../src/observe.ts";
 import { DEFAULT_PROFILE } from "../src/profile.ts";
+import {
+  allowFile,
+  emulatorKeys,
+  expectNoSecret,
+  expectNoSecretInFiles,
+  secret,
+  startedWith,
+  wrappedLocalKek,
+} from "./secrets.ts";
 
 export const BINARY = join(import.meta.dir, "../dist/key4c-kms-plugin");
 
 const cleanups: (() => unknown)[] = [];
 afterEach(async () => {
+  const failures: unknown[] = [];
   for (const cleanup of cleanups.splice(0).reverse()) {
-    await cleanup();
+    try {
+      await cleanup();
+    } catch (error) {
+      failures.push(error); // the others still end what they started
+    }
+  }
+  if (failures.length > 0) {
+    throw failures[0];
   }
 });
 
@@ -42,13 +59,20 @@ export function onTestEnd(cleanup: () => unknown): void {
 
 export function temporaryDirectory(): string {
   const directory = mkdtempSync(join(tmpdir(), "k4c-"));
-  onTestEnd(() => rmSync(directory, { recursive: true, force: true }));
+  onTestEnd(() => {
+    try {
+      expectNoSecretInFiles(directory);
+    } finally {
+      rmSync(directory, { recursive: true, force: true });
+    }
+  });
   return directory;
 }
 
-/** A file with the given text, in a directory of its own. */
+/** A file with the given text, in a directory of its own; it may be one that holds a secret. */
 export function temporaryFile(text: string): string {
   const path = join(temporaryDirectory(), "file");
+  allowFile(path);
   writeFileSync(path, text);
   return path;
 }
@@ -58,7 +82,10 @@ export const silentLog = createLog({ level: "error", format: "json", write: () =
 /** A log whose lines can be read. */
 export function recordingLog() {
   const lines: Record<string, unknown>[] = [];
-  const write = (line: string) => lines.push(JSON.parse(line));
+  const write = (line: string) => {
+    expectNoSecret("a log line", line);
+    lines.push(JSON.parse(line));
+  };
   return { lines, log: createLog({ level: "debug", format: "json", write }) };
 }
 
@@ -76,11 +103,13 @@ export async function kindOf(promise: Promise<unknown>): Promise<ErrorKind | "ok
 }
 
 export function emulator(options: Partial<EmulatorOptions> = {}) {
+  const dataFile = options.dataFile ?? join(temporaryDirectory(), "key4c.json");
+  emulatorKeys(dataFile);
   const started = startEmulator({
     host: "127.0.0.1",
     port: 0,
     keyIds: ["demo"],
-    dataFile: undefined,
+    dataFile,
     control: true,
     ...options,
   });
@@ -138,9 +167,29 @@ export async function callRpc<
   request: MessageInitShape<I>,
   { deadlineMs = 5_000, metadata = new Metadata() } = {},
 ): Promise<MessageShape<O>> {
-  const bytes = toBinary(method.input, create(method.input, request));
+  const message = create(method.input, request);
+  learnSecrets(message);
+  const bytes = toBinary(method.input, message);
   const path = `/${method.parent.typeName}/${method.name}`;
-  return fromBinary(method.output, await callRaw(client, path, bytes, { deadlineMs, metadata }));
+  const answer = fromBinary(
+    method.output,
+    await callRaw(client, path, bytes, { deadlineMs, metadata }),
+  );
+  learnSecrets(answer);
+  return answer;
+}
+
+/** DEKs, and the local KEKs that wrapped them, are secrets from here on. */
+function learnSecrets(message: object): void {
+  for (const [name, value] of Object.entries(message)) {
+    if (name === "plain" || name === "plaintext") {
+      secret("DEK", value as Uint8Array); // by the protocol
+    } else if (name === "annotations") {
+      for (const wrapped of Object.values(value as Record<string, Uint8Array>)) {
+        wrappedLocalKek(Buffer.from(wrapped).toString());
+      }
+    }
+  }
 }
 
 /** The same with bytes in and out. */
@@ -158,8 +207,14 @@ export function callRaw(
       request,
       metadata,
       { deadline: Date.now() + deadlineMs },
-      (error: ServiceError | null, response) =>
-        error === null && response ? resolve(response) : reject(error),
+      (error: ServiceError | null, response) => {
+        try {
+          expectNoSecret("an error", error?.details ?? "");
+          error === null && response ? resolve(response) : reject(error);
+        } catch (leak) {
+          reject(leak);
+        }
+      },
     );
   });
 }
@@ -192,8 +247,9 @@ export async function startPlugin(url: string, env: Record<string, string> = {})
     KMS_ENDPOINT: `unix://${socket}`,
     KEY4C_URL: url,
     KMS_KEY_ID: "demo",
-    KMS_USER_ID: "test-user",
+    KMS_USER_ID: `user-${crypto.randomUUID()}`,
     KMS_HTTP_ADDRESS: "",
+    KMS_LOG_LEVEL: "debug", // the more it writes, the more is searched for secrets
     ...env,
   });
   await running.until(/Key4C is ok/);
@@ -230,19 +286,38 @@ export function startProcess(
     stderr: descriptor,
   });
   closeSync(descriptor);
+  const output = () => readFileSync(log, "utf8");
+  startedWith(command, env);
   onTestEnd(async () => {
+    const told = child.exitCode === null ? await httpBodies(output()) : "";
     child.kill("SIGKILL");
     await child.exited;
+    startedWith(command, env); // a file with a credential may have another content by now
+    expectNoSecret("the HTTP endpoints", told);
+    expectNoSecret("argv", command.join("\0"));
   });
   return {
     pid: child.pid,
     exited: child.exited,
-    output: () => readFileSync(log, "utf8"),
+    output,
     async stop(signal = "SIGTERM") {
       child.kill(signal);
       return child.exited;
     },
   };
+}
+
+/** What the HTTP endpoints of a plugin tell whose output has their address. */
+async function httpBodies(output: string): Promise<string> {
+  const url = output.match(/"health and metrics","url":"(http:[^"]*)"/)?.[1];
+  const paths = url === undefined ? [] : ["livez", "readyz", "metrics", "else"];
+  const bodies = paths.map((path) =>
+    fetch(url + path, { signal: AbortSignal.timeout(1_000) }).then(
+      (response) => response.text(),
+      () => "",
+    ),
+  );
+  return (await Promise.all(bodies)).join();
 }
 
 /** Starts the compiled binary. */
