@@ -91,7 +91,7 @@ export class Plugin {
       KEY4C_URL: key4c.url,
       KEY4C_CA_FILE: pki.ca,
       KMS_KEY_ID: "demo",
-      KMS_USER_ID: "e2e",
+      KMS_USER_ID: `user-${crypto.randomUUID()}`,
       KMS_PROBE_INTERVAL: "1s",
       KMS_HTTP_ADDRESS: `127.0.0.1:${this.#httpPort}`,
       ...env,
