@@ -1,126 +1,126 @@
-// Command bench loads a KMS plugin with grpc-go, the client that kube-apiserver uses, and can stand in
-// for a plugin itself: a grpc-go server with the same AES-256-GCM and nothing else, as a yardstick.
+// Command bench loads KMS plugins with grpc-go, the client that kube-apiserver uses, in turns: one slice of
+// time for each target, round after round, so that what else the machine does hits all of them alike. With
+// -serve it is a target itself: a grpc-go server with the same AES-256-GCM and nothing else, as a yardstick.
 package main
 
 import (
-	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"log"
-	"net"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	kmsapi "k8s.io/kms/apis/v2"
 )
 
 func main() {
-	socket := flag.String("socket", "", "path of the unix socket")
-	serve := flag.Bool("serve", false, "be the reference server instead of a client")
+	serve := flag.String("serve", "", "be the reference server on this unix socket instead of a client")
+	targets := flag.String("targets", "", "SOCKET@PID of each server, separated by commas")
+	api := flag.String("api", "v2", "v1 or v2")
 	operation := flag.String("operation", "encrypt", "encrypt, decrypt or status")
-	callers := flag.Int("callers", 1, "concurrent callers on one connection")
-	duration := flag.Duration("duration", 3*time.Second, "how long to call")
+	callers := flag.Int("callers", 1, "concurrent callers")
+	connections := flag.Int("connections", 1, "connections that the callers share")
+	rounds := flag.Int("rounds", 10, "slices for each target")
+	slice := flag.Duration("slice", time.Second, "how long a slice takes")
 	flag.Parse()
-	if *serve {
-		log.Fatal(runReference(*socket))
+	if *serve != "" {
+		log.Fatal(runReference(*serve))
 	}
-	result, err := load(*socket, *operation, *callers, *duration)
-	if err != nil {
-		log.Fatal(err)
+	var loads []*load
+	for target := range strings.SplitSeq(*targets, ",") {
+		one, err := prepare(target, *api, *operation, *callers, *connections)
+		if err != nil {
+			log.Fatal(err)
+		}
+		// A warm-up of the same kind: connections, JIT and caches are not what is measured.
+		if _, err := one.run(*slice); err != nil {
+			log.Fatal(err)
+		}
+		loads = append(loads, one)
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(result); err != nil {
+	results := make([][]Result, len(loads))
+	for range *rounds {
+		for at, one := range loads {
+			result, err := one.run(*slice)
+			if err != nil {
+				log.Fatal(err)
+			}
+			results[at] = append(results[at], result)
+		}
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(results); err != nil {
 		log.Fatal(err)
 	}
 }
 
-// Result is one line of JSON: calls a second, and latencies in microseconds.
+// Result is one slice: calls a second, latencies, and what the server's process used of the CPUs.
 type Result struct {
-	PerSecond float64 `json:"perSecond"`
-	P50Micros float64 `json:"p50Micros"`
-	P99Micros float64 `json:"p99Micros"`
-	Errors    int     `json:"errors"`
+	PerSecond  float64 `json:"perSecond"`
+	P50Micros  float64 `json:"p50Micros"`
+	P99Micros  float64 `json:"p99Micros"`
+	P999Micros float64 `json:"p999Micros"`
+	CPUMicros  float64 `json:"cpuMicros"` // a call
+	Errors     int     `json:"errors"`
 }
 
-func load(socket, operation string, callers int, duration time.Duration) (Result, error) {
-	conn, err := grpc.NewClient("unix://"+socket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
-	if err != nil {
-		return Result{}, err
-	}
-	defer conn.Close()
-	client := kmsapi.NewKeyManagementServiceClient(conn)
-	call, err := prepare(client, operation)
-	if err != nil {
-		return Result{}, err
-	}
-	// A warm-up of the same kind: the connection, the JIT and the caches are not what is measured.
-	measure(call, callers, duration/3)
-	latencies, errors, elapsed := measure(call, callers, duration)
-	slices.Sort(latencies)
-	at := func(part float64) float64 {
-		return float64(latencies[int(part*float64(len(latencies)-1))].Nanoseconds()) / 1e3
-	}
-	return Result{
-		PerSecond: float64(len(latencies)) / elapsed.Seconds(),
-		P50Micros: at(0.50),
-		P99Micros: at(0.99),
-		Errors:    errors,
-	}, nil
+// load is what one target gets: a call for each caller to repeat.
+type load struct {
+	calls []func() error
+	pid   string
 }
 
-// prepare makes the call to repeat; decrypt repeats one ciphertext.
-func prepare(client kmsapi.KeyManagementServiceClient, operation string) (func() error, error) {
-	ctx := context.Background()
-	dek := make([]byte, 32)
-	if _, err := rand.Read(dek); err != nil {
-		return nil, err
+func prepare(target, api, operation string, callers, connections int) (*load, error) {
+	socket, pid, found := strings.Cut(target, "@")
+	if !found {
+		return nil, fmt.Errorf("no PID in %q", target)
 	}
-	encrypt := &kmsapi.EncryptRequest{Plaintext: dek, Uid: "7b3f1a52-5d0e-4f6b-9f3a-0c6f2f1f9a11"}
-	switch operation {
-	case "status":
-		return func() error { _, err := client.Status(ctx, &kmsapi.StatusRequest{}); return err }, nil
-	case "encrypt":
-		return func() error { _, err := client.Encrypt(ctx, encrypt); return err }, nil
-	case "decrypt":
-		wrapped, err := client.Encrypt(ctx, encrypt, grpc.WaitForReady(true))
+	var shared []func() error
+	for range connections {
+		conn, err := grpc.NewClient("unix://"+socket,
+			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
 		if err != nil {
 			return nil, err
 		}
-		decrypt := &kmsapi.DecryptRequest{
-			Ciphertext:  wrapped.Ciphertext,
-			KeyId:       wrapped.KeyId,
-			Annotations: wrapped.Annotations,
-			Uid:         encrypt.Uid,
+		call, err := repeatable(conn, api, operation)
+		if err != nil {
+			return nil, err
 		}
-		return func() error { _, err := client.Decrypt(ctx, decrypt); return err }, nil
+		shared = append(shared, call)
 	}
-	return nil, fmt.Errorf("no operation %q", operation)
+	one := &load{pid: pid}
+	for caller := range callers {
+		one.calls = append(one.calls, shared[caller%connections])
+	}
+	return one, nil
 }
 
-func measure(call func() error, callers int, duration time.Duration) ([]time.Duration, int, time.Duration) {
+func (l *load) run(slice time.Duration) (Result, error) {
 	var mutex sync.Mutex
 	var all []time.Duration
 	var errors int
 	var group sync.WaitGroup
+	before, err := cpuTime(l.pid)
+	if err != nil {
+		return Result{}, err
+	}
 	start := time.Now()
-	for range callers {
+	for _, call := range l.calls {
 		group.Go(func() {
 			var own []time.Duration
 			failed := 0
-			for time.Since(start) < duration {
-				before := time.Now()
+			for at := time.Now(); at.Sub(start) < slice; {
 				if call() != nil {
 					failed++
 				}
-				own = append(own, time.Since(before))
+				end := time.Now()
+				own = append(own, end.Sub(at))
+				at = end
 			}
 			mutex.Lock()
 			defer mutex.Unlock()
@@ -129,51 +129,43 @@ func measure(call func() error, callers int, duration time.Duration) ([]time.Dur
 		})
 	}
 	group.Wait()
-	return all, errors, time.Since(start)
-}
-
-// reference wraps with AES-256-GCM under a key in memory.
-type reference struct {
-	kmsapi.UnimplementedKeyManagementServiceServer
-	aead cipher.AEAD
-}
-
-func runReference(socket string) error {
-	key := make([]byte, 32)
-	if _, err := rand.Read(key); err != nil {
-		return err
-	}
-	block, err := aes.NewCipher(key)
+	elapsed := time.Since(start)
+	after, err := cpuTime(l.pid)
 	if err != nil {
-		return err
+		return Result{}, err
 	}
-	aead, err := cipher.NewGCM(block)
+	slices.Sort(all)
+	at := func(part float64) float64 {
+		return float64(all[int(part*float64(len(all)-1))].Nanoseconds()) / 1e3
+	}
+	return Result{
+		PerSecond:  float64(len(all)) / elapsed.Seconds(),
+		P50Micros:  at(0.50),
+		P99Micros:  at(0.99),
+		P999Micros: at(0.999),
+		CPUMicros:  float64((after - before).Nanoseconds()) / 1e3 / float64(len(all)),
+		Errors:     errors,
+	}, nil
+}
+
+// The unit of /proc/PID/stat; 100 a second on every Linux that runs containers.
+const clockTick = 10 * time.Millisecond
+
+// cpuTime is what a process and its threads have used so far, user and system (proc_pid_stat(5)).
+func cpuTime(pid string) (time.Duration, error) {
+	text, err := os.ReadFile("/proc/" + pid + "/stat")
 	if err != nil {
-		return err
+		return 0, err
 	}
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
-		return err
+	// The name of the program may hold anything; the fields after it begin with the third.
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	var ticks int64
+	for _, field := range fields[14-3 : 16-3] { // utime, stime
+		value, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += value
 	}
-	server := grpc.NewServer()
-	kmsapi.RegisterKeyManagementServiceServer(server, &reference{aead: aead})
-	return server.Serve(listener)
-}
-
-func (r *reference) Status(context.Context, *kmsapi.StatusRequest) (*kmsapi.StatusResponse, error) {
-	return &kmsapi.StatusResponse{Version: "v2", Healthz: "ok", KeyId: "reference"}, nil
-}
-
-func (r *reference) Encrypt(_ context.Context, in *kmsapi.EncryptRequest) (*kmsapi.EncryptResponse, error) {
-	iv := make([]byte, r.aead.NonceSize())
-	if _, err := rand.Read(iv); err != nil {
-		return nil, err
-	}
-	return &kmsapi.EncryptResponse{Ciphertext: r.aead.Seal(iv, iv, in.Plaintext, nil), KeyId: "reference"}, nil
-}
-
-func (r *reference) Decrypt(_ context.Context, in *kmsapi.DecryptRequest) (*kmsapi.DecryptResponse, error) {
-	size := r.aead.NonceSize()
-	plaintext, err := r.aead.Open(nil, in.Ciphertext[:size], in.Ciphertext[size:], nil)
-	return &kmsapi.DecryptResponse{Plaintext: plaintext}, err
+	return time.Duration(ticks) * clockTick, nil
 }
