@@ -136,20 +136,28 @@ export function addService<S extends DescService>(
 /** The end of a caller's patience, as a promise that rejects with it and as a question. */
 function departure(grpcCall: ServerUnaryCall<Buffer, Buffer>) {
   const { promise: left, reject } = Promise.withResolvers<never>();
-  left.catch(() => {}); // an end after the answer concerns nobody
   let gone = false;
-  const leave = (error: PluginError) => {
+  let answered = false;
+  const leave = (kind: "deadline" | "cancelled", message: string) => {
     gone = true;
-    reject(error);
+    if (!answered) {
+      reject(new PluginError(kind, message)); // an end after the answer concerns nobody
+    }
   };
   const leftMs = Number(grpcCall.getDeadline()) - Date.now();
   const waitMs = Number.isFinite(leftMs) ? leftMs - ANSWER_BEFORE_DEADLINE_MS : DEFAULT_WAIT_MS;
-  const timer = setTimeout(
-    () => leave(new PluginError("deadline", "the deadline is near")),
-    Math.max(0, waitMs),
-  );
-  grpcCall.once("cancelled", () => leave(new PluginError("cancelled", "the caller has gone")));
-  return { left, hasLeft: () => gone, dispose: () => clearTimeout(timer) };
+  const timer = setTimeout(() => leave("deadline", "the deadline is near"), Math.max(0, waitMs));
+  // grpc-js tells of every call's end in this way, an answered one's too: an error with its stack for each
+  // would be the dearest thing on the path.
+  grpcCall.once("cancelled", () => leave("cancelled", "the caller has gone"));
+  return {
+    left,
+    hasLeft: () => gone,
+    dispose() {
+      answered = true;
+      clearTimeout(timer);
+    },
+  };
 }
 
 function decode(method: DescService["methods"][number], bytes: Buffer) {
