@@ -35,6 +35,12 @@ export interface Snapshot {
   readonly createdAtMs: number;
 }
 
+/** A wrapped DEK and the key_id of what wrapped it. */
+export interface Wrapped {
+  readonly envelope: Envelope;
+  readonly keyId: string;
+}
+
 export interface KeyringOptions {
   readonly key4c: Pick<Key4C, "wrap" | "unwrap">;
   readonly kmsKeyId: string;
@@ -116,53 +122,61 @@ export class Keyring {
   }
 
   /**
-   * Wraps a DEK.
+   * Wraps a DEK at once, as nearly every time; undefined when the caller must wait, see {@link wrap}.
    * @param plaintext 0 to 512 bytes
    */
-  async wrap(
-    plaintext: Uint8Array,
-    caller: Caller = {},
-  ): Promise<{ readonly envelope: Envelope; readonly keyId: string }> {
+  wrapNow(plaintext: Uint8Array): Wrapped | undefined {
     if (plaintext.length > MAX_PLAINTEXT_BYTES) {
       throw new PluginError(
         "invalid",
         `"plaintext" expected at most ${MAX_PLAINTEXT_BYTES} bytes, got ${plaintext.length}`,
       );
     }
+    if (this.isRevoked(this.#options.kmsKeyId)) {
+      throw this.absence();
+    }
+    const snapshot = this.#snapshot;
+    if (snapshot === undefined) {
+      return undefined;
+    }
+    this.renewIfDue();
+    const { keyId, header, localKek } = snapshot;
+    if (localKek.uses >= MAX_USES_EVER) {
+      throw new PluginError("unavailable", "the local KEK is used up and has no successor");
+    }
+    const isWithinLimit = localKek.uses < this.#options.maxUses;
+    return isWithinLimit || this.#renewal === undefined || this.#renewalFailure !== undefined
+      ? { envelope: localKek.seal(header, plaintext), keyId }
+      : undefined;
+  }
+
+  /** Wraps a DEK, and waits for a local KEK where it must. */
+  async wrap(plaintext: Uint8Array, caller: Caller = {}): Promise<Wrapped> {
     for (;;) {
       if (caller.hasLeft?.()) {
         throw new PluginError("cancelled", "nobody waits for it any more");
       }
-      const snapshot = this.#snapshot;
-      if (this.isRevoked(this.#options.kmsKeyId)) {
-        throw this.absence();
-      }
-      if (snapshot === undefined) {
-        // The probe makes the first one; an Encrypt that comes meanwhile waits for it.
-        await (this.#options.firstProbe?.() ?? this.#renewal ?? Promise.reject(this.absence()));
-        continue;
-      }
-      this.renewIfDue();
-      const { keyId, header, localKek } = snapshot;
-      if (localKek.uses >= MAX_USES_EVER) {
-        throw new PluginError("unavailable", "the local KEK is used up and has no successor");
-      }
-      const isWithinLimit = localKek.uses < this.#options.maxUses;
-      if (isWithinLimit || this.#renewal === undefined || this.#renewalFailure !== undefined) {
-        return { envelope: localKek.seal(header, plaintext), keyId };
+      const wrapped = this.wrapNow(plaintext);
+      if (wrapped !== undefined) {
+        return wrapped;
       }
       const renewal = this.#renewal;
+      if (this.#snapshot === undefined) {
+        // The probe makes the first one; an Encrypt that comes meanwhile waits for it.
+        await (this.#options.firstProbe?.() ?? renewal ?? Promise.reject(this.absence()));
+        continue;
+      }
       const slow = Bun.sleep(MAX_RENEWAL_WAIT_MS).then(() => {
         if (this.#renewal === renewal) {
           this.#renewalFailure ??= new PluginError("unavailable", "a new local KEK takes long");
         }
       });
-      await Promise.race([renewal.catch(() => {}), slow]);
+      await Promise.race([renewal?.catch(() => {}), slow]);
     }
   }
 
-  /** Unwraps a DEK of the current key or of a previous one. */
-  async unwrap(envelope: Envelope, caller: Caller = {}): Promise<Buffer> {
+  /** Unwraps a DEK at once when its local KEK is known; else undefined, see {@link unwrap}. */
+  unwrapNow(envelope: Envelope): Buffer | undefined {
     const { header } = envelope;
     const revocation =
       this.#revoked.size > 0 ? this.#revoked.get(base32(header.keyNameHash)) : undefined;
@@ -170,7 +184,21 @@ export class Keyring {
       throw new PluginError(revocation.kind, "the key is revoked", { cause: revocation });
     }
     const key = cacheKey(header);
-    const localKek = this.#known(key) ?? (await this.#fetch(key, header, caller));
+    const localKek = this.#known(key);
+    return localKek && this.#open(key, localKek, envelope);
+  }
+
+  /** Unwraps a DEK of the current key or of a previous one, and asks Key4C where it must. */
+  async unwrap(envelope: Envelope, caller: Caller = {}): Promise<Buffer> {
+    const plaintext = this.unwrapNow(envelope);
+    if (plaintext !== undefined) {
+      return plaintext;
+    }
+    const key = cacheKey(envelope.header);
+    return this.#open(key, await this.#fetch(key, envelope.header, caller), envelope);
+  }
+
+  #open(key: string, localKek: LocalKek, envelope: Envelope): Buffer {
     try {
       return localKek.open(envelope);
     } catch (error) {

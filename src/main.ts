@@ -15,7 +15,7 @@ import { helpText } from "./help.ts";
 import { serveHttp } from "./http.ts";
 import { inspectCommand } from "./inspect-command.ts";
 import { base32, parseKeyId } from "./key-id.ts";
-import { Keyring } from "./keyring.ts";
+import { Keyring, type Wrapped } from "./keyring.ts";
 import { type Listener, listen, type Place } from "./listen.ts";
 import { manifestCommand } from "./manifest.ts";
 import { Metrics } from "./metrics.ts";
@@ -33,13 +33,17 @@ function kmsV1(keyring: Keyring, health: Health): Handlers<typeof KmsV1> {
       runtimeName: "key4c-kms-plugin",
       runtimeVersion: VERSION,
     }),
-    async encrypt(request, call) {
+    encrypt({ plain }, call) {
       health.refuseIfExpired();
-      const { envelope } = await keyring.wrap(request.plain, call);
-      return { cipher: encodeEnvelope(envelope, true) };
+      const answer = ({ envelope }: Wrapped) => ({ cipher: encodeEnvelope(envelope, true) });
+      const wrapped = keyring.wrapNow(plain);
+      return wrapped ? answer(wrapped) : keyring.wrap(plain, call).then(answer);
     },
-    async decrypt(request, call) {
-      return { plain: await keyring.unwrap(decodeEnvelope(request.cipher), call) };
+    decrypt({ cipher }, call) {
+      const envelope = decodeEnvelope(cipher);
+      const answer = (plain: Buffer) => ({ plain });
+      const plain = keyring.unwrapNow(envelope);
+      return plain ? answer(plain) : keyring.unwrap(envelope, call).then(answer);
     },
   };
 }
@@ -52,16 +56,17 @@ function kmsV2(keyring: Keyring, health: Health): Handlers<typeof KmsV2> {
       healthz: "ok",
       keyId: health.usable.keyId,
     }),
-    async encrypt(request, call) {
+    encrypt({ plaintext }, call) {
       health.refuseIfExpired();
-      const { envelope, keyId } = await keyring.wrap(request.plaintext, call);
-      return {
+      const answer = ({ envelope, keyId }: Wrapped) => ({
         ciphertext: encodeEnvelope(envelope, false),
         keyId,
         annotations: { [WRAPPED_KEK_ANNOTATION]: Buffer.from(envelope.header.wrappedLocalKek) },
-      };
+      });
+      const wrapped = keyring.wrapNow(plaintext);
+      return wrapped ? answer(wrapped) : keyring.wrap(plaintext, call).then(answer);
     },
-    async decrypt({ ciphertext, keyId, annotations }, call) {
+    decrypt({ ciphertext, keyId, annotations }, call) {
       const named = parseKeyId(keyId);
       if (named === undefined || !keyring.knows(named.hashText)) {
         throw keyId === ""
@@ -73,7 +78,9 @@ function kmsV2(keyring: Keyring, health: Health): Handlers<typeof KmsV2> {
       if (base32(keyNameHash) !== named.hashText || keyVersion !== named.version) {
         throw new PluginError("invalid", "key_id is not that of the ciphertext");
       }
-      return { plaintext: await keyring.unwrap(envelope, call) };
+      const answer = (plaintext: Buffer) => ({ plaintext });
+      const plaintext = keyring.unwrapNow(envelope);
+      return plaintext ? answer(plaintext) : keyring.unwrap(envelope, call).then(answer);
     },
   };
 }

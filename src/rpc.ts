@@ -98,43 +98,61 @@ export function addService<S extends DescService>(
       responseSerialize: asIs,
       responseDeserialize: asIs,
     };
-    implementation[method.name] = async (
+    implementation[method.name] = (
       grpcCall: ServerUnaryCall<Buffer, Buffer>,
       answer: sendUnaryData<Buffer>,
     ) => {
       const startMs = performance.now();
-      const { left, hasLeft, dispose } = departure(grpcCall);
       let requestId: string | undefined;
-      const run = async () => {
+      let departure: Departure | undefined;
+      const finish = (code: status) => {
+        const durationMs = performance.now() - startMs;
+        record?.({ api, method: method.name, code: status[code] }, durationMs / 1000);
+        log.debug("RPC", { method: path, uid: requestId, code: status[code], durationMs });
+      };
+      const succeed = (response: Record<string, unknown>) => {
+        answer(null, toBuffer(toBinary(method.output, create(method.output, response))));
+        finish(status.OK);
+      };
+      const fail = (error: unknown) => {
+        const failure = toPluginError(error);
+        const { code, text } = KINDS[failure.kind];
+        answer({ code, details: text });
+        logFailure(path, requestId, failure);
+        finish(code);
+      };
+      try {
         const request = decode(method, grpcCall.request);
         requestId = "uid" in request ? cleanId(request.uid) : undefined;
         const userAgent = String(grpcCall.metadata.get("user-agent")[0] ?? "");
-        const response = await handle(request, { hasLeft, userAgent, requestId });
-        return toBuffer(toBinary(method.output, create(method.output, response)));
-      };
-      let code = status.OK;
-      try {
-        const response = await Promise.race([run(), left]);
-        answer(null, response);
+        const hasLeft = () => departure?.hasLeft() ?? false;
+        const response = handle(request, { hasLeft, userAgent, requestId });
+        if (response instanceof Promise) {
+          departure = awaitDeparture(grpcCall);
+          Promise.race([response, departure.left])
+            .finally(departure.dispose)
+            .then(succeed)
+            .catch(fail);
+        } else {
+          succeed(response);
+        }
       } catch (error) {
-        const failure = toPluginError(error);
-        const facts = KINDS[failure.kind];
-        code = facts.code;
-        answer({ code, details: facts.text });
-        logFailure(path, requestId, failure);
-      } finally {
-        dispose();
+        fail(error);
       }
-      const durationMs = performance.now() - startMs;
-      record?.({ api, method: method.name, code: status[code] }, durationMs / 1000);
-      log.debug("RPC", { method: path, uid: requestId, code: status[code], durationMs });
     };
   }
   server.addService(definition, implementation);
 }
 
 /** The end of a caller's patience, as a promise that rejects with it and as a question. */
-function departure(grpcCall: ServerUnaryCall<Buffer, Buffer>) {
+interface Departure {
+  readonly left: Promise<never>;
+  readonly hasLeft: () => boolean;
+  readonly dispose: () => void;
+}
+
+/** Only for calls that wait: most are answered at once, and a promise and a timer are dear beside them. */
+function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>): Departure {
   const { promise: left, reject } = Promise.withResolvers<never>();
   let gone = false;
   let answered = false;

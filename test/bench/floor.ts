@@ -38,7 +38,7 @@ const ANSWERS: ReadonlyMap<string, Message> = new Map<string, Message>([
 
 const server = new Server({ "grpc.enable_channelz": 0 });
 for (const service of [v1.KeyManagementService, v2.KeyManagementService]) {
-  const definition: Parameters<Server["addService"]>[0] = {};
+  const definition: Record<string, Parameters<Server["addService"]>[0][string]> = {};
   const implementation: UntypedServiceImplementation = {};
   for (const method of service.methods) {
     const message = ANSWERS.get(method.output.typeName);
