@@ -49,10 +49,16 @@ export function parseKeyId(
 
 /** 16 bytes as 26 lower-case base32 digits without padding (RFC 4648 §6). */
 export function base32(hash: Uint8Array): string {
-  // 128 bits and two zero bits behind them are 26 digits of five bits.
-  const bits = BigInt(`0x${Buffer.from(hash).toString("hex")}`) << 2n;
-  return bits
-    .toString(32)
-    .padStart(26, "0")
-    .replace(/./g, (digit) => BASE32_ALPHABET.charAt(Number.parseInt(digit, 32)));
+  let text = "";
+  let value = 0;
+  let bits = 0; // of value that are not in text yet
+  for (const byte of hash) {
+    value = (value << 8) | byte;
+    for (bits += 8; bits >= 5; ) {
+      bits -= 5;
+      text += BASE32_ALPHABET.charAt((value >>> bits) & 31);
+    }
+    value &= (1 << bits) - 1;
+  }
+  return bits === 0 ? text : text + BASE32_ALPHABET.charAt((value << (5 - bits)) & 31);
 }
