@@ -1,0 +1,114 @@
+/** The servers that the benchmarks load, each a process of its own, and what the benchmarks know of a process. */
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { Client, credentials } from "@grpc/grpc-js";
+import { StatusRequestSchema, StatusResponseSchema } from "../../src/gen/v2/api_pb.ts";
+
+const ROOT = join(import.meta.dir, "../..");
+export const BINARY = join(ROOT, "dist/key4c-kms-plugin");
+export const scratch = mkdtempSync(join(tmpdir(), "k4c-bench-"));
+const children: Bun.Subprocess[] = [];
+let started = 0;
+
+export interface Target {
+  readonly name: string;
+  readonly socket: string;
+  readonly process: Bun.Subprocess;
+}
+
+/** Ends every server and removes what they left. */
+export async function cleanUp(): Promise<void> {
+  for (const child of children) {
+    child.kill();
+    await child.exited;
+  }
+  rmSync(scratch, { recursive: true });
+}
+
+function start(name: string, command: (socket: string) => string[], env = {}): Target {
+  const socket = join(scratch, `${started++}.sock`);
+  const child = Bun.spawn(command(socket), {
+    env: { KMS_ENDPOINT: `unix://${socket}`, KMS_HTTP_ADDRESS: "", ...env },
+    stdout: "ignore",
+    stderr: "ignore",
+  });
+  children.push(child);
+  return { name, socket, process: child };
+}
+
+/** The plugin with a Key4C inside, or with the one that `env` names. */
+export function startPlugin(env: Readonly<Record<string, string>> = {}): Target {
+  const emulator = env["KEY4C_URL"] === undefined ? ["--emulator"] : [];
+  return start("plugin", () => [BINARY, "serve", ...emulator], env);
+}
+
+/** The empty grpc-js service, compiled as the plugin is. */
+export async function startFloor(): Promise<Target> {
+  const { scripts } = await Bun.file(join(ROOT, "package.json")).json();
+  const binary = join(scratch, "floor");
+  const build = String(scripts.build)
+    .replace("src/main.ts", "test/bench/floor.ts")
+    .replace("dist/key4c-kms-plugin", binary)
+    .replace("bun ", `${process.execPath} `);
+  run(["sh", "-c", build], ROOT);
+  return start("floor", (socket) => [binary, socket]);
+}
+
+/** Builds the loader in Go; undefined without Go. */
+export function buildLoader(): string | undefined {
+  if (Bun.which("go") === null) {
+    return undefined;
+  }
+  const loader = join(scratch, "bench");
+  run(["go", "build", "-o", loader, "."], import.meta.dir);
+  return loader;
+}
+
+export function startReference(loader: string): Target {
+  return start("grpc-go", (socket) => [loader, "-serve", socket]);
+}
+
+function run(command: string[], cwd: string): void {
+  const { exitCode, stderr } = Bun.spawnSync(command, { cwd });
+  if (exitCode !== 0) {
+    throw new Error(`${command.join(" ")}: ${stderr}`);
+  }
+}
+
+/** Waits until a plugin's Status is ok, or any server answers it so. */
+export async function untilOk({ socket }: Target): Promise<void> {
+  for (;;) {
+    const client = new Client(`unix://${socket}`, credentials.createInsecure());
+    const healthz = await new Promise<string>((resolve) =>
+      client.makeUnaryRequest(
+        "/v2.KeyManagementService/Status",
+        (request: Uint8Array) => Buffer.from(request),
+        (bytes: Buffer) => fromBinary(StatusResponseSchema, bytes),
+        toBinary(StatusRequestSchema, create(StatusRequestSchema)),
+        (_, response) => resolve(response?.healthz ?? ""),
+      ),
+    );
+    client.close();
+    if (healthz === "ok") {
+      return;
+    }
+    await Bun.sleep(1);
+  }
+}
+
+export async function stop({ process: child }: Target): Promise<void> {
+  child.kill();
+  await child.exited;
+}
+
+export function memoryMiB({ process: { pid } }: Target): { rss: number; own: number } {
+  const text = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8");
+  const kib = (name: string) => Number(text.match(new RegExp(`^${name}:\\s+(\\d+)`, "m"))?.[1]);
+  return { rss: kib("Rss") / 1024, own: (kib("Private_Dirty") + kib("Private_Clean")) / 1024 };
+}
+
+export function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
+}
