@@ -8,7 +8,11 @@ const FIRST_PROBE_AFTER_FAILURE_MS = 250;
 const MAX_PROBE_INTERVAL_WHEN_FAILING_MS = 5_000;
 /** Failures of callers make the probe come earlier, but not more often than this. */
 const MIN_PROBE_INTERVAL_MS = 250;
-/** Part of the interval by which each probe is moved, so that replicas do not ask all at once. */
+/**
+ * Part of the interval by which each probe is moved. It does not part those that begin together: therefore
+ * the first interval after a start or an outage is a random part of a whole one, and so is the first until
+ * the next unwrap. A fleet that starts together then asks evenly from its second probe on.
+ */
 const PROBE_JITTER = 0.1;
 /** A describe can be well while the HSM is dead: this often the probe has the local KEK unwrapped. */
 const UNWRAP_INTERVAL_MS = 5 * 60_000;
@@ -56,7 +60,9 @@ export class Health {
   #failure: PluginError | undefined;
   #failures = 0;
   #lastSuccessMs: number | undefined;
-  #lastUnwrapMs = 0;
+  #nextUnwrapMs = 0;
+  /** Whether the last probe was the first success of a row. */
+  #beginsRow = false;
   /** On the monotonic clock. */
   lastProbeMs = Number.NEGATIVE_INFINITY;
   /** What the last line of the log said. */
@@ -161,6 +167,9 @@ export class Health {
 
   #nextProbeInMs(): number {
     const { intervalMs } = this.#options;
+    if (this.#beginsRow) {
+      return intervalMs * Math.random();
+    }
     const failingMs = FIRST_PROBE_AFTER_FAILURE_MS * 2 ** (this.#failures - 1);
     const nextMs =
       this.#failures === 0
@@ -174,10 +183,15 @@ export class Health {
     try {
       await this.#probe();
       this.#accepted(kmsKeyId);
+      this.#beginsRow = this.#failure !== undefined || this.#lastSuccessMs === undefined;
+      if (this.#beginsRow) {
+        this.#nextUnwrapMs = this.#nowMs() + UNWRAP_INTERVAL_MS * Math.random();
+      }
       this.#failure = undefined;
       this.#failures = 0;
       this.#lastSuccessMs = this.#nowMs();
     } catch (error) {
+      this.#beginsRow = false;
       this.#failure = toPluginError(error);
       this.#failures += 1;
       this.#refused(kmsKeyId, this.#failure);
@@ -194,13 +208,12 @@ export class Health {
     const { version = 0 } = await key4c.describe(kmsKeyId);
     if (keyring.snapshot === undefined) {
       await keyring.renew(); // unwraps what it wrapped
-      this.#lastUnwrapMs = this.#nowMs();
       return;
     }
-    const unwrapDue = this.#nowMs() - this.#lastUnwrapMs >= UNWRAP_INTERVAL_MS;
+    const unwrapDue = this.#nowMs() >= this.#nextUnwrapMs;
     if (this.#failure !== undefined || unwrapDue || !key4c.canDescribe) {
       await keyring.verifyCurrent();
-      this.#lastUnwrapMs = this.#nowMs();
+      this.#nextUnwrapMs = this.#nowMs() + UNWRAP_INTERVAL_MS;
     }
     if (version > keyring.snapshot.header.keyVersion) {
       await keyring.renew();

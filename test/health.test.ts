@@ -104,6 +104,28 @@ test("one line a change of state, however many probes", async () => {
   expect(lines[1]).toMatchObject({ state: "degraded", kind: "keyUnusable", remedy });
 });
 
+test("plugins that start together do not go on probing together", async () => {
+  const intervalMs = 400;
+  const secondProbesMs = await Promise.all(
+    Array.from({ length: 16 }, async () => {
+      const { health, key4c, until, probes } = setup({ intervalMs });
+      health.start();
+      await until("ok");
+      const describe = key4c.describe.bind(key4c);
+      let askedMs = 0;
+      key4c.describe = (keyId) => {
+        askedMs ||= performance.now();
+        return describe(keyId);
+      };
+      await probes(1);
+      return askedMs;
+    }),
+  );
+  const spanMs = Math.max(...secondProbesMs) - Math.min(...secondProbesMs);
+  // Moved by a tenth either way alone, they would be within a fifth of the interval.
+  expect(spanMs).toBeGreaterThan(intervalMs * 0.4);
+});
+
 test("a rotation is noticed by the version of the key", async () => {
   const { health, until, control, keyring } = setup();
   health.start();

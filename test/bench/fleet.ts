@@ -75,10 +75,10 @@ export async function fleet(quick: boolean): Promise<void> {
   console.log("| phase | seconds | mean | highest | of which unwraps, highest |");
   console.log("|---|---|---|---|---|");
   const phase = async (name: string, seconds: number, change: () => void) => {
-    const from = Math.ceil(clock.nowMs() / 1000);
+    const from = Math.floor(clock.nowMs() / 1000);
     change();
     await Bun.sleep(seconds * 1000);
-    const seen = Array.from({ length: seconds }, (_, at) => perSecond[from - 1 + at]);
+    const seen = Array.from({ length: seconds }, (_, at) => perSecond[from + at]);
     const totals = seen.map((one) => (one ? one.describe + one.encrypt + one.decrypt : 0));
     const unwraps = seen.map((one) => one?.decrypt ?? 0);
     const mean = totals.reduce((sum, one) => sum + one, 0) / seconds;
