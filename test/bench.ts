@@ -1,13 +1,14 @@
 /**
- * `npm run bench [-- rates|fleet] [--quick]`: what the compiled binary does. Figures of two runs or two
+ * `npm run bench [-- rates|scale|fleet] [--quick]`: what the compiled binary does. Figures of two runs or two
  * machines are not comparable; the ratios, from slices in turns, are.
  */
 import { fleet } from "./bench/fleet.ts";
 import { rates } from "./bench/rates.ts";
 
+import { scale } from "./bench/scale.ts";
 import { cleanUp } from "./bench/servers.ts";
 
-const BENCHES = { rates, fleet };
+const BENCHES = { rates, scale, fleet };
 const words = process.argv.slice(2);
 const quick = words.includes("--quick");
 const named = words.filter((word) => !word.startsWith("--"));

@@ -80,7 +80,9 @@ function run(command: string[], cwd: string): void {
 /** Waits until a plugin's Status is ok, or any server answers it so. */
 export async function untilOk({ socket }: Target): Promise<void> {
   for (;;) {
-    const client = new Client(`unix://${socket}`, credentials.createInsecure());
+    const client = new Client(`unix://${socket}`, credentials.createInsecure(), {
+      "grpc.use_local_subchannel_pool": 1, // else it would inherit the back-off of the one before
+    });
     const healthz = await new Promise<string>((resolve) =>
       client.makeUnaryRequest(
         "/v2.KeyManagementService/Status",
