@@ -29,10 +29,14 @@ export interface Platform {
 
 /**
  * The name of `outfile`, without its directory, is in the binary too.
- * @param platform undefined: this machine
+ * @param options.platform undefined: this machine
+ * @param options.source the benchmarks compile another in the same way
  * @throws Error with what the compiler printed
  */
-export async function compile(outfile: string, platform?: Platform): Promise<void> {
+export async function compile(
+  outfile: string,
+  { platform, source = "src/main.ts" }: { platform?: Platform; source?: string } = {},
+): Promise<void> {
   const { target, runtime } = platform ?? {};
   const child = Bun.spawn(
     [
@@ -42,7 +46,7 @@ export async function compile(outfile: string, platform?: Platform): Promise<voi
       ...(target === undefined ? [] : [`--target=${target}`]),
       ...(runtime === undefined ? [] : [`--compile-executable-path=${runtime}`]),
       ...["--outfile", outfile],
-      "src/main.ts",
+      source,
     ],
     { cwd: ROOT, stdout: "pipe", stderr: "pipe" },
   );

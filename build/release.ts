@@ -27,7 +27,9 @@ export async function release(directory: string): Promise<void> {
   for (const [platform, { target, runtime }] of Object.entries(TARGETS)) {
     // Under the name that `npm run build` gives it, so that both make the same bytes.
     const compiled = join(scratch, NAME);
-    await compile(compiled, { target, runtime: await fetchRuntime(runtime, scratch) });
+    await compile(compiled, {
+      platform: { target, runtime: await fetchRuntime(runtime, scratch) },
+    });
     renameSync(compiled, join(directory, `${name}-${platform}`));
     files.push(`${name}-${platform}`);
   }

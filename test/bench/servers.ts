@@ -4,9 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Client, credentials } from "@grpc/grpc-js";
+import { compile, ROOT } from "../../build/compile.ts";
 import { StatusRequestSchema, StatusResponseSchema } from "../../src/gen/v2/api_pb.ts";
 
-const ROOT = join(import.meta.dir, "../..");
 export const BINARY = join(ROOT, "dist/key4c-kms-plugin");
 export const scratch = mkdtempSync(join(tmpdir(), "k4c-bench-"));
 const children: Bun.Subprocess[] = [];
@@ -46,13 +46,8 @@ export function startPlugin(env: Readonly<Record<string, string>> = {}): Target 
 
 /** The empty grpc-js service, compiled as the plugin is. */
 export async function startFloor(): Promise<Target> {
-  const { scripts } = await Bun.file(join(ROOT, "package.json")).json();
   const binary = join(scratch, "floor");
-  const build = String(scripts.build)
-    .replace("src/main.ts", "test/bench/floor.ts")
-    .replace("dist/key4c-kms-plugin", binary)
-    .replace("bun ", `${process.execPath} `);
-  run(["sh", "-c", build], ROOT);
+  await compile(binary, { source: "test/bench/floor.ts" });
   return start("floor", (socket) => [binary, socket]);
 }
 

@@ -132,7 +132,9 @@ test("for arm64 it has arm64's binary, which runs", async () => {
   // What `npm run release` puts there, and no more.
   const released = join(ROOT, `dist/release/key4c-kms-plugin-${version}-linux-arm64`);
   const runtime = await fetchRuntime("@oven/bun-linux-aarch64", directory);
-  await compile(join(directory, "key4c-kms-plugin"), { target: "bun-linux-arm64", runtime });
+  await compile(join(directory, "key4c-kms-plugin"), {
+    platform: { target: "bun-linux-arm64", runtime },
+  });
   mkdirSync(dirname(released), { recursive: true });
   copyFileSync(join(directory, "key4c-kms-plugin"), released);
 
