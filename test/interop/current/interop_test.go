@@ -103,3 +103,7 @@ func TestTellsSystemd(t *testing.T) {
 func TestOthersOfSystemdAreRefused(t *testing.T) {
 	scenarios.OthersOfSystemdAreRefused(t)
 }
+
+func TestHostileNeighboursHoldNobodyUp(t *testing.T) {
+	scenarios.HostileNeighboursHoldNobodyUp(t)
+}
