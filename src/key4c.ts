@@ -188,7 +188,8 @@ export class Key4C {
         } catch (error) {
           const failure = asFailure(name, error);
           end(failure.kind);
-          const delayMs = failure.retryAfterMs ?? retryDelayMs(attempt);
+          // A Retry-After of nothing, or of a clock that is behind, is no leave to ask without a pause.
+          const delayMs = Math.max(failure.retryAfterMs ?? 0, retryDelayMs(attempt));
           const retry = KINDS[failure.kind].retry && (name === "decrypt" || attempt === 0);
           if (!retry || performance.now() + delayMs >= endMs) {
             throw failure;

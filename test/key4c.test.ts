@@ -143,6 +143,23 @@ test("a 429 waits as long as Retry-After says, and fails when that does not fit"
   expect(server.requests.length).toBe(1);
 });
 
+test.each(["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT", "5.5"])(
+  "a Retry-After of %p is no leave to ask without a pause",
+  async (value) => {
+    let throttles = true;
+    const server = fakeServer(() =>
+      throttles
+        ? new Response("", { status: 429, headers: { "Retry-After": value } })
+        : Response.json({ plaintext: RIGHT }),
+    );
+    const unwrapping = kindOf(key4cClient({ url: server.url }).unwrap("demo", "c", AAD));
+    await Bun.sleep(1_000);
+    expect(server.requests.length).toBeLessThan(20); // it would be hundreds
+    throttles = false;
+    expect(await unwrapping).toBe("ok");
+  },
+);
+
 test("an attempt that hangs ends in time for another", async () => {
   let hang = true;
   const server = fakeServer(() => {
