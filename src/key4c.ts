@@ -162,7 +162,8 @@ export class Key4C {
   /**
    * A decrypt is tried until `read` accepts an answer, the failure is final or the budget is spent:
    * callers wait for it. The others are made by the probe and by renewals, which come again themselves;
-   * they are tried twice, because an idle connection may have been closed at the other end.
+   * they are tried twice, because an idle connection may have been closed at the other end, or forgotten
+   * by what lies between. Where one kept connection is dead the others are: the retries make a new one.
    */
   async #call<T>(
     name: OperationName,
@@ -182,7 +183,9 @@ export class Key4C {
         };
         try {
           const values = { ...payload, requestId };
-          const result = read(await this.#attempt(name, operation, values, endMs - startMs));
+          const isFirst = attempt === 0;
+          const leftMs = endMs - startMs;
+          const result = read(await this.#attempt(name, operation, values, leftMs, isFirst));
           end("ok");
           return result;
         } catch (error) {
@@ -205,6 +208,7 @@ export class Key4C {
     operation: Operation,
     payload: PlaceholderValues,
     leftMs: number,
+    mayReuseConnection: boolean,
   ): Promise<unknown> {
     const { url, profile, credentials, tls, userAgent } = this.#options;
     const values = { ...payload, ...credentials() };
@@ -229,6 +233,7 @@ export class Key4C {
       headers,
       ...(body !== undefined && { body: JSON.stringify(body) }),
       signal: AbortSignal.timeout(Math.max(1, Math.min(ATTEMPT_TIMEOUT_MS, leftMs))),
+      keepalive: mayReuseConnection,
       redirect: "manual", // a redirect would carry the credential to where nobody configured it
       decompress: false,
       verbose: false,

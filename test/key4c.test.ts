@@ -143,22 +143,54 @@ test("a 429 waits as long as Retry-After says, and fails when that does not fit"
   expect(server.requests.length).toBe(1);
 });
 
-test.each(["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT", "5.5"])(
-  "a Retry-After of %p is no leave to ask without a pause",
-  async (value) => {
-    let throttles = true;
-    const server = fakeServer(() =>
-      throttles
-        ? new Response("", { status: 429, headers: { "Retry-After": value } })
-        : Response.json({ plaintext: RIGHT }),
-    );
-    const unwrapping = kindOf(key4cClient({ url: server.url }).unwrap("demo", "c", AAD));
-    await Bun.sleep(1_000);
-    expect(server.requests.length).toBeLessThan(20); // it would be hundreds
-    throttles = false;
-    expect(await unwrapping).toBe("ok");
-  },
-);
+test("a Retry-After of nothing, or of the past, is no leave to ask without a pause", async () => {
+  const values = ["0", "-5", "5.5", "Wed, 21 Oct 2015 07:28:00 GMT"];
+  await Promise.all(
+    values.map(async (value) => {
+      let throttles = true;
+      const server = fakeServer(() =>
+        throttles
+          ? new Response("", { status: 429, headers: { "Retry-After": value } })
+          : Response.json({ plaintext: RIGHT }),
+      );
+      const unwrapping = kindOf(key4cClient({ url: server.url }).unwrap("demo", "c", AAD));
+      await Bun.sleep(1_000);
+      expect(server.requests.length).toBeLessThan(20); // it would be thousands
+      throttles = false;
+      expect(await unwrapping).toBe("ok");
+    }),
+  );
+});
+
+test("a retry takes a new connection: where one kept one is dead, the others are", async () => {
+  const answer = JSON.stringify({ version: 1, ciphertext: "c" });
+  const gate = Promise.withResolvers<void>();
+  const server = Bun.listen<{ used: boolean }>({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: {
+      open(socket) {
+        socket.data = { used: false };
+      },
+      async data(socket) {
+        if (socket.data.used) {
+          socket.terminate(); // as what lies between does with what it has forgotten
+          return;
+        }
+        socket.data.used = true;
+        await gate.promise;
+        socket.write(`HTTP/1.1 200 OK\r\nContent-Length: ${answer.length}\r\n\r\n${answer}`);
+      },
+    },
+  });
+  onTestEnd(() => server.stop(true));
+  const key4c = key4cClient({ url: `http://127.0.0.1:${server.port}` });
+  const wrap = () => kindOf(key4c.wrap("demo", LOCAL_KEK, AAD));
+  const many = Array.from({ length: 8 }, wrap);
+  setTimeout(gate.resolve, 100);
+  expect(new Set(await Promise.all(many))).toEqual(new Set(["ok"]));
+  expect(await wrap()).toBe("ok");
+});
 
 test("an attempt that hangs ends in time for another", async () => {
   let hang = true;
