@@ -9,7 +9,6 @@ import {
 } from "./answer.ts";
 import { type ErrorKind, KINDS, PluginError } from "./errors.ts";
 import { errorCode } from "./files.ts";
-import { Limiter } from "./limiter.ts";
 import type { Log } from "./observe.ts";
 import {
   type Operation,
@@ -27,10 +26,6 @@ const ATTEMPT_TIMEOUT_MS = 2_500;
 const CALL_BUDGET_MS = 10_000;
 const FIRST_RETRY_DELAY_MS = 100;
 const MAX_RETRY_DELAY_MS = 2_000;
-/** More than three restarting control planes need, less than what hurts an HSM. */
-const MAX_CONCURRENT_CALLS = 64;
-/** Calls that wait for one of those; past it a flood is refused instead of remembered. */
-const MAX_WAITING_CALLS = 1_024;
 
 export interface Key4COptions {
   /** Base address, without a slash at its end. */
@@ -76,7 +71,6 @@ export interface WrappedKek {
  */
 export class Key4C {
   readonly #options: Key4COptions;
-  readonly #limiter = new Limiter(MAX_CONCURRENT_CALLS, MAX_WAITING_CALLS);
 
   constructor(options: Key4COptions) {
     this.#options = options;
@@ -171,36 +165,34 @@ export class Key4C {
     payload: PlaceholderValues,
     read: (answer: unknown) => T,
   ): Promise<T> {
-    return this.#limiter.run(async () => {
-      const endMs = performance.now() + CALL_BUDGET_MS;
-      const requestId = payload.requestId ?? randomUUID();
-      for (let attempt = 0; ; attempt++) {
-        const startMs = performance.now();
-        const end = (kind: ErrorKind | "ok") => {
-          const durationMs = performance.now() - startMs;
-          this.#options.record?.({ operation: name, kind }, durationMs / 1000);
-          this.#options.log.debug("Key4C call", { operation: name, kind, requestId, durationMs });
-        };
-        try {
-          const values = { ...payload, requestId };
-          const isFirst = attempt === 0;
-          const leftMs = endMs - startMs;
-          const result = read(await this.#attempt(name, operation, values, leftMs, isFirst));
-          end("ok");
-          return result;
-        } catch (error) {
-          const failure = asFailure(name, error);
-          end(failure.kind);
-          // A Retry-After of nothing, or of a clock that is behind, is no leave to ask without a pause.
-          const delayMs = Math.max(failure.retryAfterMs ?? 0, retryDelayMs(attempt));
-          const retry = KINDS[failure.kind].retry && (name === "decrypt" || attempt === 0);
-          if (!retry || performance.now() + delayMs >= endMs) {
-            throw failure;
-          }
-          await Bun.sleep(delayMs);
+    const endMs = performance.now() + CALL_BUDGET_MS;
+    const requestId = payload.requestId ?? randomUUID();
+    for (let attempt = 0; ; attempt++) {
+      const startMs = performance.now();
+      const end = (kind: ErrorKind | "ok") => {
+        const durationMs = performance.now() - startMs;
+        this.#options.record?.({ operation: name, kind }, durationMs / 1000);
+        this.#options.log.debug("Key4C call", { operation: name, kind, requestId, durationMs });
+      };
+      try {
+        const values = { ...payload, requestId };
+        const isFirst = attempt === 0;
+        const leftMs = endMs - startMs;
+        const result = read(await this.#attempt(name, operation, values, leftMs, isFirst));
+        end("ok");
+        return result;
+      } catch (error) {
+        const failure = asFailure(name, error);
+        end(failure.kind);
+        // A Retry-After of nothing, or of a clock that is behind, is no leave to ask without a pause.
+        const delayMs = Math.max(failure.retryAfterMs ?? 0, retryDelayMs(attempt));
+        const retry = KINDS[failure.kind].retry && (name === "decrypt" || attempt === 0);
+        if (!retry || performance.now() + delayMs >= endMs) {
+          throw failure;
         }
+        await Bun.sleep(delayMs);
       }
-    });
+    }
   }
 
   async #attempt(

@@ -11,6 +11,7 @@ import { describeError, KINDS, PluginError, toPluginError } from "./errors.ts";
 import { cacheKey, KekCache } from "./kek-cache.ts";
 import { base32, formatKeyId, keyNameHash } from "./key-id.ts";
 import type { Key4C } from "./key4c.ts";
+import { Limiter } from "./limiter.ts";
 import type { Log } from "./observe.ts";
 
 /** NIST SP 800-38D §8.3: no more invocations under one key with random 96-bit IVs. */
@@ -21,6 +22,10 @@ const RENEW_AT = 0.9;
 const RENEWAL_PAUSE_MS = 5_000;
 /** An Encrypt above the limit of uses waits this long for a successor, then goes on without. */
 const MAX_RENEWAL_WAIT_MS = 2_000;
+/** More than three restarting control planes need, less than what hurts an HSM. */
+const MAX_CONCURRENT_UNWRAPS = 64;
+/** Unwraps that wait for one of those; past it a flood is refused instead of remembered. */
+const MAX_WAITING_UNWRAPS = 1_024;
 /** Tells Key4C what it wraps; the key name hash follows. Frozen: data in etcd depend on it. */
 const KEY4C_AAD_PURPOSE = Buffer.from("key4c-kms-plugin/local-kek/v1:", "latin1");
 
@@ -84,6 +89,8 @@ export class Keyring {
   #renewalPausedUntilMs = Number.NEGATIVE_INFINITY;
   readonly #cache: KekCache;
   readonly #unwrapping = new Map<string, Promise<LocalKek>>();
+  /** For callers only: the probe and a renewal, few as they are, must not wait behind a flood. */
+  readonly #limiter = new Limiter(MAX_CONCURRENT_UNWRAPS, MAX_WAITING_UNWRAPS);
   /** From base32(key name hash) to why Key4C refuses the key. */
   readonly #revoked = new Map<string, PluginError>();
 
@@ -374,6 +381,13 @@ export class Keyring {
     return failure !== undefined && KINDS[failure.kind].retry ? failure : undefined;
   }
 
+  #refuseIfAway(header: KekHeader): void {
+    const outage = this.#outage();
+    if (outage !== undefined && this.knows(base32(header.keyNameHash))) {
+      throw new PluginError(outage.kind, "Key4C is away", { cause: outage });
+    }
+  }
+
   #known(key: string): LocalKek | undefined {
     const current = this.#snapshot;
     return key === current?.cacheKey ? current.localKek : this.#cache.get(key);
@@ -387,10 +401,7 @@ export class Keyring {
     if (this.#cache.isRefused(key)) {
       throw new PluginError("invalid", "Key4C has just refused this wrapped local KEK");
     }
-    const outage = this.#outage();
-    if (outage !== undefined && this.knows(base32(header.keyNameHash))) {
-      throw new PluginError(outage.kind, "Key4C is away", { cause: outage });
-    }
+    this.#refuseIfAway(header);
     const unwrapping = this.#unwrapAndKeep(key, header, caller);
     this.#unwrapping.set(key, unwrapping);
     return unwrapping;
@@ -398,7 +409,11 @@ export class Keyring {
 
   async #unwrapAndKeep(key: string, header: KekHeader, caller: Caller): Promise<LocalKek> {
     try {
-      const localKek = new LocalKek(await this.#unwrapRemotely(header, caller.requestId));
+      const bytes = await this.#limiter.run(async () => {
+        this.#refuseIfAway(header); // as it may be by the time that there is a place
+        return this.#unwrapRemotely(header, caller.requestId);
+      });
+      const localKek = new LocalKek(bytes);
       if (!this.#revoked.has(base32(header.keyNameHash))) {
         this.#cache.keep(key, localKek);
       }

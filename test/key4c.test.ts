@@ -254,27 +254,6 @@ test("where encrypt tells no version, a rotation in its midst is noticed", async
   expect(await kindOf(key4c.wrap("demo", LOCAL_KEK, AAD))).toBe("unavailable");
 });
 
-test("at most 64 calls run at once, and at most 1,024 wait", async () => {
-  const gate = Promise.withResolvers<void>();
-  const server = fakeServer(async () => {
-    await gate.promise;
-    return Response.json({ plaintext: LOCAL_KEK.toString("base64") });
-  });
-  const key4c = key4cClient({ url: server.url });
-  const calls = Array.from({ length: 64 + 1_024 + 10 }, () =>
-    kindOf(key4c.unwrap("demo", "c", AAD)),
-  );
-  const refused = await Promise.all(calls.slice(-10));
-  expect(refused).toEqual(Array(10).fill("throttled"));
-  while (server.requests.length < 64) {
-    await Bun.sleep(5);
-  }
-  await Bun.sleep(50);
-  expect(server.requests.length).toBe(64);
-  gate.resolve();
-  expect(new Set(await Promise.all(calls.slice(0, -10)))).toEqual(new Set(["ok"]));
-});
-
 test("neither log nor error shows a credential, a key or an answer", async () => {
   const { log, lines } = recordingLog();
   const secret = "s3cr3t-token";

@@ -92,6 +92,35 @@ test("a restarted plugin unwraps an old local KEK once, however many ask at once
   expect(key4c.calls).toEqual({ wrap: 0, unwrap: 1 });
 });
 
+test("at most 64 unwraps run at once and 1,024 wait, and neither probe nor renewal waits behind them", async () => {
+  const key4c = new FakeKey4C();
+  const other = await ready(key4c, { maxUses: 1 });
+  const envelopes: Envelope[] = [];
+  while (envelopes.length < 64 + 1_024 + 10) {
+    envelopes.push((await other.wrap(DEK)).envelope);
+    await other.renew();
+  }
+  let probeFailure: PluginError | undefined;
+  const ring = await ready(key4c, { probeFailure: () => probeFailure });
+  key4c.calls = { wrap: 0, unwrap: 0 };
+  const { promise, resolve } = Promise.withResolvers<void>();
+  key4c.gate = promise;
+  const kinds = envelopes.map((envelope) => kindOf(ring.unwrap(envelope)));
+  expect(await Promise.all(kinds.slice(-10))).toEqual(Array(10).fill("throttled"));
+  expect(key4c.calls.unwrap).toBe(64);
+  key4c.gate = Promise.resolve();
+  await ring.verifyCurrent();
+  key4c.version = 2;
+  await ring.renew();
+  // Those that wait are told when Key4C is found to be away, instead of hanging in their turn.
+  probeFailure = new PluginError("unavailable", "fake");
+  resolve();
+  expect(await Promise.all(kinds.slice(0, -10))).toEqual([
+    ...Array(64).fill("ok"),
+    ...Array(1_024).fill("unavailable"),
+  ]);
+});
+
 test("a failed unwrap is not kept, and what follows tries again", async () => {
   const key4c = new FakeKey4C();
   const { envelope } = await (await ready(key4c)).wrap(DEK);
