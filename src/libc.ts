@@ -17,6 +17,7 @@ const PR_SET_DUMPABLE = 4;
 
 const { i32, u32, u64, ptr } = FFIType;
 const SYMBOLS = {
+  setenv: { args: [ptr, ptr, i32], returns: i32 },
   prctl: { args: [i32, u64, u64, u64, u64], returns: i32 },
   socket: { args: [i32, i32, i32], returns: i32 },
   sendto: { args: [i32, ptr, u64, i32, ptr, u32], returns: i32 },
@@ -40,6 +41,14 @@ function libc(): Libc {
     throw new Error(`no libc by the name of ${LIBC_NAMES.join(" or ")}`);
   }
   return loaded;
+}
+
+/**
+ * Sets a variable of the environment where Bun itself looks, which process.env does not reach (setenv(3)).
+ * One that is set already stays.
+ */
+export function setNativeEnvironment(name: string, value: string): void {
+  libc().setenv(Buffer.from(`${name}\0`), Buffer.from(`${value}\0`), 0);
 }
 
 /**

@@ -1,5 +1,5 @@
 import { describeError, ExitError } from "./errors.ts";
-import { forbidDumps } from "./libc.ts";
+import { forbidDumps, setNativeEnvironment } from "./libc.ts";
 import type { Log } from "./observe.ts";
 
 /**
@@ -15,6 +15,13 @@ const FORBIDDEN_ENVIRONMENT = [
   "BUN_INSPECT_PRELOAD", // runs a file first
   "BUN_OPTIONS", // any flag of Bun, such as --preload and --inspect
 ];
+
+/**
+ * How long Bun believes an address. Its 30 s are long when Key4C has moved: Bun asks for the name again
+ * neither when nobody listens there (bun #38983) nor when nobody answers. Names are looked up for new
+ * connections only, which are few.
+ */
+const DNS_TTL_SECONDS = "5";
 
 /** Those of them that are set. */
 export function forbiddenEnvironment(): string[] {
@@ -37,6 +44,11 @@ export function hardenProcess(log: Log): void {
     }
   } catch (error) {
     log.warn("core dumps of this process are not forbidden", { cause: describeError(error) });
+  }
+  try {
+    setNativeEnvironment("BUN_CONFIG_DNS_TIME_TO_LIVE_SECONDS", DNS_TTL_SECONDS);
+  } catch (error) {
+    log.warn("a moved Key4C will be found after 30 s only", { cause: describeError(error) });
   }
   // Plain http is only ever spoken to loopback, where a proxy has no business.
   const direct = ["localhost", "127.0.0.1", "::1"];
