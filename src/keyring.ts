@@ -252,7 +252,10 @@ export class Keyring {
   /** Starts a renewal if the current local KEK is near one of its limits. Never throws. */
   renewIfDue(): void {
     const snapshot = this.#snapshot;
-    const pausing = this.#nowMs() < this.#renewalPausedUntilMs || this.#outage() !== undefined;
+    const pausing =
+      this.#renewal !== undefined || // whose end is told once, however many Encrypts meet it
+      this.#nowMs() < this.#renewalPausedUntilMs ||
+      this.#outage() !== undefined;
     if (snapshot !== undefined && !pausing && this.#isDue(snapshot)) {
       this.renew().catch((error) => {
         const { kind } = toPluginError(error);

@@ -286,6 +286,24 @@ test("a renewal that fails is told, in the log and to the probe", async () => {
   );
 });
 
+test("a renewal that takes long and fails is told once, however many Encrypts met it", async () => {
+  const { log, lines } = recordingLog();
+  const key4c = new FakeKey4C();
+  let nowMs = 0;
+  const ring = await ready(key4c, { maxUses: 1_000, log, nowMs: () => nowMs });
+  const { promise, resolve } = Promise.withResolvers<void>();
+  key4c.gate = promise;
+  while ((ring.snapshot?.localKek.uses ?? 0) < 910) {
+    await ring.wrap(DEK);
+  }
+  nowMs += 60_000; // longer than the pause after a renewal that failed
+  await Promise.all(Array.from({ length: 50 }, () => ring.wrap(DEK)));
+  key4c.failure = new PluginError("unavailable", "fake");
+  resolve();
+  await settle();
+  expect(lines.filter(({ level }) => level === "warn").length).toBe(1);
+});
+
 test("a caller that has left is given nothing and uses nothing up", async () => {
   const ring = await ready(new FakeKey4C());
   expect(await kindOf(ring.wrap(DEK, { hasLeft: () => true }))).toBe("cancelled");
