@@ -10,8 +10,8 @@ const MAX_UNSENT_BYTES = 64 * 1024;
  * while too many answers lie unsent no more requests are read.
  */
 export class Connection extends Duplex {
-  /** Whether anything was received. */
-  hasSpoken = false;
+  /** When something was received last, on the monotonic clock; 0: never. */
+  heardAtMs = 0;
   readonly #socket: Socket;
   readonly #filter = new AuthorityFilter();
   #wanted = true;
@@ -21,7 +21,7 @@ export class Connection extends Duplex {
     super({ allowHalfOpen: false });
     this.#socket = socket;
     socket.on("data", (chunk: Buffer) => {
-      this.hasSpoken = true;
+      this.heardAtMs = performance.now();
       this.#filter.transform(chunk);
       this.#gatherAnswers();
       this.#wanted = this.push(chunk);

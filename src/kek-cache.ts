@@ -2,7 +2,7 @@ import type { KekHeader, LocalKek } from "./envelope.ts";
 
 /** How long a wrapped KEK that Key4C refused is refused without asking again. */
 const REFUSAL_MS = 10_000;
-/** Garbage is forgotten oldest first; more would only serve whoever sends it. */
+/** So many refusals in that time are an attack: until the oldest is forgotten, Key4C is asked no more. */
 const MAX_REFUSALS = 1_024;
 
 /** Names a wrapped local KEK. Without the version: whatever a ciphertext claims, it is one entry. */
@@ -99,6 +99,18 @@ export class KekCache {
       }
       this.#refused.delete(oldest);
     }
+  }
+
+  /** Whether whoever invents wrapped KEKs has had enough calls to Key4C for now. */
+  get isFlooded(): boolean {
+    const nowMs = this.#nowMs();
+    for (const [key, untilMs] of this.#refused) {
+      if (untilMs > nowMs) {
+        break;
+      }
+      this.#refused.delete(key);
+    }
+    return this.#refused.size >= MAX_REFUSALS;
   }
 
   isRefused(key: string): boolean {

@@ -384,7 +384,11 @@ export class Keyring {
     return failure !== undefined && KINDS[failure.kind].retry ? failure : undefined;
   }
 
-  #refuseIfAway(header: KekHeader): void {
+  /** @throws PluginError when Key4C is not to be asked for a local KEK now */
+  #refuseIfFutile(header: KekHeader): void {
+    if (this.#cache.isFlooded) {
+      throw new PluginError("throttled", "Key4C has just refused too many wrapped local KEKs");
+    }
     const outage = this.#outage();
     if (outage !== undefined && this.knows(base32(header.keyNameHash))) {
       throw new PluginError(outage.kind, "Key4C is away", { cause: outage });
@@ -404,7 +408,7 @@ export class Keyring {
     if (this.#cache.isRefused(key)) {
       throw new PluginError("invalid", "Key4C has just refused this wrapped local KEK");
     }
-    this.#refuseIfAway(header);
+    this.#refuseIfFutile(header);
     const unwrapping = this.#unwrapAndKeep(key, header, caller);
     this.#unwrapping.set(key, unwrapping);
     return unwrapping;
@@ -413,7 +417,7 @@ export class Keyring {
   async #unwrapAndKeep(key: string, header: KekHeader, caller: Caller): Promise<LocalKek> {
     try {
       const bytes = await this.#limiter.run(async () => {
-        this.#refuseIfAway(header); // as it may be by the time that there is a place
+        this.#refuseIfFutile(header); // as it may be by the time that there is a place
         return this.#unwrapRemotely(header, caller.requestId);
       });
       const localKek = new LocalKek(bytes);
@@ -425,7 +429,7 @@ export class Keyring {
       const { kind } = toPluginError(error);
       if (kind === "invalid") {
         this.#cache.refuse(key);
-      } else if (kind !== "unknownKey") {
+      } else if (kind !== "unknownKey" && !this.#cache.isFlooded) {
         this.#options.suspect?.();
       }
       throw error;

@@ -8,6 +8,12 @@ import { bindDescriptor, bindPath, type SocketOptions } from "./unix-socket.ts";
 /** How long calls in progress may take after SIGTERM; the API server's default timeout is 3 s. */
 const DRAIN_TIMEOUT_MS = 5_000;
 
+/**
+ * An API server has a handful; a container may have 1,024 descriptors in all. Above it the connection that
+ * was silent longest gives way to the new one, so that whoever talks is not locked out by who does not.
+ */
+const MAX_CONNECTIONS = 512;
+
 /** Where to listen: on a path of our own, or on a socket that systemd made and keeps. */
 export type Place = SocketOptions | { readonly descriptor: number };
 
@@ -29,6 +35,11 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
   const open = new Set<Connection>();
   const server = createServer({ allowHalfOpen: false }, (socket) => {
     const connection = new Connection(socket);
+    const displaced = open.size >= MAX_CONNECTIONS ? quietest(open) : undefined;
+    if (displaced !== undefined) {
+      open.delete(displaced);
+      displaced.destroy();
+    }
     open.add(connection);
     connection.once("close", () => open.delete(connection));
     injector.injectConnection(connection);
@@ -48,7 +59,7 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
       server.close();
       const closed = [...open].map((connection) => {
         const closing = new Promise<void>((resolve) => connection.once("close", () => resolve()));
-        if (!connection.hasSpoken) {
+        if (connection.heardAtMs === 0) {
           connection.destroy(); // it would not understand a GOAWAY
         }
         return closing;
@@ -65,4 +76,14 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
       }
     },
   };
+}
+
+function quietest(connections: Iterable<Connection>): Connection | undefined {
+  let found: Connection | undefined;
+  for (const connection of connections) {
+    if (found === undefined || connection.heardAtMs < found.heardAtMs) {
+      found = connection;
+    }
+  }
+  return found;
 }

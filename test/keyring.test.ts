@@ -386,15 +386,48 @@ test("what Key4C refused is not asked again for ten seconds, however often it co
   nowMs = 10_000;
   expect(await kindOf(ring.unwrap(garbage("x")))).toBe("invalid");
   expect(key4c.calls.unwrap).toBe(2);
-  // 1,024 are remembered, the oldest forgotten first.
-  for (let number = 0; number < 1_024; number++) {
-    await kindOf(ring.unwrap(garbage(`y${number}`)));
-  }
+});
+
+test("whoever invents wrapped KEKs costs Key4C 1,024 calls in ten seconds, and known data nothing", async () => {
+  let nowMs = 0;
+  let suspicions = 0;
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { nowMs: () => nowMs, suspect: () => suspicions++ });
+  const { envelope } = await ring.wrap(DEK);
+  const { envelope: unseen } = await (await ready(key4c)).wrap(DEK); // a replica's
+  const garbage = (name: string) => ({
+    ...envelope,
+    header: kekHeader({ ...envelope.header, wrappedLocalKek: name }),
+  });
   key4c.calls.unwrap = 0;
-  await kindOf(ring.unwrap(garbage("y1")));
-  expect(key4c.calls.unwrap).toBe(0);
-  await kindOf(ring.unwrap(garbage("x")));
-  expect(key4c.calls.unwrap).toBe(1);
+  for (let number = 0; number < 1_024; number++) {
+    expect(await kindOf(ring.unwrap(garbage(`x${number}`)))).toBe("invalid");
+  }
+  for (let number = 0; number < 100; number++) {
+    expect(await kindOf(ring.unwrap(garbage(`y${number}`)))).toBe("throttled");
+  }
+  expect([key4c.calls.unwrap, suspicions]).toEqual([1_024, 0]);
+  expect(await ring.unwrap(envelope)).toEqual(DEK);
+  expect(await kindOf(ring.unwrap(unseen))).toBe("throttled");
+  nowMs = 10_000;
+  expect(await ring.unwrap(unseen)).toEqual(DEK);
+});
+
+test("invented wrapped KEKs that wait for their turn are not asked about when there were enough", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c);
+  const { envelope } = await ring.wrap(DEK);
+  key4c.calls.unwrap = 0;
+  const inventAtOnce = (count: number, name: string) =>
+    Promise.all(
+      Array.from({ length: count }, (_, number) => {
+        const header = { ...envelope.header, wrappedLocalKek: `${name}${number}` };
+        return kindOf(ring.unwrap({ ...envelope, header: kekHeader(header) }));
+      }),
+    );
+  expect(new Set(await inventAtOnce(1_000, "x"))).toEqual(new Set(["invalid"]));
+  expect(new Set(await inventAtOnce(1_000, "y"))).toEqual(new Set(["invalid", "throttled"]));
+  expect(key4c.calls.unwrap).toBeLessThanOrEqual(1_024 + 64); // those under way at the limit
 });
 
 test("a wrong answer of Key4C is not believed for ever, and garbage costs no flood of calls", async () => {

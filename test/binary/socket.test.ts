@@ -136,3 +136,30 @@ test("an idle client that never sent anything does not hold up the end", async (
   expect(await plugin.stop()).toBe(0);
   expect(existsSync(socket)).toBe(false);
 }, 15_000);
+
+test("above 512 connections the silent one gives way, not the one that talks", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const plugin = serve(socket, { KMS_HTTP_ADDRESS: "127.0.0.1:0" });
+  await plugin.until(/Key4C is ok/);
+  const metrics = (await plugin.until(/"url":"(http:[^"]*)"/))[1];
+  const talking = grpcClient(socket);
+  const healthz = async (client: ReturnType<typeof grpcClient>) =>
+    (await callRpc(client, V2.method.status, {})).healthz;
+  expect(await healthz(talking)).toBe("ok");
+  let closed = 0;
+  const close = () => {
+    closed += 1;
+  };
+  for (let number = 0; number < 600; number++) {
+    const idle = await Bun.connect({ unix: socket, socket: { data() {}, close } });
+    onTestEnd(() => idle.end());
+    if (number % 100 === 99) {
+      expect(await healthz(talking)).toBe("ok"); // by now the queue of those not yet accepted is empty
+    }
+  }
+  expect(await healthz(talking)).toBe("ok");
+  expect(await healthz(grpcClient(socket))).toBe("ok");
+  const text = await (await fetch(`${metrics}metrics`)).text();
+  expect(text).toMatch(/^key4c_kms_connections 512$/m);
+  expect(closed).toBe(600 + 2 - 512);
+}, 30_000);
