@@ -351,6 +351,12 @@ export const OPTIONS = {
     help: "kube-apiserver's EncryptionConfiguration: doctor checks it, manifests name its path",
     parse: text,
   },
+  migrated: {
+    flag: "migrated",
+    commands: ["doctor"],
+    help: "Nothing in etcd is plaintext any more (inspect): the EncryptionConfiguration must not have identity",
+    parse: yes,
+  },
   providerName: {
     flag: "provider-name",
     commands: MANIFEST,

@@ -11,8 +11,8 @@ const SOCKET = "/run/key4c-kms/kms.sock";
 const printed = (api: string) =>
   manifestCommand(parseCommandLine(["manifest", "encryption-configuration", "--api", api], {}));
 
-async function faults(text: string) {
-  const checks = await checkEncryptionConfiguration(temporaryFile(text), SOCKET);
+async function faults(text: string, isMigrated = false) {
+  const checks = await checkEncryptionConfiguration(temporaryFile(text), SOCKET, isMigrated);
   return checks
     .filter(({ result }) => result === "fail")
     .map(({ check, detail, remedy }) => ({ fault: `${check}: ${detail}`, remedy }));
@@ -149,4 +149,14 @@ resources:
       remedy: expect.stringContaining("identity"),
     },
   ]);
+});
+
+test("when all is migrated, identity is the fault and its absence is none", async () => {
+  expect(await faults(printed("v2"), true)).toEqual([
+    {
+      fault: expect.stringContaining("can put plaintext in an object's place"),
+      remedy: expect.stringContaining("remove"),
+    },
+  ]);
+  expect(await faults(printed("v2").replace("      - identity: {}\n", ""), true)).toEqual([]);
 });

@@ -15,7 +15,11 @@ export async function doctorCommand({ config, problems }: CommandLine): Promise<
     ...checkConfiguration(problems),
     ...(await checkKey4C(config)),
     ...(await checkSocket(config)),
-    ...(await checkEncryptionConfiguration(config.encryptionConfiguration, config.kmsEndpoint)),
+    ...(await checkEncryptionConfiguration(
+      config.encryptionConfiguration,
+      config.kmsEndpoint,
+      config.migrated,
+    )),
   ];
   return {
     text: config.json === true ? `${JSON.stringify(checks)}\n` : checks.map(line).join(""),

@@ -20,6 +20,7 @@ interface Group {
 export async function checkEncryptionConfiguration(
   path: string | undefined,
   socket: string | undefined,
+  isMigrated = false,
 ): Promise<Check[]> {
   if (path === undefined) {
     return [skip(named("file"), "give its path with --encryption-configuration")];
@@ -64,7 +65,7 @@ export async function checkEncryptionConfiguration(
     checkTimeout(kms),
     checkNames(kms),
     checkResources(own),
-    ...own.flatMap((group) => [checkOrder(group, isOurs), checkIdentity(group)]),
+    ...own.flatMap((group) => [checkOrder(group, isOurs), checkIdentity(group, isMigrated)]),
     ...(await Promise.all(others.map(checkOther))),
   ];
 }
@@ -218,13 +219,23 @@ function checkOrder({ providers }: Group, isOurs: (one: Provider) => boolean): C
   );
 }
 
-function checkIdentity({ providers }: Group): Check {
-  return providers.some(({ kind }) => kind === "identity")
-    ? pass(named("identity"), "what is not encrypted yet stays readable")
+/** It reads what is not encrypted: needed while there is such data, a way to forge data afterwards. */
+function checkIdentity({ providers }: Group, isMigrated: boolean): Check {
+  const check = named("identity");
+  const isThere = providers.some(({ kind }) => kind === "identity");
+  if (isThere === !isMigrated) {
+    return pass(check, isThere ? "what is not encrypted yet stays readable" : "not there any more");
+  }
+  return isThere
+    ? fail(
+        check,
+        "whoever writes to etcd can put plaintext in an object's place",
+        "remove `- identity: {}` on every API server",
+      )
     : fail(
-        named("identity"),
+        check,
         "no identity provider: what is not encrypted yet cannot be read",
-        "add `- identity: {}` as the last one; without need only when `inspect` finds no plaintext",
+        "add `- identity: {}` as the last one; where `inspect` finds no plaintext, tell the doctor --migrated",
       );
 }
 
