@@ -48,8 +48,7 @@ export class KekCache {
   get(key: string): LocalKek | undefined {
     const entry = this.#kept.get(key);
     if (entry === undefined) {
-      this.misses += 1;
-      return undefined;
+      return undefined; // whoever then goes on to Key4C counts the miss
     }
     this.hits += 1;
     this.#kept.delete(key);

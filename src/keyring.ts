@@ -109,7 +109,7 @@ export class Keyring {
   }
 
   /** For the metrics. */
-  get cache(): Pick<KekCache, "size" | "hits" | "misses"> {
+  get cache(): Readonly<Pick<KekCache, "size" | "hits" | "misses">> {
     return this.#cache;
   }
 
@@ -401,6 +401,7 @@ export class Keyring {
   }
 
   async #fetch(key: string, header: KekHeader, caller: Caller): Promise<LocalKek> {
+    this.#cache.misses += 1;
     const underWay = this.#unwrapping.get(key);
     if (underWay !== undefined) {
       return underWay;

@@ -413,6 +413,17 @@ test("whoever invents wrapped KEKs costs Key4C 1,024 calls in ten seconds, and k
   expect(await ring.unwrap(unseen)).toEqual(DEK);
 });
 
+test("a Decrypt counts as one hit or one miss of the cache, in whatever steps it is made", async () => {
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c)).wrap(DEK); // a replica's
+  const ring = await ready(key4c);
+  expect(ring.unwrapNow(envelope)).toBeUndefined();
+  expect(await ring.unwrap(envelope)).toEqual(DEK);
+  expect(ring.cache).toMatchObject({ hits: 0, misses: 1 });
+  expect(ring.unwrapNow(envelope)).toEqual(DEK);
+  expect(ring.cache).toMatchObject({ hits: 1, misses: 1 });
+});
+
 test("invented wrapped KEKs that wait for their turn are not asked about when there were enough", async () => {
   const key4c = new FakeKey4C();
   const ring = await ready(key4c);
