@@ -38,6 +38,8 @@ import {
 export const BINARY = join(import.meta.dir, "../dist/key4c-kms-plugin");
 
 const cleanups: (() => unknown)[] = [];
+/** A pod takes seconds to end on a busy machine. The tests' own timeouts do not hold for what runs after them. */
+const CLEANUP_TIMEOUT_MS = 60_000;
 afterEach(async () => {
   const failures: unknown[] = [];
   for (const cleanup of cleanups.splice(0).reverse()) {
@@ -50,7 +52,7 @@ afterEach(async () => {
   if (failures.length > 0) {
     throw failures[0];
   }
-});
+}, CLEANUP_TIMEOUT_MS);
 
 /** Runs `cleanup` when the test ends, last registered first. */
 export function onTestEnd(cleanup: () => unknown): void {

@@ -49,7 +49,7 @@ beforeAll(async () => {
     throw new Error(`the grpc-go client needs Go: ${go.stderr}`);
   }
 }, 300_000);
-afterAll(tearDownContainers);
+afterAll(tearDownContainers, 60_000);
 
 /** A directory of the host for one test, and the path of the socket in it. */
 function place(name: string, uid = 0, mode = 0o700) {

@@ -24,7 +24,7 @@ test("every file, and its sum", async () => {
   await run(["sh", "-ec", `cd ${made} && sha256sum --check --strict SHA256SUMS`], {
     PATH: process.env["PATH"] ?? "",
   });
-});
+}, 60_000);
 
 /** ELF: machine (2 bytes at 18), and the loader that the file asks for. */
 test("each is an executable for its platform", () => {
