@@ -6,6 +6,7 @@ import {
   mkdirSync,
   renameSync,
   rmSync,
+  type Stats,
   statSync,
   unlinkSync,
 } from "node:fs";
@@ -101,7 +102,7 @@ function prepareDirectory({ path, gid, log }: SocketOptions): void {
 
 /** Leaves a path alone that holds no socket, or one on which somebody answers. */
 async function refuseLiveOwner(path: string): Promise<void> {
-  const found = lstatSync(path, { throwIfNoEntry: false });
+  const found = whatIsAt(path);
   if (found === undefined) {
     return;
   }
@@ -127,6 +128,21 @@ async function refuseLiveOwner(path: string): Promise<void> {
   }
 }
 
+function whatIsAt(path: string): Stats | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false });
+  } catch (error) {
+    throw cannotListen(path, error); // a directory that we may not search
+  }
+}
+
+function cannotListen(path: string, error: unknown): ExitError {
+  return new ExitError(
+    1,
+    `cannot listen on ${path} (${errorCode(error)}): check the directory's owner and mode, or change KMS_ENDPOINT`,
+  );
+}
+
 interface SocketIdentity {
   readonly dev: number;
   readonly ino: number;
@@ -149,10 +165,7 @@ async function bind(server: Server, options: SocketOptions): Promise<SocketIdent
     if (error instanceof ExitError) {
       throw error;
     }
-    throw new ExitError(
-      1,
-      `cannot listen on ${path} (${errorCode(error)}): check the directory's owner and mode, or change KMS_ENDPOINT`,
-    );
+    throw cannotListen(path, error);
   }
 }
 

@@ -5,7 +5,6 @@ import {
   chownSync,
   copyFileSync,
   cpSync,
-  existsSync,
   lstatSync,
   mkdirSync,
   readdirSync,
@@ -172,7 +171,7 @@ function files(root: string): Set<string> {
 
 test("the vendor's pod, mended where it is invalid: two variables and /tmp", async () => {
   startKey4C();
-  const { path, socket } = place("vendor");
+  const { path, socket } = place("vendor", 0, 0o1777); // as /tmp is
   // Its `volumes` stand in the container, where they are unknown; its image is ours.
   await play(
     "vendor",
@@ -204,6 +203,8 @@ spec:
     ...["--network", "host"], // for the emulator; a real Key4C is reached from the pod network
   );
   await expectServingGrpcGo(socket);
+  const stat = lstatSync(socket);
+  expect([stat.mode & 0o777, stat.uid]).toEqual([0o600, 0]);
 }, 60_000);
 
 test("the static pod that `manifest` prints", async () => {
@@ -232,6 +233,13 @@ async function start(name: string, uid: number, path: string): Promise<void> {
   );
 }
 
+/** The command of the binary, in another container that shares the directory of the socket. */
+function client(command: string, uid: number, path: string): Promise<string> {
+  const user = `${uid}:${uid}`;
+  const confined = [...CONFINED, "--volume", `${path}:/tmp`];
+  return podman("run", "--rm", "--user", user, ...confined, IMAGE, command);
+}
+
 for (const [who, uid] of [
   ["root, without any capability", 0],
   ["another user, in a directory prepared for it", 65_532],
@@ -243,12 +251,18 @@ for (const [who, uid] of [
     await expectServingGrpcGo(socket);
     const stat = lstatSync(socket);
     expect([stat.mode & 0o777, stat.uid]).toEqual([0o600, uid]);
+    expect(JSON.parse(await client("status", uid, path))).toMatchObject({ healthz: "ok" });
     await podman("stop", "--time", "10", `user-${uid}`);
     expect((await podman("inspect", `user-${uid}`, "--format", "{{.State.ExitCode}}")).trim()).toBe(
       "0",
     );
-    expect(existsSync(socket)).toBe(false);
+    expect(readdirSync(path)).toEqual([]);
   }, 60_000);
+}
+
+/** What a container wrote, on both streams. */
+function logs(name: string): Promise<string> {
+  return run(["sh", "-c", `podman logs ${name} 2>&1`], settings);
 }
 
 test("another user in root's directory: says what is wrong, and ends", async () => {
@@ -264,6 +278,7 @@ test("another user in root's directory: says what is wrong, and ends", async () 
     return text.startsWith("exited") && text.trim();
   });
   expect(state).toBe("exited 1");
+  expect(await logs("stranger")).toContain("cannot listen on /tmp/kms.sock (EACCES)");
 }, 60_000);
 
 test("the client of kube-apiserver, with both APIs, while the container restarts", async () => {
