@@ -14,6 +14,8 @@ const FLAGS = [
   // Else the binary would obey .env and bunfig.toml, and run what `preload` names, in the directory of its start.
   "--no-compile-autoload-dotenv",
   "--no-compile-autoload-bunfig",
+  // Else it would trust what Mozilla trusted when Bun was made, and nothing that this machine was told to trust.
+  "--compile-exec-argv=--use-system-ca",
   ...["--external", EXTERNAL],
   // Else the bundle would hold the path of the checkout: no two would be equal.
   ...["--define", `__dirname="/"`],

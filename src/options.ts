@@ -141,7 +141,7 @@ export const OPTIONS = {
     flag: "key4c-ca-file",
     commands: KEY4C,
     value: "FILE",
-    help: "PEM file with the CAs to trust for Key4C, instead of the system's",
+    help: "PEM file with the CAs to trust for Key4C, instead of the system's and Mozilla's",
     parse: certificates,
   },
   certFile: {

@@ -15,6 +15,7 @@ import { compile, ROOT } from "../../build/compile.ts";
 import { fetchRuntime } from "../../build/runtime.ts";
 import { version } from "../../package.json";
 import { eventually, freePort, run } from "../e2e/process.ts";
+import { makePki, startHttpsEmulator } from "../pki.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";
 import {
   BASE,
@@ -224,12 +225,17 @@ test("the static pod that `manifest` prints", async () => {
   expect([stat.mode & 0o777, stat.uid]).toEqual([0o600, 0]);
 }, 60_000);
 
-async function start(name: string, uid: number, path: string): Promise<void> {
+async function start(
+  name: string,
+  uid: number,
+  path: string,
+  ...flags: readonly string[]
+): Promise<void> {
   onTestEnd(() => podman("rm", "--force", "--time", "1", name).catch(() => {}));
   await podman(
     ...["run", "--detach", "--name", name, "--user", `${uid}:${uid}`, ...CONFINED],
     ...["--env", "KMS_USER_ID=some-token", "--env", "KMS_KEY_ID=demo"],
-    ...["--env", "KMS_HTTP_ADDRESS=", "--volume", `${path}:/tmp`, IMAGE],
+    ...["--env", "KMS_HTTP_ADDRESS=", "--volume", `${path}:/tmp`, ...flags, IMAGE],
   );
 }
 
@@ -279,6 +285,23 @@ test("another user in root's directory: says what is wrong, and ends", async () 
   });
   expect(state).toBe("exited 1");
   expect(await logs("stranger")).toContain("cannot listen on /tmp/kms.sock (EACCES)");
+}, 60_000);
+
+test("https: the certificates of the base are trusted, and no others of this machine", async () => {
+  const pki = makePki();
+  await pki.issue("server", "DNS:localhost,IP:127.0.0.1");
+  const url = await startHttpsEmulator(pki, "server");
+  const { path, socket } = place("https");
+  const key4c = ["--env", `KEY4C_URL=${url}`];
+  await start("untrusted", 0, path, ...key4c);
+  await eventually("the refusal", 20_000, async () =>
+    /CERT|SELF_SIGNED|VERIFY/.test(await logs("untrusted")),
+  );
+  await podman("rm", "--force", "--time", "10", "untrusted");
+  // Where distroless has them; the stand-in, made of unpacked packages, has no such file.
+  const trusted = `${pki.file("ca.pem")}:/etc/ssl/certs/ca-certificates.crt:ro`;
+  await start("trusted", 0, path, ...key4c, "--volume", trusted);
+  await expectServing(socket);
 }, 60_000);
 
 test("the client of kube-apiserver, with both APIs, while the container restarts", async () => {
