@@ -24,6 +24,8 @@ export interface Pki {
   file(name: string): string;
   /** @param days how long it is valid */
   issue(name: string, subjectAltName: string, days?: number): Promise<void>;
+  /** One that vouches for itself. */
+  issueSelfSigned(name: string, subjectAltName: string): Promise<void>;
   /** One that was valid in the past. */
   issueExpired(name: string, subjectAltName: string): Promise<void>;
 }
@@ -32,15 +34,15 @@ export function makePki(): Pki {
   const directory = mkdtempSync(join(tmpdir(), "k4c-pki-"));
   process.on("exit", () => rmSync(directory, { recursive: true, force: true }));
   const file = (name: string) => join(directory, name);
-  const make = async (name: string, subjectAltName: string, days: number) => {
+  const make = async (name: string, subjectAltName: string, days: number, isSigned = true) => {
     const to = ["-subj", `/CN=${name}`, "-addext", `subjectAltName=${subjectAltName}`];
     const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    const by = name === "ca" ? [] : ["-CA", file("ca.pem"), "-CAkey", file("ca.key")];
+    const by = !isSigned ? [] : ["-CA", file("ca.pem"), "-CAkey", file("ca.key")];
     await $`openssl req -x509 ${key} -keyout ${file(`${name}.key`)} -out ${file(`${name}.pem`)} -days ${days} ${to} ${by}`.quiet();
   };
   const needCa = async () => {
     if (!existsSync(file("ca.pem"))) {
-      await make("ca", "DNS:ca", 30);
+      await make("ca", "DNS:ca", 30, false);
     }
   };
   return {
@@ -56,6 +58,7 @@ export function makePki(): Pki {
       const by = ["-cert", file("ca.pem"), "-keyfile", file("ca.key"), "-config", file("ca.cnf")];
       await $`openssl ca -batch -notext -in ${csr} -out ${file(`${name}.pem`)} ${days} ${by}`.quiet();
     },
+    issueSelfSigned: (name, subjectAltName) => make(name, subjectAltName, 30, false),
     async issue(name, subjectAltName, days = 30) {
       await needCa();
       await make(name, subjectAltName, days);

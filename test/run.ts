@@ -60,6 +60,11 @@ async function e2e(): Promise<Count> {
   return bunTest(files.map((file) => `./${file}`));
 }
 
+/** The compiled binary and a Key4C that goes wrong and heals; a test a cell of the table. */
+function faults(): Promise<Count> {
+  return bunTest(["./test/faults/campaign.faults.ts"]);
+}
+
 const SHIP_TOOLS = [
   ...["buildah", "podman", "runc", "catatonit", "apt-get", "dpkg-deb", "go"],
   ...["qemu-x86_64-static", "qemu-aarch64-static"],
@@ -166,6 +171,7 @@ const SUITES: Readonly<Record<string, () => Promise<Count>>> = {
   build,
   unit,
   interop,
+  faults,
   ship,
   e2e,
 };

@@ -1,0 +1,75 @@
+/** Callers of a plugin, and what they saw. */
+import type { Client, ServiceError } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
+import { KINDS } from "../../src/errors.ts";
+import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
+import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { callRpc } from "../support.ts";
+import type { Wrapped } from "./material.ts";
+
+/**
+ * kube-apiserver's default, told to the plugin only: a client that kept it, too, would not show whether the
+ * plugin does.
+ */
+const metadata = new Metadata();
+metadata.set("grpc-timeout", "3000m");
+const options = { deadlineMs: Number.POSITIVE_INFINITY, metadata };
+
+/** The plugin's own texts: an RPC that ends with another one was not ended by the plugin in time. */
+const TEXTS = new Set(Object.values(KINDS).map(({ code, text }) => `${code} ${text}`));
+
+export type Role = "status" | "encrypt" | "known" | "unseen";
+
+/** What RPCs ended with. */
+export class Sightings {
+  longestMs = 0;
+  count = 0;
+  /** What must never be: a wrong plaintext, or an end that is not the plugin's. */
+  readonly defects = new Set<string>();
+  readonly #codes = new Map<Role, Set<status>>();
+
+  codesOf(role: Role): status[] {
+    return [...(this.#codes.get(role) ?? [])];
+  }
+
+  async see(role: Role, rpc: () => Promise<unknown>): Promise<boolean> {
+    const startMs = performance.now();
+    let code = status.OK;
+    try {
+      await rpc();
+    } catch (error) {
+      if (error instanceof WrongPlaintext) {
+        this.defects.add("WRONG PLAINTEXT");
+      }
+      const failure = error as ServiceError; // or a WrongPlaintext, which has no code
+      code = failure.code ?? status.UNKNOWN;
+      if (!TEXTS.has(`${code} ${failure.details}`)) {
+        this.defects.add(`${role}: ${status[code]} ${failure.details}`);
+      }
+    }
+    this.count += 1;
+    this.longestMs = Math.max(this.longestMs, performance.now() - startMs);
+    this.#codes.set(role, (this.#codes.get(role) ?? new Set()).add(code));
+    return code === status.OK;
+  }
+}
+
+class WrongPlaintext extends Error {}
+
+function same(plaintext: Uint8Array, { dek }: Wrapped): void {
+  if (!dek.equals(plaintext)) {
+    throw new WrongPlaintext();
+  }
+}
+
+export const rpcs = {
+  status: (client: Client) => callRpc(client, V2.method.status, {}, options),
+  encrypt1: async (client: Client, dek: Buffer) =>
+    (await callRpc(client, V1.method.encrypt, { plain: dek }, options)).cipher,
+  encrypt2: (client: Client, dek: Buffer) =>
+    callRpc(client, V2.method.encrypt, { plaintext: dek }, options),
+  decrypt1: async (client: Client, wrapped: Wrapped) =>
+    same((await callRpc(client, V1.method.decrypt, wrapped.v1, options)).plain, wrapped),
+  decrypt2: async (client: Client, wrapped: Wrapped) =>
+    same((await callRpc(client, V2.method.decrypt, wrapped.v2, options)).plaintext, wrapped),
+};

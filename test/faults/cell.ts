@@ -1,0 +1,314 @@
+/** One cell of the campaign: a plugin of its own goes into a fault of a Key4C of its own, and out of it. */
+import { randomBytes } from "node:crypto";
+import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { BINARY, grpcClient, type Running, startProcess, temporaryDirectory } from "../support.ts";
+import { rpcs, Sightings } from "./callers.ts";
+import { type Fault, hosts, KEY4C_NAME, type Setup } from "./faults.ts";
+import type { Wrapped } from "./material.ts";
+
+export const SITUATIONS = ["at start", "idle", "64 callers"] as const;
+export type Situation = (typeof SITUATIONS)[number];
+
+export interface Row {
+  readonly during: Sightings;
+  /** Of RPCs that began after the recovery. */
+  readonly after: Sightings;
+  /** From the fault to the state that it leads to. */
+  readonly noticedMs: number;
+  /** From its end to state ok and a success of each RPC. */
+  readonly recoveredMs: number;
+  /** From then until every local KEK that was asked for in the fault is readable. */
+  readonly lastKekMs: number;
+  readonly state: string;
+  readonly peakMiB: number;
+  readonly stateLines: number;
+  /** Of warnings and errors besides. */
+  readonly otherLines: readonly string[];
+  readonly peakConnections: number;
+  /** To Key4C, from the fault's beginning to its end. */
+  readonly requests: number;
+  /** Whether one went where a redirect pointed. */
+  readonly leaked: boolean;
+  /** The longest that this very process was kept from work: so long may the plugin have been, too. */
+  readonly stallMs: number;
+}
+
+export const PROBE_INTERVAL_MS = 1_000;
+/** Half the callers are what a fault cannot touch, and 24 are what it does. */
+const CALLERS = { status: 8, encrypt: 16, known: 16, unseen: 24 } as const;
+/** Between two RPCs of one caller: 64 callers and their plugin leave half of two cores to the rest. */
+const PAUSE_MS = 50;
+const CONNECTIONS = 4;
+/** So few that local KEKs are renewed in the fault, too. */
+const LOCAL_KEK_MAX_USES = 1_000;
+/** How long the fault goes on after it was noticed, or where it is not. */
+const HOLD_MS = 1_200;
+const GIVE_UP_MS = 40_000;
+
+const DEK = randomBytes(32);
+
+export interface Material {
+  /** Asked for in the fault. */
+  readonly during: readonly Wrapped[];
+  /** Not before it has ended. */
+  readonly after: readonly Wrapped[];
+}
+
+type Plugin = Awaited<ReturnType<typeof start>>;
+
+async function start(setup: Setup, way: Fault["way"]) {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const env = {
+    PATH: process.env["PATH"] ?? "",
+    KMS_ENDPOINT: `unix://${socket}`,
+    KEY4C_URL: `https://${way === "address" ? "127.0.0.1" : KEY4C_NAME}:${setup.fake.port}`,
+    ...(way === "proxy" && { HTTPS_PROXY: setup.proxy.url }),
+    KEY4C_CA_FILE: setup.caFile,
+    KMS_KEY_ID: "demo",
+    KMS_USER_ID_FILE: setup.userIdFile,
+    KMS_PROBE_INTERVAL: `${PROBE_INTERVAL_MS}ms`,
+    KMS_LOCAL_KEK_MAX_USES: String(LOCAL_KEK_MAX_USES),
+    KMS_HTTP_ADDRESS: "127.0.0.1:0",
+  };
+  // A mount namespace has a hosts file of its own.
+  const inNamespace = `mount --bind ${setup.hostsFile} /etc/hosts && exec ${BINARY} serve`;
+  const running = startProcess(
+    way === "name" ? ["unshare", "--mount", "sh", "-c", inNamespace] : [BINARY, "serve"],
+    env,
+  );
+  const http = await until(() => /"url":"(http:[^"]*)"/.exec(running.output())?.[1]);
+  const clients = Array.from({ length: CONNECTIONS }, () => grpcClient(socket));
+  const state = async () => (await (await fetch(`${http}readyz`)).text()).split(" ")[0] ?? "";
+  return { ...running, clients, state };
+}
+
+async function until<T>(look: () => Promise<T | undefined> | T | undefined): Promise<T> {
+  for (const endMs = performance.now() + GIVE_UP_MS; ; await Bun.sleep(20)) {
+    const found = await look();
+    if (found !== undefined) {
+      return found;
+    }
+    if (performance.now() > endMs) {
+      throw new Error("waited in vain");
+    }
+  }
+}
+
+const untilState = (plugin: Plugin, wanted: string) =>
+  until(async () => ((await plugin.state()) === wanted ? true : undefined));
+
+/** A flag that callers look at. */
+interface Phase {
+  sightings: Sightings;
+  isOver: boolean;
+  material: readonly Wrapped[];
+}
+
+/** Callers of every kind that go on until the phase is over. */
+function call(
+  plugin: Plugin,
+  phase: Phase,
+  known: readonly Wrapped[],
+  counts: Record<keyof typeof CALLERS, number>,
+) {
+  let turn = 0;
+  let unseenAt = 0;
+  const loop = async (role: keyof typeof CALLERS) => {
+    while (!phase.isOver) {
+      turn += 1;
+      const { sightings, material } = phase;
+      const client = plugin.clients[turn % CONNECTIONS] as Plugin["clients"][number];
+      const wrapped =
+        role === "unseen" ? material[unseenAt++ % material.length] : known[turn % known.length];
+      await sightings.see(role, () => {
+        switch (role) {
+          case "status":
+            return rpcs.status(client);
+          case "encrypt":
+            return turn % 2 === 0 ? rpcs.encrypt1(client, DEK) : rpcs.encrypt2(client, DEK);
+          default:
+            return wrapped === undefined
+              ? Promise.resolve()
+              : turn % 2 === 0
+                ? rpcs.decrypt1(client, wrapped)
+                : rpcs.decrypt2(client, wrapped);
+        }
+      });
+      await Bun.sleep(PAUSE_MS);
+    }
+  };
+  const roles = Object.keys(counts) as (keyof typeof CALLERS)[]; // own keys of the table above
+  return Promise.all(
+    roles.flatMap((role) => Array.from({ length: counts[role] }, () => loop(role))),
+  );
+}
+
+/** What the plugin itself has made: known to it. */
+async function own(plugin: Plugin): Promise<Wrapped[]> {
+  const [client] = plugin.clients as [Plugin["clients"][number]];
+  const { ciphertext, keyId, annotations } = await rpcs.encrypt2(client, DEK);
+  const v1 = { cipher: await rpcs.encrypt1(client, DEK) };
+  return [{ dek: DEK, v1, v2: { ciphertext, keyId, annotations } }];
+}
+
+export async function play(
+  fault: Fault,
+  situation: Situation,
+  setup: Setup,
+  material: Material,
+): Promise<Row> {
+  copyFileSync(setup.pki.file("ca.pem"), setup.caFile);
+  writeFileSync(setup.userIdFile, "first\n");
+  writeFileSync(setup.hostsFile, hosts("127.0.0.1"));
+  setup.fake.listen({ pki: setup.pki, name: "server" });
+
+  const stall = watchStalls();
+  const phase: Phase = { sightings: new Sightings(), isOver: false, material: material.during };
+  const one = { status: 1, encrypt: 2, known: 0, unseen: 2 };
+  let plugin: Plugin;
+  let callers: Promise<unknown> = Promise.resolve();
+  let known: readonly Wrapped[] = [];
+  let firstLine = 0;
+  const begin = () => {
+    fault.begin(setup);
+    setup.fake.requests = 0;
+    return performance.now();
+  };
+  let beganMs: number;
+  if (situation === "at start") {
+    beganMs = begin();
+    plugin = await start(setup, fault.way);
+    callers = call(plugin, phase, known, one);
+  } else {
+    plugin = await start(setup, fault.way);
+    await untilState(plugin, "ok");
+    known = [...(await own(plugin)), ...material.after.slice(0, 8)];
+    await Promise.all(known.map((wrapped) => rpcs.decrypt2(plugin.clients[0] as never, wrapped)));
+    if (situation === "64 callers") {
+      // Before the fault: everything but what is not to be seen yet.
+      const before: Phase = { sightings: new Sightings(), isOver: false, material: [] };
+      const warm = call(plugin, before, known, { ...CALLERS, unseen: 0 });
+      await Bun.sleep(500);
+      before.isOver = true;
+      await warm;
+      callers = call(plugin, phase, known, CALLERS);
+    }
+    firstLine = plugin.output().split("\n").length - 1;
+    beganMs = begin();
+  }
+
+  // Into it.
+  if (situation === "at start") {
+    await until(() => plugin.output().match(/"msg":"Key4C is /) ?? undefined);
+  } else if (fault.state === "degraded") {
+    await untilState(plugin, "degraded");
+  }
+  const noticedMs = performance.now() - beganMs;
+  await Bun.sleep(HOLD_MS);
+  if (situation === "64 callers") {
+    await until(() => phase.sightings.codesOf("unseen").includes(fault.code) || undefined);
+  }
+  if (situation === "idle") {
+    const asked: Phase = { ...phase };
+    const once = call(plugin, asked, known, { ...one, known: 1 });
+    asked.isOver = true;
+    await once;
+  }
+  const state = await plugin.state();
+
+  // Out of it.
+  const { requests } = setup.fake;
+  const during = phase.sightings;
+  fault.end(setup);
+  const endedMs = performance.now();
+  // What begins between the fault and the recovery may fail as in the fault, or succeed.
+  phase.sightings = new Sightings();
+  phase.material = material.after;
+  let at = 8;
+  const [client] = plugin.clients as [Plugin["clients"][number]];
+  await untilState(plugin, "ok");
+  await until(async () => {
+    const fresh = material.after[at++ % material.after.length] as Wrapped;
+    const trial = new Sightings();
+    const results = await Promise.all([
+      trial.see("status", () => rpcs.status(client)),
+      trial.see("encrypt", () => rpcs.encrypt1(client, DEK)),
+      trial.see("encrypt", () => rpcs.encrypt2(client, DEK)),
+      trial.see("unseen", () => rpcs.decrypt1(client, fresh)),
+    ]);
+    return results.every(Boolean) ? true : undefined;
+  });
+  const recoveredMs = performance.now() - endedMs;
+  const between = phase.sightings;
+  for (const defect of between.defects) {
+    during.defects.add(defect);
+  }
+  during.longestMs = Math.max(during.longestMs, between.longestMs);
+  phase.sightings = new Sightings();
+  const after = phase.sightings;
+  if (situation !== "64 callers") {
+    callers = Promise.all([callers, call(plugin, phase, await own(plugin), { ...one, known: 1 })]);
+  }
+  const recoveredAtMs = performance.now();
+  // Nothing that was asked for in the fault stays unreadable.
+  await until(async () => {
+    const trial = new Sightings();
+    const touched = material.during.slice(0, 32);
+    const results = await Promise.all(
+      touched.map((wrapped) => trial.see("unseen", () => rpcs.decrypt2(client, wrapped))),
+    );
+    return results.every(Boolean) ? true : undefined;
+  });
+  const lastKekMs = performance.now() - recoveredAtMs;
+  await Bun.sleep(300);
+  phase.isOver = true;
+  await callers;
+
+  const lines = plugin.output().split("\n").slice(firstLine).filter(Boolean);
+  const stateLines = lines.filter((line) => line.includes('"msg":"Key4C is '));
+  const routine = /"msg":"(?:new local KEK|serving|http)/;
+  const row = {
+    during,
+    after,
+    noticedMs,
+    recoveredMs,
+    lastKekMs,
+    state,
+    peakMiB: peakMiB(plugin),
+    stateLines: stateLines.length,
+    otherLines: lines.filter((line) => !stateLines.includes(line) && !routine.test(line)),
+    peakConnections: setup.fake.peakConnections,
+    requests,
+    leaked: setup.elsewhere.requests > 0,
+    stallMs: stall.stop(),
+  };
+  await plugin.stop();
+  setup.fake.close();
+  setup.proxy.close();
+  return row;
+}
+
+const TICK_MS = 10;
+
+/** How late a timer has ever been. */
+function watchStalls() {
+  let longestMs = 0;
+  let dueMs = performance.now() + TICK_MS;
+  const timer = setInterval(() => {
+    longestMs = Math.max(longestMs, performance.now() - dueMs);
+    dueMs = performance.now() + TICK_MS;
+  }, TICK_MS);
+  return {
+    stop(): number {
+      clearInterval(timer);
+      return longestMs;
+    },
+  };
+}
+
+/** The most memory that a process has ever had resident. */
+function peakMiB({ pid }: Running): number {
+  const kib = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
+  return Math.round(Number(kib) / 1024);
+}

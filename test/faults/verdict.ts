@@ -1,0 +1,92 @@
+/** What a cell of the campaign must show, by the README's tables of states and statuses. */
+import { status } from "@grpc/grpc-js";
+import type { Role } from "./callers.ts";
+import { PROBE_INTERVAL_MS, type Row, type Situation } from "./cell.ts";
+import type { Fault } from "./faults.ts";
+
+/** kube-apiserver's default deadline; the plugin answers 100 ms before. */
+const DEADLINE_MS = 3_000;
+/** A probe comes up to a tenth of the interval late, and is tried twice with up to 100 ms between. */
+const PROBE_MS = PROBE_INTERVAL_MS * 1.1 + 100;
+/** What a busy machine may add to any time. */
+const SLACK_MS = 2_000;
+/** At rest the plugin has 65 MiB, under these callers without a fault 85; 64 MB held once is too much. */
+const MAX_MIB = 140;
+/** 64 unwraps, a probe and a renewal, and as many again that are just closing. */
+const MAX_CONNECTIONS = 2 * (64 + 2);
+/** What is tried again: five tries each of 26 callers who ask at once, probes, renewals; and as much again. */
+const MAX_REQUESTS = 300;
+/** One a kind and API in 10 s for failed RPCs, one in 5 s for a renewal that came to nothing. */
+const MAX_OTHER_LINES = 12;
+
+/** Everything about a row that is not as it must be. */
+export function complaints(fault: Fault, situation: Situation, row: Row): string[] {
+  const found = [...row.during.defects, ...row.after.defects];
+  const want = (holds: boolean, complaint: string) => {
+    if (!holds) {
+      found.push(complaint);
+    }
+  };
+  for (const role of ["status", "encrypt", "known", "unseen"] as const) {
+    for (const code of row.during.codesOf(role)) {
+      want(allowed(fault, situation, role).includes(code), `${role}: ${status[code]} in the fault`);
+    }
+    for (const code of row.after.codesOf(role)) {
+      want(code === status.OK, `${role}: ${status[code]} after the recovery`);
+    }
+  }
+  const bites = row.during.codesOf("unseen").includes(fault.code);
+  want(bites || situation === "at start", "the fault was not met");
+  const { during, after, leaked } = row;
+  const longestMs = Math.max(during.longestMs, after.longestMs);
+  // A caller and a plugin that the machine keeps from work see each other's answers late.
+  want(longestMs <= DEADLINE_MS + 2 * row.stallMs, `an RPC ended after ${longestMs} ms`);
+  const isNoticed = leadsAway(fault, situation);
+  want(row.state === stateIn(fault, situation), `state ${row.state}`);
+  const slackMs = SLACK_MS + 2 * row.stallMs;
+  want(row.noticedMs <= PROBE_MS + 2 * fault.attemptMs + slackMs, `noticed ${row.noticedMs}`);
+  const recoveryMs = PROBE_MS + fault.attemptMs + fault.learnMs;
+  want(row.recoveredMs <= recoveryMs + slackMs, `recovered after ${row.recoveredMs} ms`);
+  want(row.lastKekMs <= fault.lastKekMs + slackMs, "a local KEK stayed unreadable");
+  want(row.peakMiB <= MAX_MIB, `${row.peakMiB} MiB`);
+  want(row.peakConnections <= MAX_CONNECTIONS, `${row.peakConnections} connections`);
+  // What is refused for good is asked for by each RPC anew.
+  const rpcs = waits(fault) ? 0 : during.count;
+  want(row.requests <= MAX_REQUESTS + rpcs, `${row.requests} requests`);
+  // Into the state and out of it; a start that meets no fault has the line that says ok.
+  const stateLines = isNoticed ? 2 : situation === "at start" ? 1 : 0;
+  want(row.stateLines === stateLines, `${row.stateLines} lines of state, not ${stateLines}`);
+  const { otherLines } = row;
+  want(otherLines.length <= MAX_OTHER_LINES, `other lines, such as ${otherLines.slice(-20)}`);
+  want(!leaked, "a request went where a redirect pointed");
+  return found;
+}
+
+/** Whether the probe meets the fault. */
+export function leadsAway(fault: Fault, situation: Situation): boolean {
+  return situation === "at start" ? fault.startCode !== status.OK : fault.state === "degraded";
+}
+
+export function stateIn(fault: Fault, situation: Situation): string {
+  return leadsAway(fault, situation) ? (situation === "at start" ? "starting" : "degraded") : "ok";
+}
+
+/** Whether callers wait: for what is tried again, or for an attempt that hangs. */
+function waits({ code, attemptMs }: Fault): boolean {
+  return code === status.UNAVAILABLE || code === status.RESOURCE_EXHAUSTED || attemptMs > 0;
+}
+
+/** What RPCs may end with that began in the fault. Some end after it. */
+function allowed(fault: Fault, situation: Situation, role: Role): status[] {
+  const isStart = situation === "at start";
+  const late = waits(fault) ? [status.DEADLINE_EXCEEDED] : [];
+  if (role === "unseen") {
+    const known = situation === "idle" ? [] : [status.OK, ...late];
+    return [fault.code, ...known, ...(isStart ? [fault.startCode] : [])];
+  }
+  if (!isStart) {
+    return [status.OK];
+  }
+  // As the probe found it; Status does not wait for the first probe, Encrypt does.
+  return role === "status" ? [fault.startCode, status.UNAVAILABLE] : [fault.startCode, ...late];
+}
