@@ -1,98 +1,27 @@
 import { Server } from "@grpc/grpc-js";
 import { version as VERSION } from "../package.json";
-import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./annotations.ts";
 import { decryptCommand, encryptCommand, statusCommand } from "./cli.ts";
 import { type Config, parseCommandLine, required } from "./config.ts";
 import { key4cClient } from "./configured.ts";
 import { doctorCommand } from "./doctor/doctor.ts";
 import { type Emulator, startEmulator } from "./emulator.ts";
-import { decodeEnvelope, encodeEnvelope } from "./envelope.ts";
-import { describeError, ExitError, KINDS, PluginError, toPluginError } from "./errors.ts";
+import { describeError, ExitError, KINDS, toPluginError } from "./errors.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
 import { Health } from "./health.ts";
 import { helpText } from "./help.ts";
 import { serveHttp } from "./http.ts";
 import { inspectCommand } from "./inspect-command.ts";
-import { base32, parseKeyId } from "./key-id.ts";
-import { Keyring, type Wrapped } from "./keyring.ts";
+import { Keyring } from "./keyring.ts";
 import { type Listener, listen, type Place } from "./listen.ts";
 import { manifestCommand } from "./manifest.ts";
 import { Metrics } from "./metrics.ts";
 import { createLog, type Log } from "./observe.ts";
 import { hardenProcess, print, untilSignal } from "./process.ts";
-import { addService, type Handlers, MAX_CONCURRENT_STREAMS, MAX_MESSAGE_BYTES } from "./rpc.ts";
+import { addService, MAX_CONCURRENT_STREAMS, MAX_MESSAGE_BYTES } from "./rpc.ts";
+import { kmsV1, kmsV2 } from "./services.ts";
 import { inheritedSocket, supervisor } from "./systemd.ts";
 import { addStateMetrics } from "./telemetry.ts";
-
-/** KMS v1: the whole envelope is the cipher. */
-function kmsV1(keyring: Keyring, health: Health): Handlers<typeof KmsV1> {
-  return {
-    version: () => ({
-      version: "v1beta1",
-      runtimeName: "key4c-kms-plugin",
-      runtimeVersion: VERSION,
-    }),
-    encrypt({ plain }, call) {
-      health.refuseIfExpired();
-      const answer = ({ envelope }: Wrapped) => ({ cipher: encodeEnvelope(envelope, true) });
-      const wrapped = keyring.wrapNow(plain);
-      return wrapped ? answer(wrapped) : keyring.wrap(plain, call).then(answer);
-    },
-    decrypt({ cipher }, call) {
-      const envelope = decodeEnvelope(cipher);
-      const answer = (plain: Buffer) => ({ plain });
-      const plain = keyring.unwrapNow(envelope);
-      return plain ? answer(plain) : keyring.unwrap(envelope, call).then(answer);
-    },
-  };
-}
-
-/** KMS v2: the wrapped local KEK, which may be large, travels in an annotation. */
-function kmsV2(keyring: Keyring, health: Health): Handlers<typeof KmsV2> {
-  return {
-    status: (_, call) => ({
-      version: statusVersion(call.userAgent),
-      healthz: "ok",
-      keyId: health.usable.keyId,
-    }),
-    encrypt({ plaintext }, call) {
-      health.refuseIfExpired();
-      const answer = ({ envelope, keyId }: Wrapped) => ({
-        ciphertext: encodeEnvelope(envelope, false),
-        keyId,
-        annotations: { [WRAPPED_KEK_ANNOTATION]: Buffer.from(envelope.header.wrappedLocalKek) },
-      });
-      const wrapped = keyring.wrapNow(plaintext);
-      return wrapped ? answer(wrapped) : keyring.wrap(plaintext, call).then(answer);
-    },
-    decrypt({ ciphertext, keyId, annotations }, call) {
-      const named = parseKeyId(keyId);
-      if (named === undefined || !keyring.knows(named.hashText)) {
-        throw keyId === ""
-          ? new PluginError("invalid", "key_id is missing")
-          : new PluginError("unknownKey", "key_id names no configured key");
-      }
-      const envelope = decodeEnvelope(ciphertext, wrappedKekOf(annotations));
-      const { keyNameHash, keyVersion } = envelope.header;
-      if (base32(keyNameHash) !== named.hashText || keyVersion !== named.version) {
-        throw new PluginError("invalid", "key_id is not that of the ciphertext");
-      }
-      const answer = (plaintext: Buffer) => ({ plaintext });
-      const plaintext = keyring.unwrapNow(envelope);
-      return plaintext ? answer(plaintext) : keyring.unwrap(envelope, call).then(answer);
-    },
-  };
-}
-
-/**
- * kube-apiserver 1.27 and 1.28 take nothing but `v2beta1` and are known by their grpc-go, which is older
- * than 1.57. Newer ones take either, as long as it never changes.
- */
-function statusVersion(userAgent: string): "v2" | "v2beta1" {
-  const minor = /grpc-go\/1\.(\d+)\./.exec(userAgent)?.[1];
-  return minor !== undefined && Number(minor) < 57 ? "v2beta1" : "v2";
-}
 
 async function serve(config: Config, log: Log): Promise<void> {
   const metrics = new Metrics();
