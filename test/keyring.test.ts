@@ -3,71 +3,11 @@ import { randomBytes } from "node:crypto";
 import { type Envelope, encodeEnvelope, kekHeader } from "../src/envelope.ts";
 import { PluginError } from "../src/errors.ts";
 import { keyNameHash } from "../src/key-id.ts";
-import type { WrappedKek } from "../src/key4c.ts";
-import { Keyring, type KeyringOptions } from "../src/keyring.ts";
-import { kindOf, recordingLog, silentLog } from "./support.ts";
+import { FakeKey4C, keyring, ready } from "./fake-key4c.ts";
+import { kindOf, recordingLog } from "./support.ts";
 
 const DEK = randomBytes(32);
 const HOUR_MS = 3_600_000;
-
-/** A Key4C in the same process that can be made to misbehave in ways a real one hardly does. */
-class FakeKey4C {
-  version: number | undefined = 1;
-  /** Awaited by every call. */
-  gate: Promise<unknown> = Promise.resolve();
-  failure: PluginError | undefined;
-  mangle = (bytes: Buffer) => bytes;
-  calls = { wrap: 0, unwrap: 0 };
-  /** The very buffers that were given to wrap. */
-  readonly given: Buffer[] = [];
-  readonly #wrapped = new Map<string, { keyId: string; bytes: Buffer; aad: string | undefined }>();
-
-  async wrap(keyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek> {
-    this.calls.wrap += 1;
-    this.given.push(localKek);
-    const bytes = Buffer.from(localKek);
-    await this.#turn();
-    const ciphertext = `wrapped-${this.#wrapped.size}-v${this.version}`;
-    this.#wrapped.set(ciphertext, { keyId, bytes, aad: aad.toString("hex") });
-    return { ciphertext, version: this.version, aadSent: true };
-  }
-
-  async unwrap(keyId: string, ciphertext: string, aad: Buffer | undefined): Promise<Buffer> {
-    this.calls.unwrap += 1;
-    await this.#turn();
-    const found = this.#wrapped.get(ciphertext);
-    if (found?.keyId !== keyId || found.aad !== aad?.toString("hex")) {
-      throw new PluginError("invalid", "fake: not wrapped here");
-    }
-    return this.mangle(Buffer.from(found.bytes));
-  }
-
-  async #turn(): Promise<void> {
-    await this.gate;
-    if (this.failure !== undefined) {
-      throw this.failure;
-    }
-  }
-}
-
-function keyring(key4c: FakeKey4C, options: Partial<KeyringOptions> = {}): Keyring {
-  return new Keyring({
-    key4c,
-    kmsKeyId: "demo",
-    previousKeyIds: [],
-    maxUses: 2 ** 20,
-    maxAgeMs: 7 * 24 * HOUR_MS,
-    cacheSize: 16,
-    log: silentLog,
-    ...options,
-  });
-}
-
-async function ready(key4c: FakeKey4C, options: Partial<KeyringOptions> = {}): Promise<Keyring> {
-  const ring = keyring(key4c, options);
-  await ring.renew();
-  return ring;
-}
 
 /** Lets everything that is already possible happen. */
 const settle = () => Bun.sleep(1);
