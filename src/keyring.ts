@@ -330,10 +330,12 @@ export class Keyring {
         cacheKey: cacheKey(header),
         createdAtMs: this.#nowMs(),
       });
+      // Not `previous`: it may have been revoked, and thus dropped, while Key4C was asked.
+      const replaced = this.#snapshot;
       this.#snapshot = snapshot;
       this.#renewalPausedUntilMs = Number.NEGATIVE_INFINITY;
-      if (previous !== undefined) {
-        this.#cache.keep(previous.cacheKey, previous.localKek);
+      if (replaced !== undefined) {
+        this.#cache.keep(replaced.cacheKey, replaced.localKek);
       }
       const fingerprint = Buffer.from(header.fingerprint).toString("hex").slice(0, 16);
       log.info("new local KEK", { keyId, kmsKeyId, fingerprint });

@@ -467,6 +467,24 @@ test("a revoked key loses its local KEKs, other keys keep theirs, restoring brin
   expect(await ring.unwrap(old.envelope)).toEqual(DEK);
 });
 
+test("a key that is revoked while a new local KEK is made leaves no dropped one in the cache", async () => {
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { maxAgeMs: 0 });
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const unwrap = key4c.unwrap.bind(key4c);
+  key4c.unwrap = async (...args) => {
+    await promise;
+    return unwrap(...args);
+  };
+  const { envelope } = await ring.wrap(DEK); // starts a renewal, which waits for its verifying unwrap
+  await settle();
+  ring.revoke("demo", new PluginError("denied", "fake"));
+  resolve();
+  await ring.renew();
+  ring.restore("demo");
+  expect(await ring.unwrap(envelope)).toEqual(DEK);
+});
+
 test("data of a previous key are read when it is listed, and not when it is not", async () => {
   const key4c = new FakeKey4C();
   const { envelope } = await (await ready(key4c, { kmsKeyId: "old" })).wrap(DEK);
