@@ -66,9 +66,8 @@ export class AuthorityFilter {
         }
       } else if (this.#padLengthNext) {
         this.#padLengthNext = false;
-        const padding = byteAt(chunk, at++);
-        this.#fragmentLeft = Math.max(0, this.#fragmentLeft - padding);
-        this.#restLeft = padding;
+        this.#restLeft = Math.min(byteAt(chunk, at++), this.#fragmentLeft);
+        this.#fragmentLeft -= this.#restLeft;
       } else if (this.#priorityLeft > 0) {
         this.#priorityLeft--;
         at++;

@@ -157,6 +157,14 @@ test("leaves everything else alone", () => {
   }
 });
 
+test("padding that claims more than its frame ends with the frame", () => {
+  const lying = frame(HEADERS, END_HEADERS | PADDED, Buffer.from([200, 0x83]));
+  const [input, wanted] = [plainIn, plainOut].map((block) =>
+    Buffer.concat([PREFACE, lying, frame(HEADERS, END_HEADERS, block)]),
+  );
+  expect(filtered(input as Buffer)).toEqual(wanted as Buffer); // two in, two out
+});
+
 test("what is not HTTP/2 passes", () => {
   const input = Buffer.concat([Buffer.from("GET / HTTP/1.1\r\n\r\n"), frame(HEADERS, 4, plainIn)]);
   expect(filtered(input)).toEqual(input);
