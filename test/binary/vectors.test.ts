@@ -1,5 +1,5 @@
 /**
- * Data in etcd outlive every version of the plugin: what test/vectors holds must decrypt for ever. A
+ * Data in etcd outlive every version of the plugin: what test/vectors/format-* hold must decrypt for ever. A
  * file there is never changed; a new format gets a new one. The keys are the emulator's own, made for
  * this, and guard nothing.
  */
@@ -43,7 +43,9 @@ function key4cOf({ service, emulator: data }: Vectors) {
 
 const directory = join(import.meta.dir, "../vectors");
 
-test.each(readdirSync(directory))("%s decrypts", async (name) => {
+const names = readdirSync(directory).filter((name) => name.startsWith("format-"));
+
+test.each(names)("%s decrypts", async (name) => {
   const vectors: Vectors = JSON.parse(readFileSync(join(directory, name), "utf8"));
   const { url, env } = key4cOf(vectors);
   const { client } = await startPlugin(url, {
