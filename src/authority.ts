@@ -172,9 +172,6 @@ export class AuthorityFilter {
       this.#stringLeft = this.#integer;
       this.#step = this.#step === "nameLength" ? "name" : "value";
       this.#nameSeen = 0;
-      if (this.#stringLeft === 0) {
-        this.#endString();
-      }
     } else if (this.#literal) {
       this.#isAuthority = this.#integer === AUTHORITY_STATIC_INDEX;
       this.#step = this.#integer === 0 ? "nameLength" : "valueLength";
