@@ -108,12 +108,22 @@ export function resolvePointer(document: unknown, pointer: Pointer): unknown {
   let at = document;
   for (const token of pointer.split("/").slice(1)) {
     const name = token.replaceAll("~1", "/").replaceAll("~0", "~");
-    if (typeof at !== "object" || at === null || !Object.hasOwn(at, name)) {
+    if (typeof at !== "object" || at === null || !isMember(at, name)) {
       return undefined;
     }
-    at = (at as Record<string, unknown>)[name]; // own property, just checked
+    at = (at as Record<string, unknown>)[name]; // just checked
   }
   return at;
+}
+
+/** Whether JSON gave it to the object or array: the length of an array, for one, is none of its items. */
+function isMember(of: object, name: string): boolean {
+  return Object.prototype.propertyIsEnumerable.call(of, name);
+}
+
+/** The pointer to a member of what `at` names. */
+function below(at: Pointer, name: string): Pointer {
+  return `${at}/${name.replaceAll("~", "~0").replaceAll("/", "~1")}`;
 }
 
 /** Whether a leaf of a template holds the placeholder `{name}`. */
@@ -161,7 +171,7 @@ class Checker {
     const members = value as Members; // neither null nor an array
     for (const name of Object.keys(members)) {
       if (known !== undefined && !known.includes(name)) {
-        this.fail(`${at}/${name}`, `is unknown; known are ${known.join(", ")}`);
+        this.fail(below(at, name), `is unknown; known are ${known.join(", ")}`);
       }
     }
     return members;
@@ -201,7 +211,7 @@ class Checker {
       }
     } else if (typeof value === "object" && value !== null) {
       for (const [name, member] of Object.entries(value)) {
-        this.template(member, `${at}/${name}`, allowed);
+        this.template(member, below(at, name), allowed);
       }
     }
   }
@@ -248,7 +258,7 @@ function readProfile(check: Checker, document: Json): Profile {
   const errors = check.object(top["errors"] ?? {}, "/errors", ["code", "kinds"]);
   const kinds = Object.entries(check.object(errors["kinds"] ?? {}, "/errors/kinds")).map(
     ([code, kind]) =>
-      [code, check.oneOf(kind, `/errors/kinds/${code}`, REMOTE_ERROR_KINDS)] as const,
+      [code, check.oneOf(kind, below("/errors/kinds", code), REMOTE_ERROR_KINDS)] as const,
   );
   return {
     ...(describe && {
@@ -293,20 +303,22 @@ function readOperation(
   // Paths end up in the access logs of proxies: neither key material nor a credential belongs there.
   check.template(path, `${at}/path`, ["keyId", "userId", "requestId"]);
 
-  const headers: Record<string, string> = {};
+  const headers = new Map<string, string>();
   for (const [from, where] of [
     [sharedHeaders ?? {}, "/headers"],
     [members["headers"] ?? {}, `${at}/headers`],
   ] as const) {
     for (const [name, value] of Object.entries(check.object(from, where))) {
+      const place = below(where, name);
       if (!HEADER_NAME_PATTERN.test(name)) {
-        check.fail(`${where}/${name}`, "is not a header name");
+        check.fail(place, "is not a header name");
       }
-      check.template(value, `${where}/${name}`, ["keyId", "userId", "apiKey", "requestId"]);
-      headers[name] = check.string(value, `${where}/${name}`);
-      if (!/^[\x20-\x7e]*$/.test(headers[name])) {
-        check.fail(`${where}/${name}`, "must be printable ASCII");
+      check.template(value, place, ["keyId", "userId", "apiKey", "requestId"]);
+      const text = check.string(value, place);
+      if (!/^[\x20-\x7e]*$/.test(text)) {
+        check.fail(place, "must be printable ASCII");
       }
+      headers.set(name, text);
     }
   }
 
@@ -315,7 +327,12 @@ function readOperation(
   if (method === "GET" && body !== undefined) {
     check.fail(`${at}/body`, "must be absent for GET");
   }
-  return { method, path, headers, ...(body !== undefined && { body }) };
+  return {
+    method,
+    path,
+    headers: Object.fromEntries(headers),
+    ...(body !== undefined && { body }),
+  };
 }
 
 function readUnusableStates(check: Checker, { unusableStates, result }: Members): string[] {

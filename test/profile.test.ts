@@ -44,6 +44,11 @@ test.each([
     changed((p) => (p.encrypt["method"] = "PATCH")),
     "/encrypt/method: must be one of GET, POST, PUT",
   ],
+  [
+    "a name with a slash and a tilde",
+    changed((p) => Object.assign(p.encrypt, { "a/b~c": 1 })),
+    "/encrypt/a~1b~0c: is unknown",
+  ],
   ["no path", changed((p) => delete p.decrypt["path"]), "/decrypt/path: must be a text"],
   ["a relative path", changed((p) => (p.decrypt["path"] = "v1")), "/decrypt/path: must start with"],
   [
@@ -190,6 +195,15 @@ test("a value is placed into the parsed body, so that it cannot break out of its
   });
 });
 
+test("a header is kept whatever its name is", () => {
+  const profile = JSON.stringify(defaultProfile).replace(
+    '"headers":{',
+    '"headers":{"__proto__":"x",',
+  );
+  const { headers } = parseProfile(profile).encrypt;
+  expect(Object.keys(headers)[0]).toBe("__proto__");
+});
+
 test("pointers follow RFC 6901 §5", () => {
   const document = {
     foo: ["bar", "baz"],
@@ -209,6 +223,7 @@ test("pointers follow RFC 6901 §5", () => {
     ["/nested/x", null],
     ["/nested/x/y", undefined],
     ["/foo/2", undefined],
+    ["/foo/length", undefined],
     ["/foo/length/toString", undefined],
     ["/constructor", undefined],
     ["/__proto__/x", undefined],
