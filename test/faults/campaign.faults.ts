@@ -14,7 +14,7 @@ import { FakeKey4C } from "./fake.ts";
 import { FAULTS, type Fault, KEY4C_NAME, type Setup } from "./faults.ts";
 import { type Wrapped, wrapUnderNewKeks } from "./material.ts";
 import { FakeProxy } from "./proxy.ts";
-import { complaints } from "./verdict.ts";
+import { complaints, longestOf } from "./verdict.ts";
 
 /** Local KEKs that callers ask for in the fault, and as many for the time after. */
 const KEKS = 256;
@@ -65,17 +65,22 @@ afterAll(async () => {
 const row = (cells: readonly (string | number)[]) => `| ${cells.join(" | ")} |`;
 
 function shown(fault: Fault, situation: Situation, seen: Row): string {
-  const { during, after, state, noticedMs, recoveredMs, peakMiB, stateLines, otherLines } = seen;
+  const { during, state, noticedMs, recoveredMs, peakMiB, stateLines, otherLines } = seen;
   const codes = (role: Role) =>
     during
       .codesOf(role)
       .map((code) => status[code])
       .sort()
       .join(" ");
-  const longestMs = Math.round(Math.max(during.longestMs, after.longestMs));
   return row([
     ...[fault.name, situation, codes("status"), codes("encrypt"), codes("known"), codes("unseen")],
-    ...[state, longestMs, Math.round(noticedMs), Math.round(recoveredMs), peakMiB],
+    ...[
+      state,
+      Math.round(longestOf(seen)),
+      Math.round(noticedMs),
+      Math.round(recoveredMs),
+      peakMiB,
+    ],
     `${stateLines} + ${otherLines.length}`,
   ]);
 }

@@ -1,17 +1,26 @@
 /** One cell of the campaign: a plugin of its own goes into a fault of a Key4C of its own, and out of it. */
 import { randomBytes } from "node:crypto";
-import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
-import { BINARY, grpcClient, type Running, startProcess, temporaryDirectory } from "../support.ts";
+import { copyFileSync, writeFileSync } from "node:fs";
 import { rpcs, Sightings } from "./callers.ts";
-import { type Fault, hosts, KEY4C_NAME, type Setup } from "./faults.ts";
+import { type Fault, hosts, type Setup } from "./faults.ts";
 import type { Wrapped } from "./material.ts";
+import {
+  CONNECTIONS,
+  type Plugin,
+  peakMiB,
+  start,
+  until,
+  untilState,
+  watchStalls,
+} from "./plugin.ts";
 
 export const SITUATIONS = ["at start", "idle", "64 callers"] as const;
 export type Situation = (typeof SITUATIONS)[number];
 
 export interface Row {
   readonly during: Sightings;
+  /** Of RPCs that began between the end of the fault and the recovery. */
+  readonly between: Sightings;
   /** Of RPCs that began after the recovery. */
   readonly after: Sightings;
   /** From the fault to the state that it leads to. */
@@ -34,17 +43,12 @@ export interface Row {
   readonly stallMs: number;
 }
 
-export const PROBE_INTERVAL_MS = 1_000;
-/** Half the callers are what a fault cannot touch, and 24 are what it does. */
+/** What a fault must not touch is asked for by 40, what it does by 24. */
 const CALLERS = { status: 8, encrypt: 16, known: 16, unseen: 24 } as const;
 /** Between two RPCs of one caller: 64 callers and their plugin leave half of two cores to the rest. */
 const PAUSE_MS = 50;
-const CONNECTIONS = 4;
-/** So few that local KEKs are renewed in the fault, too. */
-const LOCAL_KEK_MAX_USES = 1_000;
 /** How long the fault goes on after it was noticed, or where it is not. */
 const HOLD_MS = 1_200;
-const GIVE_UP_MS = 40_000;
 
 const DEK = randomBytes(32);
 
@@ -54,49 +58,6 @@ export interface Material {
   /** Not before it has ended. */
   readonly after: readonly Wrapped[];
 }
-
-type Plugin = Awaited<ReturnType<typeof start>>;
-
-async function start(setup: Setup, way: Fault["way"]) {
-  const socket = join(temporaryDirectory(), "kms.sock");
-  const env = {
-    PATH: process.env["PATH"] ?? "",
-    KMS_ENDPOINT: `unix://${socket}`,
-    KEY4C_URL: `https://${way === "address" ? "127.0.0.1" : KEY4C_NAME}:${setup.fake.port}`,
-    ...(way === "proxy" && { HTTPS_PROXY: setup.proxy.url }),
-    KEY4C_CA_FILE: setup.caFile,
-    KMS_KEY_ID: "demo",
-    KMS_USER_ID_FILE: setup.userIdFile,
-    KMS_PROBE_INTERVAL: `${PROBE_INTERVAL_MS}ms`,
-    KMS_LOCAL_KEK_MAX_USES: String(LOCAL_KEK_MAX_USES),
-    KMS_HTTP_ADDRESS: "127.0.0.1:0",
-  };
-  // A mount namespace has a hosts file of its own.
-  const inNamespace = `mount --bind ${setup.hostsFile} /etc/hosts && exec ${BINARY} serve`;
-  const running = startProcess(
-    way === "name" ? ["unshare", "--mount", "sh", "-c", inNamespace] : [BINARY, "serve"],
-    env,
-  );
-  const http = await until(() => /"url":"(http:[^"]*)"/.exec(running.output())?.[1]);
-  const clients = Array.from({ length: CONNECTIONS }, () => grpcClient(socket));
-  const state = async () => (await (await fetch(`${http}readyz`)).text()).split(" ")[0] ?? "";
-  return { ...running, clients, state };
-}
-
-async function until<T>(look: () => Promise<T | undefined> | T | undefined): Promise<T> {
-  for (const endMs = performance.now() + GIVE_UP_MS; ; await Bun.sleep(20)) {
-    const found = await look();
-    if (found !== undefined) {
-      return found;
-    }
-    if (performance.now() > endMs) {
-      throw new Error("waited in vain");
-    }
-  }
-}
-
-const untilState = (plugin: Plugin, wanted: string) =>
-  until(async () => ((await plugin.state()) === wanted ? true : undefined));
 
 /** A flag that callers look at. */
 interface Phase {
@@ -241,10 +202,6 @@ export async function play(
   });
   const recoveredMs = performance.now() - endedMs;
   const between = phase.sightings;
-  for (const defect of between.defects) {
-    during.defects.add(defect);
-  }
-  during.longestMs = Math.max(during.longestMs, between.longestMs);
   phase.sightings = new Sightings();
   const after = phase.sightings;
   if (situation !== "64 callers") {
@@ -270,6 +227,7 @@ export async function play(
   const routine = /"msg":"(?:new local KEK|serving|http)/;
   const row = {
     during,
+    between,
     after,
     noticedMs,
     recoveredMs,
@@ -287,28 +245,4 @@ export async function play(
   setup.fake.close();
   setup.proxy.close();
   return row;
-}
-
-const TICK_MS = 10;
-
-/** How late a timer has ever been. */
-function watchStalls() {
-  let longestMs = 0;
-  let dueMs = performance.now() + TICK_MS;
-  const timer = setInterval(() => {
-    longestMs = Math.max(longestMs, performance.now() - dueMs);
-    dueMs = performance.now() + TICK_MS;
-  }, TICK_MS);
-  return {
-    stop(): number {
-      clearInterval(timer);
-      return longestMs;
-    },
-  };
-}
-
-/** The most memory that a process has ever had resident. */
-function peakMiB({ pid }: Running): number {
-  const kib = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
-  return Math.round(Number(kib) / 1024);
 }

@@ -1,8 +1,9 @@
 /** What a cell of the campaign must show, by the README's tables of states and statuses. */
 import { status } from "@grpc/grpc-js";
 import type { Role } from "./callers.ts";
-import { PROBE_INTERVAL_MS, type Row, type Situation } from "./cell.ts";
+import type { Row, Situation } from "./cell.ts";
 import type { Fault } from "./faults.ts";
+import { PROBE_INTERVAL_MS } from "./plugin.ts";
 
 /** kube-apiserver's default deadline; the plugin answers 100 ms before. */
 const DEADLINE_MS = 3_000;
@@ -21,24 +22,28 @@ const MAX_OTHER_LINES = 12;
 
 /** Everything about a row that is not as it must be. */
 export function complaints(fault: Fault, situation: Situation, row: Row): string[] {
-  const found = [...row.during.defects, ...row.after.defects];
+  const { during, between, after, leaked } = row;
+  const found = [during, between, after].flatMap(({ defects }) => [...defects]);
   const want = (holds: boolean, complaint: string) => {
     if (!holds) {
       found.push(complaint);
     }
   };
   for (const role of ["status", "encrypt", "known", "unseen"] as const) {
-    for (const code of row.during.codesOf(role)) {
-      want(allowed(fault, situation, role).includes(code), `${role}: ${status[code]} in the fault`);
+    const may = allowed(fault, situation, role);
+    for (const code of during.codesOf(role)) {
+      want(may.includes(code), `${role}: ${status[code]} in the fault`);
     }
-    for (const code of row.after.codesOf(role)) {
+    for (const code of between.codesOf(role)) {
+      want([status.OK, ...may].includes(code), `${role}: ${status[code]} before the recovery`);
+    }
+    for (const code of after.codesOf(role)) {
       want(code === status.OK, `${role}: ${status[code]} after the recovery`);
     }
   }
-  const bites = row.during.codesOf("unseen").includes(fault.code);
+  const bites = during.codesOf("unseen").includes(fault.code);
   want(bites || situation === "at start", "the fault was not met");
-  const { during, after, leaked } = row;
-  const longestMs = Math.max(during.longestMs, after.longestMs);
+  const longestMs = longestOf(row);
   // A caller and a plugin that the machine keeps from work see each other's answers late.
   want(longestMs <= DEADLINE_MS + 2 * row.stallMs, `an RPC ended after ${longestMs} ms`);
   const isNoticed = leadsAway(fault, situation);
@@ -60,6 +65,10 @@ export function complaints(fault: Fault, situation: Situation, row: Row): string
   want(otherLines.length <= MAX_OTHER_LINES, `other lines, such as ${otherLines.slice(-20)}`);
   want(!leaked, "a request went where a redirect pointed");
   return found;
+}
+
+export function longestOf({ during, between, after }: Row): number {
+  return Math.max(during.longestMs, between.longestMs, after.longestMs);
 }
 
 /** Whether the probe meets the fault. */
