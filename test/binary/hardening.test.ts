@@ -25,7 +25,7 @@ test.each([
   ["BUN_INSPECT", "127.0.0.1:0/x"],
   ["BUN_INSPECT_CONNECT_TO", "ws://127.0.0.1:9/"],
   ["BUN_INSPECT_NOTIFY", "tcp://127.0.0.1:9"],
-  ["BUN_INSPECT_PRELOAD", "/nonexistent.js"],
+  ["BUN_INSPECT_PRELOAD", join(import.meta.dir, "../profiles/kes.json")], // runs, and does nothing
   ["BUN_OPTIONS", "--smol"],
 ])("refuses to serve with %s set", async (name, value) => {
   const running = startBinary(SERVE, { [name]: value });
@@ -36,6 +36,7 @@ test.each([
 test.each([
   ["BUN_BE_BUN", "1", (path: string) => [path]],
   ["BUN_OPTIONS", "--preload PATH", () => ["version"]],
+  ["BUN_INSPECT_PRELOAD", "PATH", () => ["version"]],
 ])(
   "%s acts before our code does: whoever sets the environment owns the process",
   async (name, value, args) => {
