@@ -19,8 +19,11 @@ import type { Log } from "./observe.ts";
 
 /** A v1 cipher of 65,535 bytes and its frame must fit, with room; nothing honest is larger. */
 export const MAX_MESSAGE_BYTES = 128 * 1024;
-/** Calls at once on one connection. An API server has a few; a client that reads no answer holds them all. */
-export const MAX_CONCURRENT_STREAMS = 1_024;
+/**
+ * Calls at once on one connection. An API server has a few, and queues what is above; a client that ends no
+ * call holds them all, with headers of up to 16 KiB each.
+ */
+export const MAX_CONCURRENT_STREAMS = 128;
 /** An answer leaves this long before the caller's deadline, so that it arrives. */
 const ANSWER_BEFORE_DEADLINE_MS = 100;
 /** How long a caller without a deadline waits; the API server's own default is 3 s. */
