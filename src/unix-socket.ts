@@ -17,7 +17,7 @@ import { errorCode } from "./files.ts";
 import type { Log } from "./observe.ts";
 
 /** A local connect answers at once; whoever takes longer is not a working plugin. */
-const LIVE_OWNER_TIMEOUT_MS = 1_000;
+const CONNECT_TIMEOUT_MS = 1_000;
 /** Appended to the path while the socket is not ready: a dot and hexadecimal digits. */
 const TEMPORARY_SUFFIX_BYTES = 3;
 /** sockaddr_un.sun_path is 108 bytes with its NUL; the temporary name must fit too. */
@@ -109,17 +109,9 @@ async function refuseLiveOwner(path: string): Promise<void> {
   if (!found.isSocket()) {
     throw new ExitError(1, `${path} exists and is not a socket: remove it or change KMS_ENDPOINT`);
   }
-  const answered = await new Promise<boolean>((resolve) => {
-    const socket = connect(path);
-    const settle = (answers: boolean) => {
-      socket.destroy();
-      resolve(answers);
-    };
-    socket.once("connect", () => settle(true));
-    // Only these two say that nobody listens; a full backlog or a forbidden connect says that somebody does.
-    socket.once("error", (error) => settle(!["ECONNREFUSED", "ENOENT"].includes(errorCode(error))));
-    socket.setTimeout(LIVE_OWNER_TIMEOUT_MS, () => settle(true)); // somebody holds it, even if stuck
-  });
+  const answer = await connectTo(path);
+  // Only these two say that nobody listens; a full backlog or a forbidden connect says that somebody does.
+  const answered = !["ECONNREFUSED", "ENOENT"].includes(answer);
   if (answered) {
     throw new ExitError(
       1,
@@ -141,6 +133,20 @@ function cannotListen(path: string, error: unknown): ExitError {
     1,
     `cannot listen on ${path} (${errorCode(error)}): check the directory's owner and mode, or change KMS_ENDPOINT`,
   );
+}
+
+/** "connected", or the code of the failure; "no answer" from an owner that is stuck. */
+export function connectTo(path: string): Promise<string> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    const settle = (answer: string) => {
+      socket.destroy();
+      resolve(answer);
+    };
+    socket.once("connect", () => settle("connected"));
+    socket.once("error", (error) => settle(errorCode(error)));
+    socket.setTimeout(CONNECT_TIMEOUT_MS, () => settle("no answer"));
+  });
 }
 
 interface SocketIdentity {

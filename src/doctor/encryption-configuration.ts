@@ -1,7 +1,7 @@
 /** What is wrong with an EncryptionConfiguration before kube-apiserver says so, or does not say so. */
 import { readSmallFile } from "../files.ts";
+import { connectTo } from "../unix-socket.ts";
 import { type Check, fail, pass, skip } from "./check.ts";
-import { connectTo } from "./socket.ts";
 
 /** A provider's fields, and where it stands: `resources[0].providers[1]`. */
 interface Provider {

@@ -1,19 +1,16 @@
 /** The plugin's socket: who may reach it, and whether a plugin serves both APIs on it. */
 import { randomBytes } from "node:crypto";
 import { lstatSync, type Stats, statSync } from "node:fs";
-import { connect } from "node:net";
 import { dirname } from "node:path";
 import { API_SERVER_TIMEOUT_MS, callPlugin } from "../client.ts";
 import type { Config } from "../config.ts";
 import { describeError } from "../errors.ts";
-import { errorCode } from "../files.ts";
 import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../gen/v2/api_pb.ts";
 import { base32, keyNameHash, parseKeyId } from "../key-id.ts";
+import { connectTo } from "../unix-socket.ts";
 import { type Check, fail, pass, skip } from "./check.ts";
 
-/** A local connect answers at once. */
-const CONNECT_TIMEOUT_MS = 1_000;
 const DEK_BYTES = 32;
 
 export async function checkSocket(config: Config): Promise<Check[]> {
@@ -86,20 +83,6 @@ function whatIs(look: () => Stats): Stats | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** "connected", or the code of the failure. */
-export function connectTo(path: string): Promise<string> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    const settle = (answer: string) => {
-      socket.destroy();
-      resolve(answer);
-    };
-    socket.once("connect", () => settle("connected"));
-    socket.once("error", (error) => settle(errorCode(error)));
-    socket.setTimeout(CONNECT_TIMEOUT_MS, () => settle("no answer in time"));
-  });
 }
 
 async function checkPlugin(path: string, config: Config): Promise<Check[]> {
