@@ -31,23 +31,27 @@ export async function statusCommand(config: Config): Promise<string> {
   }
 }
 
+function socketOf(config: Config): string {
+  return required(config.kmsEndpoint);
+}
+
 /** What Status answers. */
 export function fetchStatus(config: Config) {
-  return callPlugin(required(config.kmsEndpoint), V2.method.status, {});
+  return callPlugin(socketOf(config), V2.method.status, {});
 }
 
 /** Wraps standard input: the raw cipher of KMS v1, or one line of JSON for v2. */
 export async function encryptCommand(config: Config): Promise<Uint8Array | string> {
   const plaintext = await readStdin();
   if (config.api === "v1") {
-    const { cipher } = await callPlugin(required(config.kmsEndpoint), V1.method.encrypt, {
+    const { cipher } = await callPlugin(socketOf(config), V1.method.encrypt, {
       version: "v1beta1",
       plain: plaintext,
     });
     return cipher;
   }
   const uid = crypto.randomUUID();
-  const response = await callPlugin(required(config.kmsEndpoint), V2.method.encrypt, {
+  const response = await callPlugin(socketOf(config), V2.method.encrypt, {
     plaintext,
     uid,
   });
@@ -65,7 +69,7 @@ export async function decryptCommand(config: Config): Promise<Uint8Array> {
   const input = await readStdin();
   if (input[0] !== "{".charCodeAt(0)) {
     return (
-      await callPlugin(required(config.kmsEndpoint), V1.method.decrypt, {
+      await callPlugin(socketOf(config), V1.method.decrypt, {
         version: "v1beta1",
         cipher: input,
       })
@@ -74,7 +78,7 @@ export async function decryptCommand(config: Config): Promise<Uint8Array> {
   const { ciphertext, keyId, annotations } = parseV2(input);
   const uid = crypto.randomUUID();
   return (
-    await callPlugin(required(config.kmsEndpoint), V2.method.decrypt, {
+    await callPlugin(socketOf(config), V2.method.decrypt, {
       ciphertext,
       keyId,
       annotations,

@@ -21,14 +21,16 @@ const DAY_MS = 86_400_000;
 
 const KEY4C_CHECKS = ["name", "connection", "credential", "key", "wrap and unwrap"] as const;
 
+/** What client and keyring would log, the checks say in their own words. */
+const SILENT = createLog({ level: "error", format: "text", write: () => {} });
+
 /** @param config complete, or these checks are left out */
 export async function checkKey4C(config: Config): Promise<Check[]> {
   if (config.key4cUrl === undefined || config.kmsKeyId === undefined || !hasCredential(config)) {
     return KEY4C_CHECKS.map((check) => skip(check, "the configuration is not complete"));
   }
   const url = new URL(config.key4cUrl);
-  const log = createLog({ level: "error", format: "text", write: () => {} });
-  const key4c = key4cClient(config, undefined, log, new Metrics());
+  const key4c = key4cClient(config, undefined, SILENT, new Metrics());
   const way = await checkWay(url, config);
   if (way.some(({ result }) => result === "fail")) {
     const rest = KEY4C_CHECKS.slice(way.length);
@@ -196,7 +198,7 @@ async function checkWrap(key4c: Key4C, kmsKeyId: string): Promise<Check> {
     maxUses: 1,
     maxAgeMs: Number.POSITIVE_INFINITY,
     cacheSize: 0,
-    log: createLog({ level: "error", format: "text", write: () => {} }),
+    log: SILENT,
   });
   const startMs = performance.now();
   try {
