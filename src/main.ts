@@ -1,31 +1,111 @@
 import { Server } from "@grpc/grpc-js";
 import { version as VERSION } from "../package.json";
-import { decryptCommand, encryptCommand, statusCommand } from "./cli.ts";
-import { type Config, parseCommandLine, required } from "./config.ts";
-import { key4cClient } from "./configured.ts";
-import { doctorCommand } from "./doctor/doctor.ts";
-import { type Emulator, startEmulator } from "./emulator.ts";
-import { describeError, ExitError, KINDS, toPluginError } from "./errors.ts";
+import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
+import { key4cClient } from "./commands/configured.ts";
+import { doctorCommand } from "./commands/doctor/doctor.ts";
+import { EMULATED_KEY_ID, emulatorInside, runEmulator } from "./commands/emulator.ts";
+import { helpText } from "./commands/help.ts";
+import { inspectCommand } from "./commands/inspect/command.ts";
+import { manifestCommand } from "./commands/manifest/manifest.ts";
+import { type Config, parseCommandLine, required } from "./config/config.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
-import { Health } from "./health.ts";
-import { helpText } from "./help.ts";
-import { serveHttp } from "./http.ts";
-import { inspectCommand } from "./inspect-command.ts";
-import { Keyring } from "./keyring.ts";
-import { type Listener, listen, type Place } from "./listen.ts";
-import { manifestCommand } from "./manifest.ts";
-import { Metrics } from "./metrics.ts";
-import { createLog, type Log } from "./observe.ts";
-import { hardenProcess, print, untilSignal } from "./process.ts";
-import { addService, MAX_CONCURRENT_STREAMS, MAX_MESSAGE_BYTES } from "./rpc.ts";
-import { kmsV1, kmsV2 } from "./services.ts";
-import { inheritedSocket, supervisor } from "./systemd.ts";
-import { addStateMetrics } from "./telemetry.ts";
+import { Health } from "./health/health.ts";
+import { serveHttp } from "./health/http.ts";
+import { Metrics } from "./health/metrics.ts";
+import { addStateMetrics } from "./health/telemetry.ts";
+import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./keys/annotations.ts";
+import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
+import { base32, parseKeyId } from "./keys/key-id.ts";
+import { Keyring, type Wrapped } from "./keys/keyring.ts";
+import { type Listener, listen, type Place } from "./socket/listen.ts";
+import {
+  addService,
+  type Handlers,
+  MAX_CONCURRENT_STREAMS,
+  MAX_MESSAGE_BYTES,
+} from "./socket/rpc.ts";
+import { describeError, ExitError, KINDS, PluginError, toPluginError } from "./system/errors.ts";
+import { createLog, type Log } from "./system/log.ts";
+import { hardenProcess, print, untilSignal } from "./system/process.ts";
+import { inheritedSocket, supervisor } from "./system/systemd.ts";
 
+/** What the services ask of the health before they answer. */
+type Gate = Pick<Health, "refuseIfExpired" | "usable">;
+
+/** KMS v1: the whole envelope is the cipher. */
+export function kmsV1(keyring: Keyring, health: Gate): Handlers<typeof KmsV1> {
+  return {
+    version: () => ({
+      version: "v1beta1",
+      runtimeName: "key4c-kms-plugin",
+      runtimeVersion: VERSION,
+    }),
+    encrypt({ plain }, call) {
+      health.refuseIfExpired();
+      const answer = ({ envelope }: Wrapped) => ({ cipher: encodeEnvelope(envelope, true) });
+      const wrapped = keyring.wrapNow(plain);
+      return wrapped ? answer(wrapped) : keyring.wrap(plain, call).then(answer);
+    },
+    decrypt({ cipher }, call) {
+      const envelope = decodeEnvelope(cipher);
+      const answer = (plain: Buffer) => ({ plain });
+      const plain = keyring.unwrapNow(envelope);
+      return plain ? answer(plain) : keyring.unwrap(envelope, call).then(answer);
+    },
+  };
+}
+
+/** KMS v2: the wrapped local KEK, which may be large, travels in an annotation. */
+export function kmsV2(keyring: Keyring, health: Gate): Handlers<typeof KmsV2> {
+  return {
+    status: (_, call) => ({
+      version: statusVersion(call.userAgent),
+      healthz: "ok",
+      keyId: health.usable.keyId,
+    }),
+    encrypt({ plaintext }, call) {
+      health.refuseIfExpired();
+      const answer = ({ envelope, keyId }: Wrapped) => ({
+        ciphertext: encodeEnvelope(envelope, false),
+        keyId,
+        annotations: { [WRAPPED_KEK_ANNOTATION]: Buffer.from(envelope.header.wrappedLocalKek) },
+      });
+      const wrapped = keyring.wrapNow(plaintext);
+      return wrapped ? answer(wrapped) : keyring.wrap(plaintext, call).then(answer);
+    },
+    decrypt({ ciphertext, keyId, annotations }, call) {
+      const named = parseKeyId(keyId);
+      if (named === undefined || !keyring.knows(named.hashText)) {
+        throw keyId === ""
+          ? new PluginError("invalid", "key_id is missing")
+          : new PluginError("unknownKey", "key_id names no configured key");
+      }
+      const envelope = decodeEnvelope(ciphertext, wrappedKekOf(annotations));
+      const { keyNameHash, keyVersion } = envelope.header;
+      if (base32(keyNameHash) !== named.hashText || keyVersion !== named.version) {
+        throw new PluginError("invalid", "key_id is not that of the ciphertext");
+      }
+      const answer = (plaintext: Buffer) => ({ plaintext });
+      const plaintext = keyring.unwrapNow(envelope);
+      return plaintext ? answer(plaintext) : keyring.unwrap(envelope, call).then(answer);
+    },
+  };
+}
+
+/**
+ * kube-apiserver 1.27 and 1.28 take nothing but `v2beta1` and are known by their grpc-go, which is older
+ * than 1.57. Newer ones take either, as long as it never changes.
+ */
+function statusVersion(userAgent: string): "v2" | "v2beta1" {
+  const minor = /grpc-go\/1\.(\d+)\./.exec(userAgent)?.[1];
+  return minor !== undefined && Number(minor) < 57 ? "v2beta1" : "v2";
+}
+
+/** Starts the plugin, and ends it after a signal. */
 async function serve(config: Config, log: Log): Promise<void> {
   const metrics = new Metrics();
-  const emulator = config.emulator === true ? emulate(config, log) : undefined;
+  const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;
   const kmsKeyId = config.kmsKeyId ?? EMULATED_KEY_ID;
   const key4c = key4cClient(config, emulator?.url, log, metrics);
   const previousKeyIds = config.previousKeyIds ?? [];
@@ -136,50 +216,6 @@ async function untilReplaced(listener: Listener): Promise<never> {
   return new Promise<never>(() => {});
 }
 
-/** The key of `--emulator` when KMS_KEY_ID is not set. */
-const EMULATED_KEY_ID = "demo";
-
-function emulate(config: Config, log: Log): Emulator {
-  const lost = config.emulatorData === undefined;
-  log.warn(
-    `EMULATOR: no HSM guards the key; never use this for real secrets${lost ? "; the key is lost at exit" : ""}`,
-  );
-  return startEmulatorOrExit({
-    host: "127.0.0.1",
-    port: 0,
-    keyIds: [config.kmsKeyId ?? EMULATED_KEY_ID, ...(config.previousKeyIds ?? [])],
-    dataFile: config.emulatorData,
-    control: false,
-  });
-}
-
-async function runEmulator(config: Config, log: Log): Promise<void> {
-  const { host, port } = required(config.listen);
-  const emulator = startEmulatorOrExit({
-    host,
-    port,
-    keyIds: required(config.emulatorKeyIds),
-    dataFile: config.data,
-    tls: config.tlsCertFile &&
-      config.tlsKeyFile && { cert: config.tlsCertFile.current, key: config.tlsKeyFile.current },
-    control: config.control === true,
-  });
-  log.warn("EMULATOR: no HSM guards its keys; never use it for real secrets", {
-    url: emulator.url,
-  });
-  process.stdout.write(`export KEY4C_URL=${emulator.url}\n`);
-  await untilSignal();
-  await emulator.stop();
-}
-
-function startEmulatorOrExit(options: Parameters<typeof startEmulator>[0]): Emulator {
-  try {
-    return startEmulator(options);
-  } catch (error) {
-    throw new ExitError(1, `the emulator cannot start: ${describeError(error)}`);
-  }
-}
-
 async function run(argv: readonly string[]): Promise<void> {
   const line = parseCommandLine(argv, process.env);
   const { command, config } = line;
@@ -216,13 +252,16 @@ async function run(argv: readonly string[]): Promise<void> {
   }
 }
 
-run(process.argv.slice(2)).then(
-  () => process.exit(),
-  (error: unknown) => {
-    // One line each; a stack would show minified source.
-    for (const line of describeError(error).split("\n")) {
-      process.stderr.write(`key4c-kms-plugin: ${line}\n`);
-    }
-    process.exit(error instanceof ExitError ? error.exitCode : 1);
-  },
-);
+// Tests import the two services without starting anything.
+if (import.meta.main) {
+  run(process.argv.slice(2)).then(
+    () => process.exit(),
+    (error: unknown) => {
+      // One line each; a stack would show minified source.
+      for (const line of describeError(error).split("\n")) {
+        process.stderr.write(`key4c-kms-plugin: ${line}\n`);
+      }
+      process.exit(error instanceof ExitError ? error.exitCode : 1);
+    },
+  );
+}

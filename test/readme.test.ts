@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { $ } from "bun";
-import { optionsTable } from "../src/help.ts";
+import { optionsTable } from "../src/commands/help.ts";
 import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
 
 const README = readFileSync(join(import.meta.dir, "../README.md"), "utf8");

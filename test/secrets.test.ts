@@ -4,7 +4,7 @@ import { createDecipheriv, randomBytes } from "node:crypto";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeyManagementService as V2 } from "../src/gen/v2/api_pb.ts";
-import { keyNameHash } from "../src/key-id.ts";
+import { keyNameHash } from "../src/keys/key-id.ts";
 import { allowFile, expectNoSecret, expectNoSecretInFiles, secret } from "./secrets.ts";
 import { callRpc, emulator, startPlugin, temporaryDirectory, temporaryFile } from "./support.ts";
 

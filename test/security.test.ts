@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { OPTIONS } from "../src/options.ts";
+import { OPTIONS } from "../src/config/options.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const SECURITY = readFileSync(join(ROOT, "SECURITY.md"), "utf8");
@@ -34,9 +34,10 @@ function shownValue(text: string): number {
   return Number(base) ** Number(exponent ?? 1) * (UNITS[unit] ?? Number.NaN);
 }
 
-/** The value of a constant: a product or power of numbers. */
+/** The value of a constant: a product or power of numbers. `file` is its name without the folder. */
 function constant(file: string, name: string): number {
-  const source = readFileSync(join(ROOT, "src", file), "utf8");
+  const [path = ""] = new Bun.Glob(`src/**/${file}`).scanSync(ROOT);
+  const source = readFileSync(join(ROOT, path), "utf8");
   const expression = source.match(
     new RegExp(`^(?:export )?const ${name} = ([\\d_ *]+);$`, "m"),
   )?.[1];
@@ -65,7 +66,7 @@ test("each limit is the constant's", () => {
 });
 
 test("each variable that serve refuses is in the table of the environment", () => {
-  const source = readFileSync(join(ROOT, "src/process.ts"), "utf8");
+  const source = readFileSync(join(ROOT, "src/system/process.ts"), "utf8");
   const list = source.match(/FORBIDDEN_ENVIRONMENT = \[([^\]]*)\]/)?.[1] ?? "";
   const refused = [...list.matchAll(/^ *"(\w+)"/gm)].map((match) => match[1] ?? "");
   const shown = rows("Environment")

@@ -20,11 +20,11 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import { Client, credentials, Metadata, type ServiceError } from "@grpc/grpc-js";
-import { type EmulatorOptions, startEmulator } from "../src/emulator.ts";
-import { type ErrorKind, PluginError } from "../src/errors.ts";
-import { Key4C, type Key4COptions } from "../src/key4c.ts";
-import { createLog } from "../src/observe.ts";
-import { DEFAULT_PROFILE } from "../src/profile.ts";
+import { Key4C, type Key4COptions } from "../src/key4c/client.ts";
+import { type EmulatorOptions, startEmulator } from "../src/key4c/emulator.ts";
+import { DEFAULT_PROFILE } from "../src/key4c/profile.ts";
+import { type ErrorKind, PluginError } from "../src/system/errors.ts";
+import { createLog } from "../src/system/log.ts";
 import {
   allowFile,
   emulatorKeys,

@@ -2,11 +2,11 @@
  * What 1,000 clusters of three control planes ask of one Key4C. The plugins' own Health, Keyring and Key4C run,
  * all in this process and in fast time; only `fetch` is replaced, by a Key4C that counts.
  */
-import { Health } from "../../src/health.ts";
-import { Key4C } from "../../src/key4c.ts";
-import { Keyring } from "../../src/keyring.ts";
-import { createLog } from "../../src/observe.ts";
-import { DEFAULT_PROFILE } from "../../src/profile.ts";
+import { Health } from "../../src/health/health.ts";
+import { Key4C } from "../../src/key4c/client.ts";
+import { DEFAULT_PROFILE } from "../../src/key4c/profile.ts";
+import { Keyring } from "../../src/keys/keyring.ts";
+import { createLog } from "../../src/system/log.ts";
 
 /** So much faster than real; more, and the machine is too slow for the bursts. */
 const SPEED = 10;

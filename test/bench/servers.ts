@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Client, credentials } from "@grpc/grpc-js";
-import { compile, ROOT } from "../../build/compile.ts";
+import { compile, ROOT } from "../../src/build/compile.ts";
 import { StatusRequestSchema, StatusResponseSchema } from "../../src/gen/v2/api_pb.ts";
 
 export const BINARY = join(ROOT, "dist/key4c-kms-plugin");

@@ -4,9 +4,9 @@ import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
-import type { Check } from "../../src/doctor/check.ts";
+import type { Check } from "../../src/commands/doctor/check.ts";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
-import { addService } from "../../src/rpc.ts";
+import { addService } from "../../src/socket/rpc.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import {
   BINARY,

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
-import defaultProfile from "../../src/key4c.profile.json";
+import defaultProfile from "../../src/key4c/key4c.profile.json";
 import {
   callRpc,
   emulator,

@@ -6,8 +6,8 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
-import { startEmulator } from "../../src/emulator.ts";
 import { type EncryptResponse, KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { startEmulator } from "../../src/key4c/emulator.ts";
 import { callRpc, failureOf, grpcClient, startBinary, temporaryDirectory } from "../support.ts";
 
 const DEK = randomBytes(32);

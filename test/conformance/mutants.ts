@@ -21,7 +21,6 @@ interface Case {
 
 const ROOT = join(import.meta.dir, "../..");
 const COPIED = [
-  "build",
   "src",
   "test",
   "proto",

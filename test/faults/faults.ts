@@ -40,13 +40,13 @@ export interface Fault {
   end(setup: Setup): void;
 }
 
-/** Of the client, see ATTEMPT_TIMEOUT_MS in src/key4c.ts. */
+/** Of the client, see ATTEMPT_TIMEOUT_MS in src/key4c/client.ts. */
 const ATTEMPT_TIMEOUT_MS = 2_500;
 /** An unwrap under way may hang once more and pause (MAX_RETRY_DELAY_MS) before it meets the mended Key4C. */
 const UNWRAP_UNDER_WAY_MS = 4_500;
-/** DNS_TTL_SECONDS in src/process.ts, and the second that Bun rounds it up by. */
+/** DNS_TTL_SECONDS in src/system/process.ts, and the second that Bun rounds it up by. */
 const NAME_IS_BELIEVED_MS = 6_000;
-/** REFUSAL_MS and DOUBT_MS in src/kek-cache.ts: as long is a refused or a doubtful local KEK believed. */
+/** REFUSAL_MS and DOUBT_MS in src/keys/kek-cache.ts: as long is a refused or a doubtful local KEK believed. */
 const REFUSAL_MS = 10_000;
 /** A thousand times what an answer may have. */
 const FLOOD_BYTES = 64 * 1024 * 1024;

@@ -1,8 +1,8 @@
 /** Ciphertexts that a plugin has to decrypt, each group under a local KEK that it has never seen. */
 import { randomBytes } from "node:crypto";
-import { WRAPPED_KEK_ANNOTATION } from "../../src/annotations.ts";
-import { encodeEnvelope } from "../../src/envelope.ts";
-import { Keyring } from "../../src/keyring.ts";
+import { WRAPPED_KEK_ANNOTATION } from "../../src/keys/annotations.ts";
+import { encodeEnvelope } from "../../src/keys/envelope.ts";
+import { Keyring } from "../../src/keys/keyring.ts";
 import { key4cClient, silentLog } from "../support.ts";
 
 /** One DEK in the form of either API. */

@@ -11,9 +11,9 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname, join, relative } from "node:path";
-import { compile, ROOT } from "../../build/compile.ts";
-import { fetchRuntime } from "../../build/runtime.ts";
 import { version } from "../../package.json";
+import { compile, ROOT } from "../../src/build/compile.ts";
+import { fetchRuntime } from "../../src/build/runtime.ts";
 import { eventually, freePort, run } from "../e2e/process.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";

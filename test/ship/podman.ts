@@ -70,6 +70,6 @@ export async function tearDownContainers(): Promise<void> {
 
 /** `npm run image`, without its build of the binary, on the stand-in base. */
 export function buildImage(tag: string, ...flags: string[]): Promise<string> {
-  const script = join(import.meta.dir, "../../build/image.ts");
+  const script = join(import.meta.dir, "../../src/build/image.ts");
   return run([process.execPath, script, "--base", BASE, "--tag", tag, ...flags], settings);
 }

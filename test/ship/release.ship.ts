@@ -3,8 +3,8 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { release } from "../../build/release.ts";
 import { version } from "../../package.json";
+import { release } from "../../src/build/release.ts";
 import { run } from "../e2e/process.ts";
 import { BINARY, startProcess, temporaryDirectory } from "../support.ts";
 import { expectServing } from "./serving.ts";
@@ -65,7 +65,7 @@ for (const [machine, platform, emulator, ...flags] of [
 
 /** Runs `npm run release` in another directory, with everything that goes into it. */
 function releaseIn(copy: string, packageLock = readFileSync(join(ROOT, "package-lock.json"))) {
-  for (const part of ["src", "build", "package.json", "tsconfig.json"]) {
+  for (const part of ["src", "package.json", "tsconfig.json"]) {
     cpSync(join(ROOT, part), join(copy, part), { recursive: true });
   }
   writeFileSync(join(copy, "package-lock.json"), packageLock);
@@ -74,7 +74,7 @@ function releaseIn(copy: string, packageLock = readFileSync(join(ROOT, "package-
     cpSync(join(ROOT, "node_modules", part), join(copy, "node_modules", part), { recursive: true });
   }
   const env = { HOME: process.env["HOME"] ?? "", PATH: process.env["PATH"] ?? "" }; // for npm
-  return run([process.execPath, "build/release.ts"], env, "", copy);
+  return run([process.execPath, "src/build/release.ts"], env, "", copy);
 }
 
 test("a second build, in another directory, is the same byte for byte", async () => {

@@ -23,7 +23,7 @@ export const file_key4c_envelope_v1_envelope: GenFile = /*@__PURE__*/
  */
 export type Envelope = Message<"key4c.envelope.v1.Envelope"> & {
   /**
-   * First 16 bytes of the hash of the Key4C key's ID (src/key-id.ts).
+   * First 16 bytes of the hash of the Key4C key's ID (src/keys/key-id.ts).
    *
    * @generated from field: bytes key_name_hash = 1;
    */

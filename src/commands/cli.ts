@@ -1,0 +1,137 @@
+import { type Config, required } from "../config/config.ts";
+import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
+import { KeyManagementService as V2 } from "../gen/v2/api_pb.ts";
+import { base32, keyNameHash, parseKeyId } from "../keys/key-id.ts";
+import { ExitError } from "../system/errors.ts";
+import { callPlugin } from "./client.ts";
+
+const WAIT_INTERVAL_MS = 200;
+/** Above the largest input that the plugin takes (128 KiB), in base64 and JSON. */
+const MAX_INPUT_BYTES = 256 * 1024;
+
+/** One line of JSON with what Status says. @throws ExitError 1 unless it says ok */
+export async function statusCommand(config: Config): Promise<string> {
+  const endMs = performance.now() + (config.wait ?? 0);
+  for (;;) {
+    try {
+      const { version, healthz, keyId } = await fetchStatus(config);
+      const named = config.kmsKeyId;
+      const stands =
+        named !== undefined && parseKeyId(keyId)?.hashText === base32(keyNameHash(named));
+      if (healthz === "ok") {
+        return `${JSON.stringify({ version, healthz, keyId, ...(stands && { kmsKeyId: named }) })}\n`;
+      }
+      throw new ExitError(1, `the plugin is not ok: ${healthz}`);
+    } catch (error) {
+      if (performance.now() >= endMs) {
+        throw error;
+      }
+      await Bun.sleep(WAIT_INTERVAL_MS);
+    }
+  }
+}
+
+function socketOf(config: Config): string {
+  return required(config.kmsEndpoint);
+}
+
+/** What Status answers. */
+export function fetchStatus(config: Config) {
+  return callPlugin(socketOf(config), V2.method.status, {});
+}
+
+/** Wraps standard input: the raw cipher of KMS v1, or one line of JSON for v2. */
+export async function encryptCommand(config: Config): Promise<Uint8Array | string> {
+  const plaintext = await readStdin();
+  if (config.api === "v1") {
+    const { cipher } = await callPlugin(socketOf(config), V1.method.encrypt, {
+      version: "v1beta1",
+      plain: plaintext,
+    });
+    return cipher;
+  }
+  const uid = crypto.randomUUID();
+  const response = await callPlugin(socketOf(config), V2.method.encrypt, {
+    plaintext,
+    uid,
+  });
+  return `${JSON.stringify({
+    ciphertext: toBase64(response.ciphertext),
+    keyId: response.keyId,
+    annotations: Object.fromEntries(
+      Object.entries(response.annotations).map(([name, value]) => [name, toBase64(value)]),
+    ),
+  })}\n`;
+}
+
+/** Unwraps standard input; the line of JSON that encrypt made starts with "{", a v1 cipher does not. */
+export async function decryptCommand(config: Config): Promise<Uint8Array> {
+  const input = await readStdin();
+  if (input[0] !== "{".charCodeAt(0)) {
+    return (
+      await callPlugin(socketOf(config), V1.method.decrypt, {
+        version: "v1beta1",
+        cipher: input,
+      })
+    ).plain;
+  }
+  const { ciphertext, keyId, annotations } = parseV2(input);
+  const uid = crypto.randomUUID();
+  return (
+    await callPlugin(socketOf(config), V2.method.decrypt, {
+      ciphertext,
+      keyId,
+      annotations,
+      uid,
+    })
+  ).plaintext;
+}
+
+function parseV2(input: Uint8Array) {
+  const wrong = () =>
+    new ExitError(1, 'input must be {"ciphertext","keyId","annotations"} with bytes in base64');
+  let document: unknown;
+  try {
+    document = JSON.parse(Buffer.from(input).toString("utf8"));
+  } catch {
+    throw wrong();
+  }
+  const { ciphertext, keyId, annotations } = (document ?? {}) as Record<string, unknown>; // an object: "{"
+  if (
+    typeof ciphertext !== "string" ||
+    typeof keyId !== "string" ||
+    typeof annotations !== "object" ||
+    annotations === null
+  ) {
+    throw wrong();
+  }
+  const decoded = Object.entries(annotations).map(([name, value]: [string, unknown]) => {
+    if (typeof value !== "string") {
+      throw wrong();
+    }
+    return [name, Buffer.from(value, "base64")] as const;
+  });
+  return {
+    ciphertext: Buffer.from(ciphertext, "base64"),
+    keyId,
+    annotations: Object.fromEntries(decoded),
+  };
+}
+
+/** Standard input to its end. @throws ExitError 1 above `maxBytes` */
+export async function readStdin(maxBytes = MAX_INPUT_BYTES): Promise<Uint8Array> {
+  const chunks: Uint8Array[] = [];
+  let length = 0;
+  for await (const chunk of Bun.stdin.stream()) {
+    length += chunk.length;
+    if (length > maxBytes) {
+      throw new ExitError(1, `input must be at most ${maxBytes} bytes`);
+    }
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks);
+}
+
+function toBase64(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString("base64");
+}

@@ -1,0 +1,55 @@
+import {
+  create,
+  type DescMethodUnary,
+  fromBinary,
+  type MessageInitShape,
+  type MessageShape,
+  toBinary,
+} from "@bufbuild/protobuf";
+import { Client, credentials, type ServiceError, status } from "@grpc/grpc-js";
+import { ExitError } from "../system/errors.ts";
+
+/** What kube-apiserver waits by default. */
+export const API_SERVER_TIMEOUT_MS = 3_000;
+
+/**
+ * One call to a running plugin, as kube-apiserver makes it.
+ * @param socket path of the plugin's socket
+ * @param authority what to send as `:authority`; undefined: what grpc-js does
+ * @throws ExitError 1 with the status of the answer
+ */
+export async function callPlugin<
+  I extends DescMethodUnary["input"],
+  O extends DescMethodUnary["output"],
+>(
+  socket: string,
+  method: { readonly input: I; readonly output: O } & DescMethodUnary,
+  request: MessageInitShape<I>,
+  authority?: string,
+): Promise<MessageShape<O>> {
+  const client = new Client(`unix://${socket}`, credentials.createInsecure(), {
+    "grpc.use_local_subchannel_pool": 1, // a connection of another authority is not this one's
+    ...(authority !== undefined && { "grpc.default_authority": authority }),
+  });
+  try {
+    return await new Promise<MessageShape<O>>((resolve, reject) => {
+      client.makeUnaryRequest(
+        `/${method.parent.typeName}/${method.name}`,
+        (message: MessageShape<I>) => Buffer.from(toBinary(method.input, message)),
+        (bytes: Buffer) => fromBinary(method.output, bytes),
+        create(method.input, request),
+        { deadline: Date.now() + API_SERVER_TIMEOUT_MS },
+        (error: ServiceError | null, response?: MessageShape<O>) => {
+          if (error === null && response !== undefined) {
+            resolve(response);
+          } else {
+            const text = `${status[error?.code ?? status.UNKNOWN]}: ${error?.details ?? "no answer"}`;
+            reject(new ExitError(1, `${method.name} through unix://${socket} failed: ${text}`));
+          }
+        },
+      );
+    });
+  } finally {
+    client.close();
+  }
+}

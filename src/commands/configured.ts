@@ -1,0 +1,35 @@
+import { version as VERSION } from "../../package.json";
+import type { Config } from "../config/config.ts";
+import type { Metrics } from "../health/metrics.ts";
+import { Key4C } from "../key4c/client.ts";
+import { DEFAULT_PROFILE } from "../key4c/profile.ts";
+import type { Log } from "../system/log.ts";
+
+/** The client of the configured Key4C, or of the emulator at `emulatorUrl`. */
+export function key4cClient(
+  config: Config,
+  emulatorUrl: string | undefined,
+  log: Log,
+  metrics: Metrics,
+): Key4C {
+  return new Key4C({
+    url: emulatorUrl ?? config.key4cUrl ?? "",
+    profile: config.profile ?? DEFAULT_PROFILE,
+    credentials: () => ({
+      userId: config.kmsUserId ?? config.kmsUserIdFile?.current ?? "emulator",
+      apiKey: config.kmsApiKey ?? config.kmsApiKeyFile?.current,
+    }),
+    tls: () => ({
+      ca: config.caFile?.current,
+      cert: config.certFile?.current,
+      key: config.certKeyFile?.current,
+    }),
+    userAgent: `key4c-kms-plugin/${VERSION}`,
+    log,
+    record: metrics.histogram(
+      "key4c_kms_key4c_call_duration_seconds",
+      "Calls to Key4C, by operation and outcome.",
+      ["operation", "kind"],
+    ),
+  });
+}

@@ -1,0 +1,242 @@
+import { parseArgs } from "node:util";
+import { ExitError, PluginError } from "../system/errors.ts";
+import { credentialFile } from "../system/systemd.ts";
+import { COMMANDS, type Command, OPTIONS, type Option } from "./options.ts";
+
+type OptionName = keyof typeof OPTIONS;
+
+/** The parsed values of a command's options; undefined where there is neither a value nor a default. */
+export type Config = {
+  readonly [N in OptionName]: ReturnType<(typeof OPTIONS)[N]["parse"]> | undefined;
+};
+
+export interface CommandLine {
+  readonly command: Command;
+  readonly config: Config;
+  /** The name behind `manifest`. */
+  readonly operand: string | undefined;
+  /** The texts that were given, not defaults, by environment name. */
+  readonly given: ReadonlyMap<string, string>;
+  /** One line each; empty but for `doctor`, which reports them. */
+  readonly problems: readonly string[];
+}
+
+export type Environment = Readonly<Record<string, string | undefined>>;
+
+export const OPTION_LIST: readonly (readonly [OptionName, Option])[] = Object.entries(OPTIONS) as [
+  OptionName,
+  Option,
+][]; // OPTIONS has no other keys than OptionName
+
+/**
+ * The options of a command. What checks or prepares a serve takes all that serve may find in its
+ * environment.
+ */
+export function optionsOf(command: Command): readonly (readonly [OptionName, Option])[] {
+  const takesThoseOfServe = command === "doctor" || command === "manifest";
+  return OPTION_LIST.filter(
+    ([, { commands, env }]) =>
+      commands.includes(command) ||
+      (takesThoseOfServe && env !== undefined && commands.includes("serve")),
+  );
+}
+
+/** What is looked up on this machine. `manifest` is for another one, and takes the text as it is. */
+const LOCAL_VALUES: readonly (string | undefined)[] = ["FILE", "GROUP"];
+
+/**
+ * Reads the command, its flags and the environment. A flag wins over its environment name, and an empty
+ * environment value counts as unset.
+ * @param argv without the names of runtime and script
+ * @throws ExitError 2 with one line for each problem
+ */
+export function parseCommandLine(argv: readonly string[], env: Environment): CommandLine {
+  if (argv.includes("--help") || argv.includes("-h") || argv[0] === "help") {
+    return emptyCommandLine("help");
+  }
+  if (argv.includes("--version") || argv[0] === "version") {
+    return emptyCommandLine("version");
+  }
+  const named = argv[0] !== undefined && !argv[0].startsWith("-") ? argv[0] : undefined;
+  const command = COMMANDS.find((one) => one === (named ?? "serve"));
+  if (command === undefined) {
+    throw new ExitError(2, `unknown command "${named}"; commands are ${COMMANDS.join(", ")}`);
+  }
+  const own = optionsOf(command);
+  const problems: string[] = [];
+  const { flags, operands } = readArguments(argv.slice(named === undefined ? 0 : 1), own, problems);
+  const maxOperands = command === "manifest" ? 1 : 0;
+  problems.push(...operands.slice(maxOperands).map((one) => `unexpected argument "${one}"`));
+  const config: Partial<Record<OptionName, unknown>> = {};
+  const given = new Map<OptionName, string>();
+  for (const [name, option] of own) {
+    const text = flags.get(name) ?? textOf(option, env, command);
+    if (text !== undefined) {
+      given.set(name, text);
+    }
+    const value = text ?? option.default;
+    if (value === undefined) {
+      continue;
+    }
+    try {
+      const isElsewhere = command === "manifest" && LOCAL_VALUES.includes(option.value);
+      config[name] = isElsewhere ? value : option.parse(value);
+    } catch (error) {
+      problems.push(`${optionLabel(option)} ${(error as Error).message}`); // parse throws Errors
+    }
+  }
+  problems.push(...missingOrConflicting(command, config as Config, given)); // filled just above
+  if (problems.length > 0 && command !== "doctor") {
+    throw new ExitError(2, problems.join("\n"));
+  }
+  return {
+    command,
+    config: Object.freeze(config) as Config,
+    operand: operands[0],
+    given: byEnvironmentName(given),
+    problems,
+  };
+}
+
+/** What the environment, or else a credential of systemd, says of an option. */
+function textOf({ env, value, emptyIsValue }: Option, from: Environment, command: Command) {
+  if (env === undefined) {
+    return undefined;
+  }
+  const variable = from[env];
+  if (variable !== undefined && (variable !== "" || emptyIsValue === true)) {
+    return variable;
+  }
+  return value === "FILE" && command !== "manifest"
+    ? credentialFile(from, credentialName(env))
+    : undefined;
+}
+
+/** The credential (LoadCredential=) that stands for a file option: `KMS_USER_ID_FILE` → `kms-user-id`. */
+export function credentialName(env: string): string {
+  return env
+    .replace(/_FILE$/, "")
+    .toLowerCase()
+    .replaceAll("_", "-");
+}
+
+function byEnvironmentName(given: ReadonlyMap<OptionName, string>): ReadonlyMap<string, string> {
+  return new Map(
+    [...given].flatMap(([name, text]) => {
+      const { env }: Option = OPTIONS[name];
+      return env === undefined ? [] : [[env, text] as const];
+    }),
+  );
+}
+
+function emptyCommandLine(command: Command): CommandLine {
+  const config = {} as Config; // no option applies
+  return { command, config, operand: undefined, given: new Map(), problems: [] };
+}
+
+function readArguments(
+  argv: readonly string[],
+  own: readonly (readonly [OptionName, Option])[],
+  problems: string[],
+): { flags: Map<OptionName, string>; operands: string[] } {
+  const options = Object.fromEntries(
+    own.flatMap(([, { flag, value }]) =>
+      flag === undefined ? [] : [[flag, { type: value === undefined ? "boolean" : "string" }]],
+    ),
+  ) as Record<string, { type: "boolean" | "string" }>; // fromEntries widens the two literals
+  // Not strict: parseArgs would stop at the first problem, and we name all of them.
+  const { tokens } = parseArgs({ args: [...argv], options, strict: false, tokens: true });
+  const flags = new Map<OptionName, string>();
+  const operands: string[] = [];
+  for (const token of tokens) {
+    if (token.kind === "positional") {
+      operands.push(token.value);
+    } else if (token.kind === "option") {
+      const found = own.find(([, { flag }]) => flag === token.name);
+      if (found === undefined) {
+        problems.push(`unknown option ${token.rawName}`);
+      } else if (found[1].value !== undefined && token.value === undefined) {
+        problems.push(`${token.rawName} needs a value: ${found[1].value}`);
+      } else if (found[1].value === undefined && token.value !== undefined) {
+        problems.push(`${token.rawName} takes no value`);
+      } else {
+        flags.set(found[0], token.value ?? "");
+      }
+    }
+  }
+  return { flags, operands };
+}
+
+/** What no single option can see. An option that was given but is malformed counts as given. */
+function missingOrConflicting(
+  command: Command,
+  config: Config,
+  given: ReadonlyMap<OptionName, string>,
+): string[] {
+  const problems: string[] = [];
+  const need = (names: readonly OptionName[], text: string) => {
+    if (names.every((name) => !given.has(name))) {
+      problems.push(text);
+    }
+  };
+  const notBoth = (one: OptionName, other: OptionName) => {
+    if (given.has(one) && given.has(other)) {
+      problems.push(
+        `${optionLabel(OPTIONS[one])} and ${optionLabel(OPTIONS[other])}: give one of them`,
+      );
+    }
+  };
+  const bothOrNone = (one: OptionName, other: OptionName) => {
+    if (!given.has(one) !== !given.has(other)) {
+      problems.push(
+        `${optionLabel(OPTIONS[one])} and ${optionLabel(OPTIONS[other])}: give both or none`,
+      );
+    }
+  };
+  const reachesKey4C =
+    command === "serve" || command === "doctor" || (command === "inspect" && given.has("decrypt"));
+  if (reachesKey4C) {
+    if (!given.has("emulator")) {
+      const demo = command === "serve" ? "; or try --emulator" : "";
+      need(["key4cUrl"], `KEY4C_URL (--key4c-url) is missing: the address of Key4C${demo}`);
+      need(["kmsKeyId"], `KMS_KEY_ID (--key-id) is missing: the ID of the Key4C key${demo}`);
+      need(
+        ["kmsUserId", "kmsUserIdFile"],
+        "KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token",
+      );
+    } else {
+      for (const name of ["key4cUrl", "profile", "caFile", "certFile"] as const) {
+        notBoth("emulator", name);
+      }
+    }
+    if (given.has("emulatorData") && !given.has("emulator")) {
+      problems.push("--emulator-data is of use only with --emulator");
+    }
+    notBoth("kmsUserId", "kmsUserIdFile");
+    notBoth("kmsApiKey", "kmsApiKeyFile");
+    bothOrNone("certFile", "certKeyFile");
+    if (config.kmsKeyId !== undefined && config.previousKeyIds?.includes(config.kmsKeyId)) {
+      problems.push("KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must not name KMS_KEY_ID itself");
+    }
+  }
+  if (command === "emulator") {
+    bothOrNone("tlsCertFile", "tlsKeyFile");
+  }
+  return problems;
+}
+
+/** An option that has a default, or that parseCommandLine has insisted on. */
+export function required<T>(value: T | undefined): T {
+  if (value === undefined) {
+    throw new PluginError("internal", "an option without a value reached its use");
+  }
+  return value;
+}
+
+/** Both names of an option: `KMS_KEY_ID (--key-id)`. */
+export function optionLabel({ env, flag }: Option): string {
+  if (env === undefined) {
+    return `--${flag}`;
+  }
+  return flag === undefined ? env : `${env} (--${flag})`;
+}

@@ -1,0 +1,192 @@
+import { X509Certificate } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { MAX_SOCKET_PATH_BYTES } from "../socket/unix-socket.ts";
+import { ReloadedFile } from "../system/files.ts";
+
+// Each turns the text of an option into its value, or throws an Error that completes "NAME …" and never
+// shows a secret.
+
+export const NAMED_UNITS_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
+
+/** `90s`, `5m`, `1h`, `7d` in milliseconds. */
+export function duration(minMs: number, maxMs: number) {
+  return (text: string): number => {
+    const match = /^(\d+)(ms|s|m|h|d)$/.exec(text);
+    const ms = Number(match?.[1]) * NAMED_UNITS_MS[(match?.[2] ?? "s") as "s"]; // one of the keys
+    if (!(ms >= minMs && ms <= maxMs)) {
+      throw new Error(
+        `must be a duration such as 90s, 5m, 1h or 7d, from ${minMs / 1000}s to ${maxMs / 1000}s`,
+      );
+    }
+    return ms;
+  };
+}
+
+export function integer(min: number, max: number) {
+  return (text: string): number => {
+    const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max)) {
+      throw new Error(`must be a whole number from ${min} to ${max}`);
+    }
+    return value;
+  };
+}
+
+export function oneOf<T extends string>(allowed: readonly T[]) {
+  return (text: string): T => {
+    const found = allowed.find((one) => one === text);
+    if (found === undefined) {
+      throw new Error(`must be one of ${allowed.join(", ")}`);
+    }
+    return found;
+  };
+}
+
+/** A secret travels in a header: visible ASCII (RFC 9110 §5.5). */
+export function parseSecret(text: string): string {
+  const secret = text.trim();
+  if (!/^[\x21-\x7e]{1,4096}$/.test(secret)) {
+    throw new Error("must be 1 to 4096 visible ASCII characters");
+  }
+  return secret;
+}
+
+/** The ID of a Key4C key. It becomes a segment of a path, so `.` and `..` would change the path. */
+export function keyId(text: string): string {
+  if (!/^[\x21-\x7e]{1,256}$/.test(text) || text.includes(",") || /^\.{1,2}$/.test(text)) {
+    throw new Error("must be the ID of a key: 1 to 256 visible ASCII characters, no comma");
+  }
+  return text;
+}
+
+export function keyIds(text: string): readonly string[] {
+  return text.split(",").map((one) => keyId(one.trim()));
+}
+
+/** `https://host[:port][/path]`; http only where nothing leaves the machine. */
+export function serviceUrl(text: string): string {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  const loopback = ["localhost", "127.0.0.1", "[::1]"].includes(url?.hostname ?? "");
+  if (
+    url === undefined ||
+    !(url.protocol === "https:" || (url.protocol === "http:" && loopback)) ||
+    url.username + url.password !== "" ||
+    /[?#]/.test(text)
+  ) {
+    throw new Error(
+      "must be https://HOST[:PORT][/PATH] without user, query or fragment (http only for loopback)",
+    );
+  }
+  return url.href.replace(/\/+$/, "");
+}
+
+/** `unix:///path/to/socket`, as kube-apiserver reads it; the result is the path. */
+export function unixEndpoint(text: string): string {
+  const path = /^unix:\/\/(\/[^@\0][^\0]*)$/.exec(text)?.[1];
+  if (path === undefined || path.endsWith("/")) {
+    throw new Error(
+      "must be unix:///PATH with three slashes (an abstract socket has no permissions and is refused)",
+    );
+  }
+  if (Buffer.byteLength(path) > MAX_SOCKET_PATH_BYTES) {
+    throw new Error(`must name a path of at most ${MAX_SOCKET_PATH_BYTES} bytes`);
+  }
+  return path;
+}
+
+export function socketMode(text: string): number {
+  if (!/^0?[0-7]{3}$/.test(text)) {
+    throw new Error("must be permission bits such as 0600");
+  }
+  return Number.parseInt(text, 8);
+}
+
+/** A numeric group ID, or a name from /etc/group. */
+export function group(text: string): number {
+  if (/^\d+$/.test(text)) {
+    return Number(text);
+  }
+  const line = readFileSync("/etc/group", "utf8")
+    .split("\n")
+    .find((one) => one.startsWith(`${text}:`));
+  const gid = line?.split(":")[2];
+  if (gid === undefined) {
+    throw new Error("must be a numeric group ID or a name in /etc/group");
+  }
+  return Number(gid);
+}
+
+interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** `HOST:PORT`, an IPv6 address in brackets. */
+export function address(text: string): Address {
+  const match = /^([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})$/.exec(text);
+  const port = Number(match?.[2]);
+  if (match?.[1] === undefined || port > 65_535) {
+    throw new Error("must be HOST:PORT (port 0 takes a free one)");
+  }
+  return { host: match[1].replace(/[[\]]/g, ""), port };
+}
+
+/** The emulator guards nothing, so it is not for others. */
+export function loopbackAddress(text: string): Address {
+  const found = address(text);
+  if (!["127.0.0.1", "localhost", "::1"].includes(found.host)) {
+    throw new Error("must be an address of loopback such as 127.0.0.1:PORT");
+  }
+  return found;
+}
+
+/** A path that a unit or a pod names: without what their syntax would take for something else. */
+export function absolutePath(text: string): string {
+  if (!/^(\/[0-9A-Za-z._+@=-]+)+$/.test(text)) {
+    throw new Error("must be an absolute path of letters, digits and . _ + @ = -");
+  }
+  return text;
+}
+
+/** kube-apiserver puts it before every stored value, between colons. */
+export function providerName(text: string): string {
+  if (!/^[0-9A-Za-z.-]{1,63}$/.test(text)) {
+    throw new Error("must be 1 to 63 letters, digits, dots and dashes");
+  }
+  return text;
+}
+
+/** undefined when empty: no HTTP. */
+export function httpAddress(text: string): Address | undefined {
+  return text === "" ? undefined : address(text);
+}
+
+export function certificates(path: string): ReloadedFile<string> {
+  return new ReloadedFile(path, (pem) => {
+    try {
+      new X509Certificate(pem);
+    } catch {
+      throw new Error(`${path} does not hold a certificate in PEM form`);
+    }
+    return pem;
+  });
+}
+
+export function privateKey(path: string): ReloadedFile<string> {
+  return new ReloadedFile(path, (pem) => {
+    if (!/-----BEGIN [A-Z ]*PRIVATE KEY-----/.test(pem)) {
+      throw new Error(`${path} does not hold a private key in PEM form`);
+    }
+    return pem;
+  });
+}
+
+export function secretFile(path: string): ReloadedFile<string> {
+  return new ReloadedFile(path, (text) => {
+    try {
+      return parseSecret(text);
+    } catch (error) {
+      throw new Error(`the content of ${path} ${(error as Error).message}`); // parseSecret's own
+    }
+  });
+}

@@ -1,0 +1,118 @@
+import { LOCAL_KEK_BYTES, MAX_KEY_VERSION, MAX_WRAPPED_KEK_BYTES } from "../keys/wrapping.ts";
+import { type ErrorKind, PluginError } from "../system/errors.ts";
+import { type Profile, resolvePointer } from "./profile.ts";
+
+/** What Key4C is asked to do with a key. */
+export type OperationName = "describe" | "encrypt" | "decrypt";
+
+/** The largest honest answer carries a wrapped KEK of 16 KiB. */
+const MAX_RESPONSE_BYTES = 64 * 1024;
+
+/** The parsed answer of a success, or the error that the profile makes of a failure. */
+export function readAnswer(
+  name: OperationName,
+  profile: Profile,
+  response: Response,
+  text: string | undefined,
+): unknown {
+  let document: unknown;
+  try {
+    document = text === undefined ? undefined : JSON.parse(text);
+  } catch {
+    document = undefined;
+  }
+  const { success, errors } = profile;
+  if (response.ok) {
+    if (document === undefined) {
+      throw malformed(name, text === undefined ? "larger than allowed" : "not JSON");
+    }
+    if (success === undefined || resolvePointer(document, success.pointer) === success.equals) {
+      return document;
+    }
+  }
+  const told = errors.code === undefined ? undefined : resolvePointer(document, errors.code);
+  const code = typeof told === "string" || typeof told === "number" ? String(told) : "";
+  const byCode = ownValue(errors.kinds, code);
+  const mapped = byCode ?? ownValue(errors.kinds, String(response.status));
+  // Without codes in the contract, that an answer is JSON is all that tells it from a gateway's page.
+  const isVerdict = errors.code === undefined ? document !== undefined : byCode !== undefined;
+  // Only a decrypt can be asked with something invalid that came from outside.
+  const kind: ErrorKind =
+    mapped === undefined || (mapped === "invalid" && name !== "decrypt") ? "unavailable" : mapped;
+  const shownCode = /^[A-Za-z0-9_.-]{1,64}$/.test(code) ? ` ${code}` : "";
+  throw new PluginError(
+    kind,
+    `Key4C answered ${name} with HTTP status ${response.status}${shownCode}`,
+    { isVerdict, ...(kind === "throttled" && retryAfter(response)) },
+  );
+}
+
+function ownValue<T>(map: Readonly<Record<string, T>>, key: string): T | undefined {
+  return Object.hasOwn(map, key) ? map[key] : undefined;
+}
+
+/** Reads at most MAX_RESPONSE_BYTES; undefined when there is more. */
+export async function readBody(response: Response): Promise<string | undefined> {
+  const chunks: Uint8Array[] = [];
+  let length = 0;
+  for await (const chunk of response.body ?? []) {
+    length += chunk.length;
+    if (length > MAX_RESPONSE_BYTES) {
+      return undefined; // leaving the loop cancels the body
+    }
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString("utf8");
+}
+
+/** Seconds or a date (RFC 9110 §10.2.3), in milliseconds from now. */
+function retryAfter(response: Response): { retryAfterMs?: number } {
+  const text = response.headers.get("Retry-After") ?? "";
+  const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.now();
+  return Number.isFinite(ms) ? { retryAfterMs: Math.max(0, ms) } : {};
+}
+
+export function readVersion(answer: unknown, pointer: string | undefined): number | undefined {
+  if (pointer === undefined) {
+    return undefined;
+  }
+  const version = resolvePointer(answer, pointer);
+  if (
+    typeof version !== "number" ||
+    !Number.isInteger(version) ||
+    version < 1 ||
+    version > MAX_KEY_VERSION
+  ) {
+    throw new PluginError(
+      "unavailable",
+      `Key4C's answer: ${pointer} is not a version of 1 or more`,
+    );
+  }
+  return version;
+}
+
+export function readCiphertext(answer: unknown, pointer: string): string {
+  const text = resolvePointer(answer, pointer);
+  if (
+    typeof text !== "string" ||
+    text === "" ||
+    !text.isWellFormed() ||
+    Buffer.byteLength(text) > MAX_WRAPPED_KEK_BYTES
+  ) {
+    throw malformed("encrypt", `${pointer} is not a text of 1 to ${MAX_WRAPPED_KEK_BYTES} bytes`);
+  }
+  return text;
+}
+
+export function readLocalKek(answer: unknown, pointer: string): Buffer {
+  const text = resolvePointer(answer, pointer);
+  const bytes = Buffer.from(typeof text === "string" ? text : "", "base64");
+  if (bytes.length !== LOCAL_KEK_BYTES || bytes.toString("base64") !== text) {
+    throw malformed("decrypt", `${pointer} is not ${LOCAL_KEK_BYTES} bytes in base64`);
+  }
+  return bytes;
+}
+
+function malformed(name: OperationName, what: string): PluginError {
+  return new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`);
+}

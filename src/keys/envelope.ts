@@ -1,0 +1,205 @@
+import {
+  createCipheriv,
+  createDecipheriv,
+  createHash,
+  randomBytes,
+  timingSafeEqual,
+} from "node:crypto";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { EnvelopeSchema } from "../gen/key4c/envelope/v1/envelope_pb.ts";
+import { PluginError } from "../system/errors.ts";
+import { KEY_NAME_HASH_BYTES } from "./key-id.ts";
+import { LOCAL_KEK_BYTES, MAX_WRAPPED_KEK_BYTES } from "./wrapping.ts";
+
+/** "k4c" and the number of the format. An unknown one is refused, never guessed. */
+const MAGIC = Buffer.from([0x6b, 0x34, 0x63, 0x01]);
+
+/** The only IV length that GCM uses as it is (NIST SP 800-38D §8.2). */
+const IV_BYTES = 12;
+/** The full tag (NIST SP 800-38D §5.2.1.2). */
+const TAG_BYTES = 16;
+
+/** A DEK has 32 bytes and a v1 health check 4; anything far above is not what this is for. */
+export const MAX_PLAINTEXT_BYTES = 512;
+
+/** Which local KEK wrapped a DEK, and how to get it back from Key4C. */
+export interface KekHeader {
+  /** 16 bytes, see key-id.ts. */
+  readonly keyNameHash: Uint8Array;
+  /** 0 when Key4C tells no version. */
+  readonly keyVersion: number;
+  /** Whether Key4C was given associated data with the local KEK. */
+  readonly aadSent: boolean;
+  /** Key4C's own string. */
+  readonly wrappedLocalKek: string;
+  /** SHA-256 of `wrappedLocalKek`: names the local KEK in AAD and cache. */
+  readonly fingerprint: Uint8Array;
+}
+
+/** A wrapped DEK in its parts. */
+export interface Envelope {
+  readonly header: KekHeader;
+  readonly iv: Uint8Array;
+  /** Encrypted DEK || tag. */
+  readonly ciphertext: Uint8Array;
+}
+
+/** A header with its fingerprint. */
+export function kekHeader(fields: Omit<KekHeader, "fingerprint">): KekHeader {
+  return {
+    ...fields,
+    fingerprint: createHash("sha256").update(fields.wrappedLocalKek, "utf8").digest(),
+  };
+}
+
+/**
+ * A local KEK: 32 bytes in memory. It is used in one synchronous step after it is taken, and one that
+ * was dropped throws instead of working on: Bun encrypts under a zeroed key without complaint.
+ */
+export class LocalKek {
+  /** How many DEKs it has wrapped in this process. */
+  uses = 0;
+  /** Whether it has opened anything: until then, Key4C may have answered with a wrong key. */
+  isProven = false;
+  readonly #bytes: Buffer;
+  #dropped = false;
+
+  /** Takes ownership of `bytes`. */
+  constructor(bytes: Buffer) {
+    if (bytes.length !== LOCAL_KEK_BYTES) {
+      throw new PluginError("internal", `"bytes" expected ${LOCAL_KEK_BYTES}, got ${bytes.length}`);
+    }
+    this.#bytes = bytes;
+  }
+
+  /** AES-256-GCM with a fresh random IV. */
+  seal(header: KekHeader, plaintext: Uint8Array): Envelope {
+    const iv = randomBytes(IV_BYTES);
+    const cipher = createCipheriv("aes-256-gcm", this.#live(), iv).setAAD(associatedData(header));
+    this.uses += 1;
+    const ciphertext = Buffer.concat([
+      cipher.update(plaintext),
+      cipher.final(),
+      cipher.getAuthTag(),
+    ]);
+    return { header, iv, ciphertext };
+  }
+
+  /** The DEK, or an error that says nothing about why it does not open. */
+  open({ header, iv, ciphertext }: Envelope): Buffer {
+    const decipher = createDecipheriv("aes-256-gcm", this.#live(), iv, {
+      authTagLength: TAG_BYTES,
+    });
+    const tagAt = ciphertext.length - TAG_BYTES;
+    decipher.setAAD(associatedData(header)).setAuthTag(ciphertext.subarray(tagAt));
+    const plaintext = decipher.update(ciphertext.subarray(0, tagAt));
+    try {
+      decipher.final();
+    } catch {
+      plaintext.fill(0);
+      throw new PluginError("invalid", "the ciphertext does not authenticate");
+    }
+    this.isProven = true;
+    return plaintext;
+  }
+
+  /** Compares in constant time. */
+  equals(bytes: Uint8Array): boolean {
+    return timingSafeEqual(this.#live(), bytes);
+  }
+
+  get isDropped(): boolean {
+    return this.#dropped;
+  }
+
+  /** Wipes the key, as far as a garbage-collected runtime allows. */
+  drop(): void {
+    this.#dropped = true;
+    this.#bytes.fill(0);
+  }
+
+  #live(): Buffer {
+    if (this.#dropped) {
+      throw new PluginError("internal", "use of a local KEK that was dropped");
+    }
+    return this.#bytes;
+  }
+}
+
+/**
+ * AAD of a DEK: `magic (4) || keyNameHash (16) || keyVersion (4, big-endian) || aadSent (1) ||
+ * SHA-256(wrappedLocalKek) (32)`, so that no part can be exchanged with another ciphertext's.
+ */
+function associatedData(header: KekHeader): Buffer {
+  const aad = Buffer.allocUnsafe(MAGIC.length + KEY_NAME_HASH_BYTES + 4 + 1 + 32);
+  let at = MAGIC.copy(aad);
+  aad.set(header.keyNameHash, at);
+  at = aad.writeUInt32BE(header.keyVersion, at + KEY_NAME_HASH_BYTES);
+  at = aad.writeUInt8(header.aadSent ? 1 : 0, at);
+  aad.set(header.fingerprint, at);
+  return aad;
+}
+
+/**
+ * The stored bytes: `magic || protobuf`.
+ * @param wrappedKekInside whether they carry the wrapped local KEK (KMS v1) or an annotation does (v2)
+ */
+export function encodeEnvelope(envelope: Envelope, wrappedKekInside: boolean): Buffer {
+  const { keyNameHash, keyVersion, aadSent, wrappedLocalKek } = envelope.header;
+  const message = create(EnvelopeSchema, {
+    keyNameHash,
+    keyVersion,
+    aadSent,
+    wrappedLocalKek: wrappedKekInside ? wrappedLocalKek : "",
+    iv: envelope.iv,
+    ciphertext: envelope.ciphertext,
+  });
+  return Buffer.concat([MAGIC, toBinary(EnvelopeSchema, message)]);
+}
+
+/**
+ * The reverse of {@link encodeEnvelope}. Exactly one encoding of an envelope is accepted: protobuf
+ * would also read appended, repeated and reordered fields.
+ * @param wrappedLocalKek what the annotation held (KMS v2); undefined when it is inside (v1)
+ * @throws PluginError `invalid`, for every input that {@link encodeEnvelope} cannot have made
+ */
+export function decodeEnvelope(bytes: Uint8Array, wrappedLocalKek?: string): Envelope {
+  const refused = (why: string) => new PluginError("invalid", `malformed ciphertext: ${why}`);
+  if (Buffer.compare(bytes.subarray(0, MAGIC.length), MAGIC) !== 0) {
+    throw refused("unknown format");
+  }
+  const body = bytes.subarray(MAGIC.length);
+  let message: ReturnType<typeof fromBinary<typeof EnvelopeSchema>>;
+  try {
+    message = fromBinary(EnvelopeSchema, body);
+  } catch {
+    throw refused("not an envelope");
+  }
+  if (
+    Buffer.compare(toBinary(EnvelopeSchema, message, { writeUnknownFields: false }), body) !== 0
+  ) {
+    throw refused("not in its one encoding");
+  }
+  const { keyNameHash, keyVersion, aadSent, iv, ciphertext } = message;
+  if (keyNameHash.length !== KEY_NAME_HASH_BYTES) {
+    throw refused("length of the key name hash");
+  }
+  if (iv.length !== IV_BYTES) {
+    throw refused("length of the IV");
+  }
+  if (ciphertext.length < TAG_BYTES || ciphertext.length > MAX_PLAINTEXT_BYTES + TAG_BYTES) {
+    throw refused("length of the ciphertext");
+  }
+  if ((message.wrappedLocalKek === "") !== (wrappedLocalKek !== undefined)) {
+    throw refused("the wrapped local KEK is not where this API keeps it");
+  }
+  const wrapped = wrappedLocalKek ?? message.wrappedLocalKek;
+  if (wrapped === "" || Buffer.byteLength(wrapped) > MAX_WRAPPED_KEK_BYTES) {
+    throw refused("length of the wrapped local KEK");
+  }
+  return {
+    header: kekHeader({ keyNameHash, keyVersion, aadSent, wrappedLocalKek: wrapped }),
+    iv,
+    ciphertext,
+  };
+}

@@ -1,0 +1,40 @@
+/**
+ * What the keyring needs of the service that holds the KEKs. The client of Key4C fits it; the keyring knows no
+ * other word of Key4C's.
+ */
+export interface WrappingService {
+  /**
+   * Wraps a local KEK under the newest version of a key.
+   * @param localKek {@link LOCAL_KEK_BYTES} bytes
+   * @throws PluginError
+   */
+  wrap(kmsKeyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek>;
+  /**
+   * Unwraps a local KEK: {@link LOCAL_KEK_BYTES} bytes.
+   * @param aad undefined when none was sent with it
+   * @param requestId of the RPC that needs it, so that the logs of both sides can be joined
+   * @throws PluginError
+   */
+  unwrap(
+    kmsKeyId: string,
+    ciphertext: string,
+    aad: Buffer | undefined,
+    requestId?: string,
+  ): Promise<Buffer>;
+}
+
+/** A local KEK as the service wrapped it. */
+export interface WrappedKek {
+  /** The service's own string, never interpreted; 1 to {@link MAX_WRAPPED_KEK_BYTES} bytes. */
+  readonly ciphertext: string;
+  /** 1 to {@link MAX_KEY_VERSION}; undefined when the service tells none. */
+  readonly version: number | undefined;
+  readonly aadSent: boolean;
+}
+
+/** AES-256 (FIPS 197). */
+export const LOCAL_KEK_BYTES = 32;
+/** Room for an RSA- or PQC-wrapped key; well below the 32 KiB of all annotations in KMS v2. */
+export const MAX_WRAPPED_KEK_BYTES = 16 * 1024;
+/** Largest key version: what fits the uint32 of the envelope. */
+export const MAX_KEY_VERSION = 2 ** 32 - 1;

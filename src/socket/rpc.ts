@@ -1,0 +1,224 @@
+import type {
+  DescMethodUnary,
+  DescService,
+  Message,
+  MessageInitShape,
+  MessageShape,
+} from "@bufbuild/protobuf";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import type { GenService } from "@bufbuild/protobuf/codegenv2";
+import {
+  type Server,
+  type ServerUnaryCall,
+  type sendUnaryData,
+  status,
+  type UntypedServiceImplementation,
+} from "@grpc/grpc-js";
+import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
+import type { Log } from "../system/log.ts";
+
+/** A v1 cipher of 65,535 bytes and its frame must fit, with room; nothing honest is larger. */
+export const MAX_MESSAGE_BYTES = 128 * 1024;
+/**
+ * Calls at once on one connection. An API server has a few, and queues what is above; a client that ends no
+ * call holds them all, with headers of up to 16 KiB each.
+ */
+export const MAX_CONCURRENT_STREAMS = 128;
+/** An answer leaves this long before the caller's deadline, so that it arrives. */
+const ANSWER_BEFORE_DEADLINE_MS = 100;
+/** How long a caller without a deadline waits; the API server's own default is 3 s. */
+const DEFAULT_WAIT_MS = 2_500;
+/** A failing API server repeats itself; one line a kind in this time says enough. */
+const FAILURE_LOG_INTERVAL_MS = 10_000;
+
+/** What a handler may know of its call. */
+export interface Call {
+  /** Whether the deadline is near or the caller has left: what it asked for is no longer wanted. */
+  readonly hasLeft: () => boolean;
+  readonly userAgent: string;
+  /** The request's uid (v2), when it is fit for logs and headers. */
+  readonly requestId: string | undefined;
+}
+
+/** The unary methods of a generated service, as functions from request to response. */
+export type Handlers<S extends DescService> =
+  S extends GenService<infer Methods>
+    ? {
+        [M in keyof Methods]: Methods[M] extends {
+          readonly input: infer I extends DescMethodUnary["input"];
+          readonly output: infer O extends DescMethodUnary["output"];
+        }
+          ? (
+              request: MessageShape<I>,
+              call: Call,
+            ) => MessageInitShape<O> | Promise<MessageInitShape<O>>
+          : never;
+      }
+    : never;
+
+export interface ServiceOptions {
+  /** Label of the service in metrics. */
+  readonly api: "v1" | "v2";
+  readonly log: Log;
+  /** Told of every RPC at its end. */
+  readonly record?: (
+    labels: { readonly api: string; readonly method: string; readonly code: string },
+    seconds: number,
+  ) => void;
+}
+
+type AnyHandler = (
+  request: Message,
+  call: Call,
+) => Record<string, unknown> | Promise<Record<string, unknown>>;
+
+/**
+ * Adds a generated service to a grpc-js server. Owns what grpc-js leaves open: a rejected promise would
+ * never be answered, a response must be a Buffer, and every error becomes a status with a constant text.
+ */
+export function addService<S extends DescService>(
+  server: Server,
+  service: S,
+  handlers: Handlers<S>,
+  { api, log, record }: ServiceOptions,
+): void {
+  const logFailure = failureLog(log);
+  const implementation: UntypedServiceImplementation = {};
+  const definition: Record<string, Parameters<Server["addService"]>[0][string]> = {};
+  for (const method of service.methods) {
+    // The keys of Handlers<S> are the local names of S's methods, each with its own message types.
+    const handle = (handlers as Record<string, AnyHandler>)[method.localName];
+    if (handle === undefined) {
+      throw new PluginError("internal", `${service.typeName} has no handler for ${method.name}`);
+    }
+    const path = `/${service.typeName}/${method.name}`;
+    definition[method.name] = {
+      path,
+      requestStream: false,
+      responseStream: false,
+      requestSerialize: asIs,
+      requestDeserialize: asIs,
+      responseSerialize: asIs,
+      responseDeserialize: asIs,
+    };
+    implementation[method.name] = (
+      grpcCall: ServerUnaryCall<Buffer, Buffer>,
+      answer: sendUnaryData<Buffer>,
+    ) => {
+      const startMs = performance.now();
+      let requestId: string | undefined;
+      let departure: Departure | undefined;
+      const finish = (code: status) => {
+        const durationMs = performance.now() - startMs;
+        record?.({ api, method: method.name, code: status[code] }, durationMs / 1000);
+        log.debug("RPC", { method: path, uid: requestId, code: status[code], durationMs });
+      };
+      const succeed = (response: Record<string, unknown>) => {
+        answer(null, toBuffer(toBinary(method.output, create(method.output, response))));
+        finish(status.OK);
+      };
+      const fail = (error: unknown) => {
+        const failure = toPluginError(error);
+        const { code, text } = KINDS[failure.kind];
+        answer({ code, details: text });
+        logFailure(path, requestId, failure);
+        finish(code);
+      };
+      try {
+        const request = decode(method, grpcCall.request);
+        requestId = "uid" in request ? cleanId(request.uid) : undefined;
+        const userAgent = String(grpcCall.metadata.get("user-agent")[0] ?? "");
+        const hasLeft = () => departure?.hasLeft() ?? false;
+        const response = handle(request, { hasLeft, userAgent, requestId });
+        if (response instanceof Promise) {
+          departure = awaitDeparture(grpcCall);
+          Promise.race([response, departure.left])
+            .finally(departure.dispose)
+            .then(succeed)
+            .catch(fail);
+        } else {
+          succeed(response);
+        }
+      } catch (error) {
+        fail(error);
+      }
+    };
+  }
+  server.addService(definition, implementation);
+}
+
+/** The end of a caller's patience, as a promise that rejects with it and as a question. */
+interface Departure {
+  readonly left: Promise<never>;
+  readonly hasLeft: () => boolean;
+  readonly dispose: () => void;
+}
+
+/** Only for calls that wait: most are answered at once, and a promise and a timer are dear beside them. */
+function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>): Departure {
+  const { promise: left, reject } = Promise.withResolvers<never>();
+  let gone = false;
+  let answered = false;
+  const leave = (kind: "deadline" | "cancelled", message: string) => {
+    gone = true;
+    if (!answered) {
+      reject(new PluginError(kind, message)); // an end after the answer concerns nobody
+    }
+  };
+  const leftMs = Number(grpcCall.getDeadline()) - Date.now();
+  const waitMs = Number.isFinite(leftMs) ? leftMs - ANSWER_BEFORE_DEADLINE_MS : DEFAULT_WAIT_MS;
+  const timer = setTimeout(() => leave("deadline", "the deadline is near"), Math.max(0, waitMs));
+  // grpc-js tells of every call's end in this way, an answered one's too: an error with its stack for each
+  // would be the dearest thing on the path.
+  grpcCall.once("cancelled", () => leave("cancelled", "the caller has gone"));
+  return {
+    left,
+    hasLeft: () => gone,
+    dispose() {
+      answered = true;
+      clearTimeout(timer);
+    },
+  };
+}
+
+function decode(method: DescService["methods"][number], bytes: Buffer) {
+  try {
+    return fromBinary(method.input, bytes);
+  } catch (cause) {
+    throw new PluginError("invalid", "malformed request", { cause });
+  }
+}
+
+/** A uid that may go into a log line and a header; kube-apiserver sends a UUID. */
+function cleanId(uid: unknown): string | undefined {
+  return typeof uid === "string" && /^[0-9A-Za-z-]{1,64}$/.test(uid) ? uid : undefined;
+}
+
+/** Logs failures: each defect of ours, and of every other kind one line in a while with a count. */
+function failureLog(log: Log) {
+  const seen = new Map<string, { atMs: number; suppressed: number }>();
+  return (method: string, uid: string | undefined, failure: PluginError) => {
+    const fields = { method, uid, kind: failure.kind, cause: describeError(failure) };
+    if (failure.kind === "internal") {
+      log.error("RPC failed unexpectedly", fields);
+      return;
+    }
+    const nowMs = performance.now();
+    const last = seen.get(failure.kind);
+    if (last !== undefined && nowMs - last.atMs < FAILURE_LOG_INTERVAL_MS) {
+      last.suppressed += 1;
+      return;
+    }
+    log.warn("RPC failed", { ...fields, suppressedSinceLast: last?.suppressed ?? 0 });
+    seen.set(failure.kind, { atMs: nowMs, suppressed: 0 });
+  };
+}
+
+function asIs(bytes: Buffer): Buffer {
+  return bytes;
+}
+
+/** A view, not a copy: grpc-js wants a Buffer and answers INTERNAL to a plain Uint8Array. */
+function toBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}

@@ -1,0 +1,194 @@
+import { randomBytes } from "node:crypto";
+import {
+  chmodSync,
+  chownSync,
+  lstatSync,
+  mkdirSync,
+  renameSync,
+  rmSync,
+  type Stats,
+  statSync,
+  unlinkSync,
+} from "node:fs";
+import { connect, type Server } from "node:net";
+import { dirname } from "node:path";
+import { ExitError } from "../system/errors.ts";
+import { errorCode } from "../system/files.ts";
+import type { Log } from "../system/log.ts";
+
+/** A local connect answers at once; whoever takes longer is not a working plugin. */
+const CONNECT_TIMEOUT_MS = 1_000;
+/** Appended to the path while the socket is not ready: a dot and hexadecimal digits. */
+const TEMPORARY_SUFFIX_BYTES = 3;
+/** sockaddr_un.sun_path is 108 bytes with its NUL; the temporary name must fit too. */
+export const MAX_SOCKET_PATH_BYTES = 107 - 1 - 2 * TEMPORARY_SUFFIX_BYTES;
+
+/** What a listening server holds. */
+export interface BoundSocket {
+  /** Whether callers still come to it. */
+  isOurs(): boolean;
+  /** Gives up what would lead callers to it. */
+  release(): void;
+}
+
+export interface SocketOptions {
+  readonly path: string;
+  /** Permission bits of the socket. */
+  readonly mode: number;
+  /** Numeric group of the socket; undefined leaves it. */
+  readonly gid: number | undefined;
+  readonly log: Log;
+}
+
+/**
+ * Binds to a path of our own. The socket appears there complete: with its permissions, and accepting.
+ * @throws ExitError when the path cannot be had, with what to do
+ */
+export async function bindPath(server: Server, options: SocketOptions): Promise<BoundSocket> {
+  const { path } = options;
+  prepareDirectory(options);
+  await refuseLiveOwner(path);
+  const identity = await bind(server, options);
+  return {
+    isOurs: () => isSame(path, identity),
+    release() {
+      if (isSame(path, identity)) {
+        unlinkSync(path);
+      }
+    },
+  };
+}
+
+/**
+ * Takes a socket that systemd made and keeps. Its path is systemd's business: it stays when we end, for
+ * the next process.
+ */
+export async function bindDescriptor(server: Server, descriptor: number): Promise<BoundSocket> {
+  await listening(server, { fd: descriptor });
+  return { isOurs: () => true, release() {} };
+}
+
+function listening(server: Server, where: { path: string } | { fd: number }): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(where, () => {
+      server.off("error", reject);
+      resolve();
+    });
+  });
+}
+
+function prepareDirectory({ path, gid, log }: SocketOptions): void {
+  const directory = dirname(path);
+  try {
+    const made = mkdirSync(directory, { recursive: true, mode: 0o700 });
+    if (made !== undefined && gid !== undefined) {
+      chownSync(directory, -1, gid); // else its members could not reach the socket
+      chmodSync(directory, 0o710);
+    }
+    if ((statSync(directory).mode & 0o022) !== 0) {
+      log.warn("others can write to the directory of the socket and could bind there first", {
+        directory,
+        remedy: "use a directory of its own with mode 0700, such as /run/key4c-kms",
+      });
+    }
+  } catch (error) {
+    throw new ExitError(
+      1,
+      `cannot make the directory ${directory} (${errorCode(error)}): create it or change KMS_ENDPOINT`,
+    );
+  }
+}
+
+/** Leaves a path alone that holds no socket, or one on which somebody answers. */
+async function refuseLiveOwner(path: string): Promise<void> {
+  const found = whatIsAt(path);
+  if (found === undefined) {
+    return;
+  }
+  if (!found.isSocket()) {
+    throw new ExitError(1, `${path} exists and is not a socket: remove it or change KMS_ENDPOINT`);
+  }
+  const answer = await connectTo(path);
+  // Only these two say that nobody listens; a full backlog or a forbidden connect says that somebody does.
+  const answered = !["ECONNREFUSED", "ENOENT"].includes(answer);
+  if (answered) {
+    throw new ExitError(
+      1,
+      `${path} is in use by another process: stop that one or change KMS_ENDPOINT`,
+    );
+  }
+}
+
+function whatIsAt(path: string): Stats | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false });
+  } catch (error) {
+    throw cannotListen(path, error); // a directory that we may not search
+  }
+}
+
+function cannotListen(path: string, error: unknown): ExitError {
+  return new ExitError(
+    1,
+    `cannot listen on ${path} (${errorCode(error)}): check the directory's owner and mode, or change KMS_ENDPOINT`,
+  );
+}
+
+/** "connected", or the code of the failure; "no answer" from an owner that is stuck. */
+export function connectTo(path: string): Promise<string> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    const settle = (answer: string) => {
+      socket.destroy();
+      resolve(answer);
+    };
+    socket.once("connect", () => settle("connected"));
+    socket.once("error", (error) => settle(errorCode(error)));
+    socket.setTimeout(CONNECT_TIMEOUT_MS, () => settle("no answer"));
+  });
+}
+
+interface SocketIdentity {
+  readonly dev: number;
+  readonly ino: number;
+}
+
+/** Binds under a temporary name, sets permissions and renames over what is stale. */
+async function bind(server: Server, options: SocketOptions): Promise<SocketIdentity> {
+  const { path, mode, gid } = options;
+  const temporary = `${path}.${randomBytes(TEMPORARY_SUFFIX_BYTES).toString("hex")}`;
+  try {
+    await listening(server, { path: temporary });
+    giveToGroup(temporary, gid);
+    chmodSync(temporary, mode);
+    renameSync(temporary, path);
+    const { dev, ino } = lstatSync(path);
+    return { dev, ino };
+  } catch (error) {
+    server.close();
+    rmSync(temporary, { force: true });
+    if (error instanceof ExitError) {
+      throw error;
+    }
+    throw cannotListen(path, error);
+  }
+}
+
+function giveToGroup(path: string, gid: number | undefined): void {
+  try {
+    if (gid !== undefined) {
+      chownSync(path, -1, gid);
+    }
+  } catch (error) {
+    throw new ExitError(
+      1,
+      `cannot give the socket to the group ${gid} (${errorCode(error)}): change KMS_SOCKET_GROUP, or run as a member`,
+    );
+  }
+}
+
+function isSame(path: string, { dev, ino }: SocketIdentity): boolean {
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  return found?.dev === dev && found.ino === ino;
+}

@@ -1,0 +1,188 @@
+import { expect, test } from "bun:test";
+import { randomBytes } from "node:crypto";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { helpText } from "../../src/commands/help.ts";
+import { parseCommandLine } from "../../src/config/config.ts";
+import { OPTIONS } from "../../src/config/options.ts";
+import { ExitError } from "../../src/system/errors.ts";
+import { temporaryDirectory, temporaryFile } from "../support.ts";
+
+const GOOD = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "k", KMS_USER_ID: "u" };
+
+/** The lines of an ExitError 2. */
+function problems(argv: string[], env: Record<string, string>): string[] {
+  try {
+    parseCommandLine(argv, env);
+  } catch (error) {
+    if (error instanceof ExitError && error.exitCode === 2) {
+      return error.message.split("\n");
+    }
+    throw error;
+  }
+  return [];
+}
+
+test("defaults", () => {
+  const { command, config } = parseCommandLine([], GOOD);
+  expect(command).toBe("serve");
+  expect(config).toMatchObject({
+    kmsEndpoint: "/run/key4c-kms/kms.sock",
+    key4cUrl: "https://key4c.example",
+    kmsKeyId: "k",
+    socketMode: 0o600,
+    localKekMaxUses: 1_048_576,
+    localKekMaxAge: 604_800_000,
+    localKekCacheSize: 16_384,
+    probeInterval: 30_000,
+  });
+});
+
+test("a flag wins over the environment, and an empty variable is unset", () => {
+  const { config } = parseCommandLine(
+    ["serve", "--key-id", "flag", "--probe-interval=90s", "--log-level", "debug"],
+    { ...GOOD, KMS_KEY_ID: "env", KMS_PROBE_INTERVAL: "1h", KMS_PREVIOUS_KEY_IDS: "" },
+  );
+  expect(config).toMatchObject({ kmsKeyId: "flag", probeInterval: 90_000, logLevel: "debug" });
+  expect(config.previousKeyIds).toBeUndefined();
+});
+
+test("every problem is named at once, one line each", () => {
+  const lines = problems(["serve", "--probe-interval", "soon", "--nonsense", "extra"], {
+    KMS_ENDPOINT: "/tmp/kms.sock",
+    KMS_SOCKET_MODE: "rw",
+    KEY4C_CERT_FILE: "/nowhere/cert.pem",
+    KMS_USER_ID: "two words",
+  });
+  const expected = [
+    "unknown option --nonsense",
+    'unexpected argument "extra"',
+    "KMS_ENDPOINT (--endpoint) must be unix:///PATH",
+    "KMS_USER_ID must be 1 to 4096 visible ASCII characters",
+    "KEY4C_CERT_FILE (--key4c-cert-file) cannot read /nowhere/cert.pem (ENOENT)",
+    "KMS_SOCKET_MODE (--socket-mode) must be permission bits such as 0600",
+    "KMS_PROBE_INTERVAL (--probe-interval) must be a duration such as 90s",
+    "KEY4C_URL (--key4c-url) is missing",
+    "KMS_KEY_ID (--key-id) is missing",
+    "KEY4C_CERT_KEY_FILE (--key4c-cert-key-file): give both or none",
+  ];
+  expect(lines.length).toBe(expected.length);
+  for (const [index, text] of expected.entries()) {
+    expect(lines[index]).toContain(text);
+  }
+});
+
+/** A value that starts so is the path of a file with the rest as its content. */
+const CONTENT = "content of a file: ";
+
+test.each([
+  [{ KEY4C_URL: "http://key4c.example" }, "must be https://"],
+  [{ KEY4C_URL: "https://user:pw@key4c.example" }, "without user"],
+  [{ KEY4C_URL: "https://key4c.example/?a=b" }, "without user, query"],
+  [{ KEY4C_URL: "https://key4c.example/?" }, "without user, query"],
+  [{ KEY4C_URL: "https://key4c.example/#" }, "without user, query"],
+  [{ KEY4C_URL: "http://127.0.0.2:9641" }, "http only for loopback"],
+  [{ KEY4C_URL: "key4c.example" }, "must be https://"],
+  [{ KMS_KEY_ID: ".." }, "must be the ID of a key"],
+  [{ KMS_KEY_ID: "a,b" }, "no comma"],
+  [{ KMS_PREVIOUS_KEY_IDS: "a,,b" }, "KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must be the ID"],
+  [{ KMS_PREVIOUS_KEY_IDS: "a,k" }, "must not name KMS_KEY_ID itself"],
+  [{ KMS_ENDPOINT: "unix://tmp/kms.sock" }, "three slashes"],
+  [{ KMS_ENDPOINT: "unix:///@kms" }, "abstract socket"],
+  [{ KMS_ENDPOINT: "tcp://127.0.0.1:1" }, "must be unix:///PATH"],
+  [{ KMS_ENDPOINT: `unix:///${"x".repeat(120)}` }, "at most 100 bytes"],
+  [{ KMS_LOCAL_KEK_MAX_USES: "0" }, "must be a whole number from 1 to 4294967296"],
+  [{ KMS_LOCAL_KEK_MAX_USES: "1e3" }, "must be a whole number"],
+  [{ KMS_LOCAL_KEK_MAX_AGE: "5" }, "must be a duration"],
+  [{ KMS_LOCAL_KEK_CACHE_SIZE: "-1" }, "must be a whole number from 0"],
+  [{ KMS_SOCKET_GROUP: "no-such-group" }, "a name in /etc/group"],
+  [{ KMS_LOG_LEVEL: "loud" }, "must be one of debug, info, warn, error"],
+  [{ KMS_USER_ID_FILE: "/nowhere" }, "cannot read /nowhere (ENOENT)"],
+  [{ KMS_USER_ID: "u", KMS_USER_ID_FILE: "/nowhere" }, "give one of them"],
+  [{ KMS_API_KEY_FILE: `${CONTENT} \n` }, "is empty"],
+  [{ KEY4C_CA_FILE: `${CONTENT}hello` }, "does not hold a certificate in PEM form"],
+  [
+    { KEY4C_PROFILE: `${CONTENT}{"encrypt":1}` },
+    "KEY4C_PROFILE (--key4c-profile) /encrypt: must be an object",
+  ],
+  [{ KEY4C_PROFILE: `${CONTENT}hello` }, "is not JSON"],
+] as [Record<string, string>, string][])("refuses %p", (env, message) => {
+  const given = Object.entries(env).map(([name, value]) => [
+    name,
+    value.startsWith(CONTENT) ? temporaryFile(value.slice(CONTENT.length)) : value,
+  ]);
+  expect(problems([], { ...GOOD, ...Object.fromEntries(given) }).join("\n")).toContain(message);
+});
+
+test("no message shows a secret", () => {
+  const secret = "not visible ASCII: é";
+  const shown = problems([], { ...GOOD, KMS_USER_ID: secret, KMS_API_KEY: secret }).join("\n");
+  expect(shown).toContain("KMS_API_KEY must be");
+  expect(shown).not.toContain("é");
+  expect(shown).not.toContain("not visible ASCII");
+});
+
+test("the emulator needs nothing else, and nothing that it would ignore", () => {
+  expect(problems(["--emulator"], {})).toEqual([]);
+  expect(problems(["--emulator"], GOOD)[0]).toContain("give one of them");
+  expect(problems(["--emulator-data", "f"], GOOD)[0]).toContain("only with --emulator");
+});
+
+test("a command takes its own options only", () => {
+  expect(problems(["status", "--api=v1"], {})).toEqual(["unknown option --api"]);
+  expect(problems(["wrap"], {})[0]).toContain('unknown command "wrap"');
+  expect(parseCommandLine(["encrypt", "--api", "v1"], {}).config.api).toBe("v1");
+  expect(problems(["emulator", "--tls-cert-file", "/x"], {}).join()).toContain("give both or none");
+  expect(problems(["emulator", "--listen", "0.0.0.0:1"], {})[0]).toContain("127.0.0.1:PORT");
+});
+
+test("a secret file is read again when it changes, and a broken one keeps the old value", () => {
+  const path = join(temporaryDirectory(), "token");
+  writeFileSync(path, "first\n");
+  const { KMS_USER_ID: _, ...env } = GOOD;
+  const { config } = parseCommandLine([], { ...env, KMS_USER_ID_FILE: path });
+  expect(config.kmsUserIdFile?.current).toBe("first");
+  writeFileSync(path, "second");
+  expect(config.kmsUserIdFile?.current).toBe("second");
+  for (const broken of ["", "two words", `${randomBytes(10)}\0`]) {
+    writeFileSync(path, broken);
+    expect(config.kmsUserIdFile?.current).toBe("second");
+  }
+  writeFileSync(path, "third");
+  expect(config.kmsUserIdFile?.current).toBe("third");
+});
+
+test("names are the documented ones: a flag is the kebab form of its environment name", () => {
+  for (const { env, flag } of Object.values(OPTIONS) as { env?: string; flag?: string }[]) {
+    if (env !== undefined && flag !== undefined) {
+      expect(flag).toBe(env.replace(/^KMS_/, "").toLowerCase().replaceAll("_", "-"));
+    }
+  }
+  expect("flag" in OPTIONS.kmsUserId || "flag" in OPTIONS.kmsApiKey).toBe(false);
+});
+
+test("help names every option and every command", () => {
+  const help = helpText("1.2.3");
+  for (const { env, flag } of Object.values(OPTIONS) as { env?: string; flag?: string }[]) {
+    expect(help).toContain(flag === undefined ? (env ?? "") : `--${flag}`);
+  }
+  expect(help).toContain("key4c-kms-plugin 1.2.3");
+});
+
+test("a credential of systemd stands for an option that names a file", () => {
+  const directory = temporaryDirectory();
+  writeFileSync(join(directory, "kms-user-id"), "from-systemd\n");
+  const env = {
+    KEY4C_URL: "https://key4c.example",
+    KMS_KEY_ID: "k",
+    CREDENTIALS_DIRECTORY: directory,
+  };
+  expect(parseCommandLine([], env).config.kmsUserIdFile?.current).toBe("from-systemd");
+  const other = temporaryFile("from-file");
+  const { config } = parseCommandLine(["--user-id-file", other], env);
+  expect(config.kmsUserIdFile?.current).toBe("from-file");
+  writeFileSync(join(directory, "kms-api-key"), "two words");
+  expect(problems([], env)).toEqual([
+    `KMS_API_KEY_FILE (--api-key-file) the content of ${join(directory, "kms-api-key")} must be 1 to 4096 visible ASCII characters`,
+  ]);
+});

@@ -1,0 +1,233 @@
+import { expect, test } from "bun:test";
+import defaultProfile from "../../src/key4c/key4c.profile.json";
+import {
+  DEFAULT_PROFILE,
+  parseProfile,
+  render,
+  renderJson,
+  resolvePointer,
+} from "../../src/key4c/profile.ts";
+
+function faultsOf(profile: unknown): string {
+  try {
+    parseProfile(typeof profile === "string" ? profile : JSON.stringify(profile));
+  } catch (error) {
+    return (error as Error).message; // parseProfile throws Errors
+  }
+  throw new Error("the profile was accepted");
+}
+
+type Draft = Record<
+  "headers" | "describe" | "encrypt" | "decrypt" | "errors",
+  Record<string, unknown>
+>;
+
+/** The default profile with one thing replaced. */
+function changed(change: (profile: Draft) => void): unknown {
+  const copy: Draft = structuredClone(defaultProfile);
+  change(copy);
+  return copy;
+}
+
+test("the default profile is the documented contract", () => {
+  expect(DEFAULT_PROFILE.encrypt.path).toBe("/v1/keys/{keyId}/encrypt");
+  expect(DEFAULT_PROFILE.errors.kinds["KEY_DISABLED"]).toBe("keyUnusable");
+});
+
+test.each([
+  ["not JSON", "{", "is not JSON"],
+  ["a list", [], "/: must be an object"],
+  ["an empty object", {}, "/encrypt: must be an object"],
+  ["an unknown member", changed((p) => Object.assign(p, { retries: 3 })), "/retries: is unknown"],
+  [
+    "a method",
+    changed((p) => (p.encrypt["method"] = "PATCH")),
+    "/encrypt/method: must be one of GET, POST, PUT",
+  ],
+  [
+    "a name with a slash and a tilde",
+    changed((p) => Object.assign(p.encrypt, { "a/b~c": 1 })),
+    "/encrypt/a~1b~0c: is unknown",
+  ],
+  ["no path", changed((p) => delete p.decrypt["path"]), "/decrypt/path: must be a text"],
+  ["a relative path", changed((p) => (p.decrypt["path"] = "v1")), "/decrypt/path: must start with"],
+  [
+    "a plaintext in a path",
+    changed((p) => (p.encrypt["path"] = "/e/{plaintext}")),
+    "/encrypt/path: {plaintext} is not allowed here",
+  ],
+  [
+    "an API key in a path",
+    changed((p) => (p.describe["path"] = "/{apiKey}")),
+    "/describe/path: {apiKey} is not allowed here",
+  ],
+  [
+    "a mistyped placeholder",
+    changed(
+      (p) =>
+        (p.encrypt["body"] = { plaintext: "{plaintext}", x: { y: ["{keyid}"] }, aad: "{aad}" }),
+    ),
+    "/encrypt/body/x/y/0: {keyid} is not allowed here",
+  ],
+  [
+    "a body without the plaintext",
+    changed((p) => (p.encrypt["body"] = { aad: "{aad}" })),
+    "/encrypt/body: must hold {plaintext}",
+  ],
+  [
+    "AAD on one side only",
+    changed((p) => (p.decrypt["body"] = { ciphertext: "{ciphertext}" })),
+    "/decrypt/body: must hold {aad} if and only if",
+  ],
+  [
+    "a pointer",
+    changed((p) => (p.encrypt["result"] = { ciphertext: "ciphertext" })),
+    "/encrypt/result/ciphertext: must be a JSON pointer",
+  ],
+  [
+    "a bad escape in a pointer",
+    changed((p) => (p.decrypt["result"] = { plaintext: "/a~2" })),
+    "/decrypt/result/plaintext: must be a JSON pointer",
+  ],
+  [
+    "a missing result",
+    changed((p) => (p.decrypt["result"] = {})),
+    "/decrypt/result/plaintext: must be a JSON pointer",
+  ],
+  [
+    "an unknown kind",
+    changed((p) => (p.errors["kinds"] = { "401": "forbidden" })),
+    "/errors/kinds/401: must be one of denied, keyUnusable, throttled, invalid",
+  ],
+  [
+    "a header with a line break",
+    changed((p) => (p.headers["X-A"] = "a\r\nb: c")),
+    "/headers/X-A: must be printable ASCII",
+  ],
+  ["a header name", changed((p) => (p.headers["X A"] = "a")), "/headers/X A: is not a header name"],
+  [
+    "a plaintext in a header",
+    changed((p) => (p.headers["X-A"] = "{plaintext}")),
+    "/headers/X-A: {plaintext} is not allowed here",
+  ],
+  [
+    "a body for GET",
+    changed((p) => (p.describe["body"] = {})),
+    "/describe/body: must be absent for GET",
+  ],
+  [
+    "a placeholder with an underscore",
+    changed((p) => (p.encrypt["path"] = "/v1/{key_id}")),
+    "/encrypt/path: {key_id} is not allowed here",
+  ],
+  [
+    "a placeholder with a dash",
+    changed((p) => (p.headers["X-A"] = "{key-id}")),
+    "/headers/X-A: {key-id} is not allowed here",
+  ],
+  [
+    "a plaintext that is a name only",
+    changed((p) => (p.encrypt["body"] = { "{plaintext}": "x", aad: "{aad}" })),
+    "/encrypt/body: must hold {plaintext}",
+  ],
+  [
+    "a control character in a path",
+    changed((p) => (p.encrypt["path"] = "/a\0b")),
+    "/encrypt/path: must start with",
+  ],
+  [
+    "states without their place",
+    changed((p) => (p.describe["result"] = { version: "/version" })),
+    "/describe/result/state: must be there",
+  ],
+  [
+    "a success test with an object",
+    changed((p) => Object.assign(p, { success: { pointer: "/ok", equals: {} } })),
+    "/success/equals: must be a text, a number or a boolean",
+  ],
+  [
+    "a success test without a value",
+    changed((p) => Object.assign(p, { success: { pointer: "/ok" } })),
+    "/success/equals: must be",
+  ],
+])("refuses %s and says where", (_, profile, message) => {
+  expect(faultsOf(profile)).toContain(message);
+});
+
+test("names all faults at once", () => {
+  const faults = faultsOf({ encrypt: { method: "GET" }, errors: { code: "x" } });
+  for (const place of [
+    "/encrypt/path",
+    "/encrypt/body",
+    "/encrypt/result",
+    "/decrypt",
+    "/errors/code",
+  ]) {
+    expect(faults).toContain(`${place}: `);
+  }
+});
+
+test("placeholders are replaced once, so a value cannot smuggle another one in", () => {
+  const values = { keyId: "{apiKey}", apiKey: "secret", aad: undefined };
+  expect(render("/keys/{keyId}", values)).toBe("/keys/{apiKey}");
+  expect(render("/keys/{keyId}", { keyId: "a/../b?c#d%" }, encodeURIComponent)).toBe(
+    "/keys/a%2F..%2Fb%3Fc%23d%25",
+  );
+  expect(renderJson({ k: "{keyId}", n: 1, l: ["{keyId}", true, null] }, values)).toEqual({
+    k: "{apiKey}",
+    n: 1,
+    l: ["{apiKey}", true, null],
+  });
+});
+
+test("what names a value that is not there is left out", () => {
+  expect(render("Bearer {apiKey}", {})).toBeUndefined();
+  expect(renderJson({ aad: "{aad}", list: ["{aad}", "x"], keep: { aad: "{aad}" } }, {})).toEqual({
+    list: ["x"],
+    keep: {},
+  });
+});
+
+test("a value is placed into the parsed body, so that it cannot break out of its text", () => {
+  const values = { plaintext: '","admin":true,"x":"' };
+  expect(JSON.parse(JSON.stringify(renderJson({ p: "{plaintext}" }, values)))).toEqual({
+    p: '","admin":true,"x":"',
+  });
+});
+
+test("a header is kept whatever its name is", () => {
+  const profile = JSON.stringify(defaultProfile).replace(
+    '"headers":{',
+    '"headers":{"__proto__":"x",',
+  );
+  const { headers } = parseProfile(profile).encrypt;
+  expect(Object.keys(headers)[0]).toBe("__proto__");
+});
+
+test("pointers follow RFC 6901 §5", () => {
+  const document = {
+    foo: ["bar", "baz"],
+    "": 0,
+    "a/b": 1,
+    "c%d": 2,
+    "m~n": 8,
+    nested: { x: null },
+  };
+  for (const [pointer, value] of [
+    ["/foo", ["bar", "baz"]],
+    ["/foo/0", "bar"],
+    ["/", 0],
+    ["/a~1b", 1],
+    ["/c%d", 2],
+    ["/m~0n", 8],
+    ["/nested/x", null],
+    ["/nested/x/y", undefined],
+    ["/foo/2", undefined],
+    ["/foo/length", undefined],
+    ["/foo/length/toString", undefined],
+    ["/constructor", undefined],
+    ["/__proto__/x", undefined],
+  ] as const) {
+    expect([pointer, resolvePointer(document, pointer)]).toEqual([pointer, value]);
+  }
+});

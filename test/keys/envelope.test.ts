@@ -1,0 +1,132 @@
+import { expect, test } from "bun:test";
+import { randomBytes } from "node:crypto";
+import { create, toBinary } from "@bufbuild/protobuf";
+import { EnvelopeSchema } from "../../src/gen/key4c/envelope/v1/envelope_pb.ts";
+import { decodeEnvelope, encodeEnvelope, kekHeader, LocalKek } from "../../src/keys/envelope.ts";
+import { keyNameHash } from "../../src/keys/key-id.ts";
+import { kindOf } from "../support.ts";
+
+const DEK = randomBytes(32);
+const kek = new LocalKek(randomBytes(32));
+const header = kekHeader({
+  keyNameHash: keyNameHash("demo"),
+  keyVersion: 3,
+  aadSent: true,
+  wrappedLocalKek: "vault:v3:AAAA",
+});
+const sealed = kek.seal(header, DEK);
+
+/** Opens stored bytes as v1 or, with an annotation, as v2. */
+async function open(bytes: Uint8Array, wrapped?: string): Promise<Buffer> {
+  return kek.open(decodeEnvelope(bytes, wrapped));
+}
+
+test("an envelope comes back, with the wrapped KEK inside (v1) and beside it (v2)", async () => {
+  expect(await open(encodeEnvelope(sealed, true))).toEqual(DEK);
+  expect(await open(encodeEnvelope(sealed, false), header.wrappedLocalKek)).toEqual(DEK);
+  expect(decodeEnvelope(encodeEnvelope(sealed, true)).header).toEqual(header);
+});
+
+test.each([0, 4, 16, 32, 512])("a plaintext of %d bytes comes back", async (length) => {
+  const plaintext = randomBytes(length);
+  expect(await open(encodeEnvelope(kek.seal(header, plaintext), true))).toEqual(plaintext);
+});
+
+test.each([true, false])("every flipped bit is refused (KEK inside: %p)", async (inside) => {
+  const good = encodeEnvelope(sealed, inside);
+  const wrapped = inside ? undefined : header.wrappedLocalKek;
+  for (let bit = 0; bit < good.length * 8; bit++) {
+    const bad = Buffer.from(good);
+    bad[bit >> 3] = (bad[bit >> 3] ?? 0) ^ (1 << (bit & 7));
+    expect(await kindOf(open(bad, wrapped))).toBe("invalid");
+  }
+});
+
+test("every truncation and every extension by a byte is refused", async () => {
+  const good = encodeEnvelope(sealed, true);
+  for (let length = 0; length < good.length; length++) {
+    expect(await kindOf(open(good.subarray(0, length)))).toBe("invalid");
+  }
+  for (let byte = 0; byte < 256; byte++) {
+    expect(await kindOf(open(Buffer.concat([good, Buffer.from([byte])])))).toBe("invalid");
+  }
+});
+
+test("encodings that protobuf reads but that we never write are refused", async () => {
+  const good = encodeEnvelope(sealed, true);
+  const unknownField = Buffer.from([0x7a, 0x01, 0x00]); // field 15, one byte
+  const repeatedVersion = Buffer.from([0x10, 0x03]); // field 2 again
+  const body = good.subarray(4);
+  const fieldOne = body.subarray(0, 18);
+  const reordered = Buffer.concat([good.subarray(0, 4), body.subarray(18), fieldOne]);
+  for (const bad of [
+    Buffer.concat([good, unknownField]),
+    Buffer.concat([good, repeatedVersion]),
+    reordered,
+  ]) {
+    expect(await kindOf(open(bad))).toBe("invalid");
+  }
+});
+
+test("parts of two envelopes cannot be exchanged", async () => {
+  const otherHeaders = {
+    version: kekHeader({ ...header, keyVersion: 4 }),
+    key: kekHeader({ ...header, keyNameHash: keyNameHash("other") }),
+    "AAD flag": kekHeader({ ...header, aadSent: false }),
+    "wrapped KEK": kekHeader({ ...header, wrappedLocalKek: "vault:v3:AAAB" }),
+  };
+  for (const [what, other] of Object.entries(otherHeaders)) {
+    const mixed = encodeEnvelope({ ...sealed, header: other }, true);
+    expect([what, await kindOf(open(mixed))]).toEqual([what, "invalid"]);
+  }
+  const second = kek.seal(header, randomBytes(32));
+  expect(await kindOf(open(encodeEnvelope({ ...sealed, iv: second.iv }, true)))).toBe("invalid");
+});
+
+test("a v1 cipher is no v2 ciphertext, and the reverse", async () => {
+  expect(await kindOf(open(encodeEnvelope(sealed, true), header.wrappedLocalKek))).toBe("invalid");
+  expect(await kindOf(open(encodeEnvelope(sealed, false)))).toBe("invalid");
+});
+
+test("lengths that the format does not have are refused", async () => {
+  const fields = { keyNameHash: header.keyNameHash, keyVersion: 3, aadSent: true };
+  const parts = { wrappedLocalKek: "w", iv: sealed.iv, ciphertext: sealed.ciphertext };
+  const magic = Buffer.from("6b346301", "hex");
+  for (const wrong of [
+    { keyNameHash: new Uint8Array(15) },
+    { iv: new Uint8Array(16) },
+    { ciphertext: new Uint8Array(15) },
+    { ciphertext: new Uint8Array(512 + 17) },
+    { wrappedLocalKek: "w".repeat(16 * 1024 + 1) },
+    { wrappedLocalKek: "" },
+  ]) {
+    const message = create(EnvelopeSchema, { ...fields, ...parts, ...wrong });
+    const bytes = Buffer.concat([magic, toBinary(EnvelopeSchema, message)]);
+    expect(await kindOf(open(bytes))).toBe("invalid");
+  }
+});
+
+test("ten thousand seals of one DEK all differ", () => {
+  const seen = new Set<string>();
+  for (let round = 0; round < 10_000; round++) {
+    seen.add(encodeEnvelope(kek.seal(header, DEK), true).toString("latin1"));
+  }
+  expect(seen.size).toBe(10_000);
+});
+
+test("a dropped local KEK throws instead of encrypting under zeros", () => {
+  const dropped = new LocalKek(randomBytes(32));
+  dropped.drop();
+  expect(() => dropped.seal(header, DEK)).toThrow("dropped");
+  expect(() => dropped.open(sealed)).toThrow("dropped");
+  expect(() => dropped.equals(DEK)).toThrow("dropped");
+});
+
+test("inputs are not changed", () => {
+  const plaintext = Buffer.from(DEK);
+  const stored = encodeEnvelope(kek.seal(header, plaintext), true);
+  const copy = Buffer.from(stored);
+  kek.open(decodeEnvelope(stored));
+  expect(plaintext).toEqual(DEK);
+  expect(stored).toEqual(copy);
+});

@@ -1,0 +1,100 @@
+import { expect, test } from "bun:test";
+import { join } from "node:path";
+import { Metadata, Server, status } from "@grpc/grpc-js";
+import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { listen } from "../../src/socket/listen.ts";
+import { addService, type Call, type Handlers } from "../../src/socket/rpc.ts";
+import { PluginError } from "../../src/system/errors.ts";
+import {
+  callRpc,
+  failureOf,
+  grpcClient,
+  onTestEnd,
+  recordingLog,
+  temporaryDirectory,
+} from "../support.ts";
+
+/** A server whose Encrypt is the test's; the rest is not called. */
+async function serve(encrypt: Handlers<typeof V2>["encrypt"]) {
+  const { log, lines } = recordingLog();
+  const grpc = new Server();
+  const unused = () => {
+    throw new Error("not called");
+  };
+  addService(grpc, V2, { status: unused, decrypt: unused, encrypt }, { api: "v2", log });
+  const path = join(temporaryDirectory(), "kms.sock");
+  const listener = await listen(grpc, { path, mode: 0o600, gid: undefined, log }, log);
+  onTestEnd(() => listener.close());
+  const client = grpcClient(path);
+  const call = (options = {}) => callRpc(client, V2.method.encrypt, { uid: "u-1" }, options);
+  return { call, lines, client };
+}
+
+test("an unexpected exception is INTERNAL, logged once, and nothing of it reaches the caller", async () => {
+  let rounds = 0;
+  const { call, lines } = await serve(() => {
+    if (++rounds === 1) {
+      throw new TypeError("x is not a function");
+    }
+    return { keyId: "after" };
+  });
+  expect(await failureOf(call())).toEqual([status.INTERNAL, "internal error"]);
+  const errors = lines.filter(({ level }) => level === "error");
+  expect(errors).toEqual([
+    expect.objectContaining({ uid: "u-1", cause: "unexpected error: x is not a function" }),
+  ]);
+  expect((await call()).keyId).toBe("after");
+});
+
+test("a repeated failure is one line in ten seconds", async () => {
+  const { call, lines } = await serve(() => Promise.reject(new PluginError("invalid", "why")));
+  for (let round = 0; round < 20; round++) {
+    await failureOf(call());
+  }
+  expect(lines.filter(({ level }) => level === "warn").length).toBe(1);
+});
+
+test("a handler that never answers ends before the caller's deadline", async () => {
+  const { call } = await serve(() => new Promise(() => {}));
+  expect(await failureOf(call({ deadlineMs: 400 }))).toEqual([
+    status.DEADLINE_EXCEEDED,
+    "no result before the deadline",
+  ]);
+});
+
+test("a caller without a deadline waits 2.5 s", async () => {
+  const { client } = await serve(() => new Promise(() => {}));
+  const failure = await new Promise<{ code: number; details: string } | null>((resolve) => {
+    client.makeUnaryRequest(
+      "/v2.KeyManagementService/Encrypt",
+      (bytes: Buffer) => bytes,
+      (bytes: Buffer) => bytes,
+      Buffer.alloc(0),
+      new Metadata(),
+      (error) => resolve(error),
+    );
+  });
+  expect(failure?.details).toBe("no result before the deadline");
+});
+
+test("a handler can tell that its caller has left", async () => {
+  const seen = Promise.withResolvers<Call>();
+  const { client, lines } = await serve((_, call) => {
+    seen.resolve(call);
+    return new Promise(() => {});
+  });
+  const grpcCall = client.makeUnaryRequest(
+    "/v2.KeyManagementService/Encrypt",
+    (bytes: Buffer) => bytes,
+    (bytes: Buffer) => bytes,
+    Buffer.alloc(0),
+    () => {},
+  );
+  const { hasLeft } = await seen.promise;
+  expect(hasLeft()).toBe(false);
+  grpcCall.cancel();
+  while (!hasLeft()) {
+    await Bun.sleep(5);
+  }
+  expect(lines).toContainEqual(expect.objectContaining({ msg: "RPC", code: "CANCELLED" }));
+});
