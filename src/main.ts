@@ -1,7 +1,7 @@
 import { Server } from "@grpc/grpc-js";
 import { version as VERSION } from "../package.json";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
-import { key4cClient } from "./commands/configured.ts";
+import { configuredKeys, key4cClient } from "./commands/configured.ts";
 import { doctorCommand } from "./commands/doctor/doctor.ts";
 import { EMULATED_KEY_ID, emulatorInside, runEmulator } from "./commands/emulator.ts";
 import { helpText } from "./commands/help.ts";
@@ -14,10 +14,12 @@ import { Health } from "./health/health.ts";
 import { serveHttp } from "./health/http.ts";
 import { Metrics } from "./health/metrics.ts";
 import { addStateMetrics } from "./health/telemetry.ts";
+import { headline } from "./health/words.ts";
 import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
-import { base32, parseKeyId } from "./keys/key-id.ts";
-import { Keyring, type Wrapped } from "./keys/keyring.ts";
+import { formatKeyId, parseKeyId } from "./keys/key-id.ts";
+import { Keyring, type Snapshot, type Wrapped } from "./keys/keyring.ts";
+import { Standings } from "./keys/standing.ts";
 import { type Listener, listen, type Place } from "./socket/listen.ts";
 import {
   addService,
@@ -25,16 +27,13 @@ import {
   MAX_CONCURRENT_STREAMS,
   MAX_MESSAGE_BYTES,
 } from "./socket/rpc.ts";
-import { describeError, ExitError, KINDS, PluginError, toPluginError } from "./system/errors.ts";
+import { describeError, ExitError, PluginError } from "./system/errors.ts";
 import { createLog, type Log } from "./system/log.ts";
 import { hardenProcess, print, untilSignal } from "./system/process.ts";
 import { inheritedSocket, supervisor } from "./system/systemd.ts";
 
-/** What the services ask of the health before they answer. */
-type Gate = Pick<Health, "refuseIfExpired" | "usable">;
-
 /** KMS v1: the whole envelope is the cipher. */
-export function kmsV1(keyring: Keyring, health: Gate): Handlers<typeof KmsV1> {
+export function kmsV1(keyring: Keyring): Handlers<typeof KmsV1> {
   return {
     version: () => ({
       version: "v1beta1",
@@ -42,7 +41,6 @@ export function kmsV1(keyring: Keyring, health: Gate): Handlers<typeof KmsV1> {
       runtimeVersion: VERSION,
     }),
     encrypt({ plain }, call) {
-      health.refuseIfExpired();
       const answer = ({ envelope }: Wrapped) => ({ cipher: encodeEnvelope(envelope, true) });
       const wrapped = keyring.wrapNow(plain);
       return wrapped ? answer(wrapped) : keyring.wrap(plain, call).then(answer);
@@ -57,15 +55,18 @@ export function kmsV1(keyring: Keyring, health: Gate): Handlers<typeof KmsV1> {
 }
 
 /** KMS v2: the wrapped local KEK, which may be large, travels in an annotation. */
-export function kmsV2(keyring: Keyring, health: Gate): Handlers<typeof KmsV2> {
+export function kmsV2(keyring: Keyring): Handlers<typeof KmsV2> {
   return {
-    status: (_, call) => ({
-      version: statusVersion(call.userAgent),
-      healthz: "ok",
-      keyId: health.usable.keyId,
-    }),
+    status(_, call) {
+      const answer = ({ keyId }: Snapshot) => ({
+        version: statusVersion(call.userAgent),
+        healthz: "ok",
+        keyId,
+      });
+      const acknowledged = keyring.acknowledgedNow();
+      return acknowledged ? answer(acknowledged) : keyring.acknowledged().then(answer);
+    },
     encrypt({ plaintext }, call) {
-      health.refuseIfExpired();
       const answer = ({ envelope, keyId }: Wrapped) => ({
         ciphertext: encodeEnvelope(envelope, false),
         keyId,
@@ -82,8 +83,7 @@ export function kmsV2(keyring: Keyring, health: Gate): Handlers<typeof KmsV2> {
           : new PluginError("unknownKey", "key_id names no configured key");
       }
       const envelope = decodeEnvelope(ciphertext, wrappedKekOf(annotations));
-      const { keyNameHash, keyVersion } = envelope.header;
-      if (base32(keyNameHash) !== named.hashText || keyVersion !== named.version) {
+      if (formatKeyId(envelope.header) !== keyId) {
         throw new PluginError("invalid", "key_id is not that of the ciphertext");
       }
       const answer = (plaintext: Buffer) => ({ plaintext });
@@ -106,28 +106,28 @@ function statusVersion(userAgent: string): "v2" | "v2beta1" {
 async function serve(config: Config, log: Log): Promise<void> {
   const metrics = new Metrics();
   const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;
-  const kmsKeyId = config.kmsKeyId ?? EMULATED_KEY_ID;
+  const keys = configuredKeys(config, config.emulator === true ? EMULATED_KEY_ID : undefined);
+  const kmsKeyId = keys.configuredId;
   const key4c = key4cClient(config, emulator?.url, log, metrics);
-  const previousKeyIds = config.previousKeyIds ?? [];
+  const standings = new Standings({
+    outageGraceMs: config.outageGrace,
+    revocationGraceMs: required(config.revocationGrace),
+  });
   const keyring = new Keyring({
-    key4c,
-    kmsKeyId,
-    previousKeyIds,
+    service: key4c,
+    keys,
+    standings,
     maxUses: required(config.localKekMaxUses),
     maxAgeMs: required(config.localKekMaxAge),
     cacheSize: required(config.localKekCacheSize),
-    probeFailure: () => health.failure,
-    firstProbe: () => health.firstProbe,
-    suspect: () => health.suspect(),
     log,
   });
   const health = new Health({
     key4c,
     keyring,
-    kmsKeyId,
-    previousKeyIds,
+    keys,
+    standings,
     intervalMs: required(config.probeInterval),
-    outageGraceMs: config.outageGrace,
     log,
   });
 
@@ -141,8 +141,8 @@ async function serve(config: Config, log: Log): Promise<void> {
     "RPCs answered, by API, method and gRPC status code.",
     ["api", "method", "code"],
   );
-  addService(grpc, KmsV1, kmsV1(keyring, health), { api: "v1", log, record });
-  addService(grpc, KmsV2, kmsV2(keyring, health), { api: "v2", log, record });
+  addService(grpc, KmsV1, kmsV1(keyring), { api: "v1", log, record });
+  addService(grpc, KmsV2, kmsV2(keyring), { api: "v2", log, record });
   const listener = await listen(grpc, place(config, log), log);
   const systemd = supervisor(process.env, process.pid, { isLive: () => listener.isOurs(), log });
   addStateMetrics(metrics, {
@@ -150,7 +150,8 @@ async function serve(config: Config, log: Log): Promise<void> {
     keyring,
     health,
     connections: () => listener.connections,
-    kmsKeyIds: [kmsKeyId, ...previousKeyIds],
+    keys,
+    standings,
     secretFiles: {
       KMS_USER_ID_FILE: config.kmsUserIdFile?.path,
       KMS_API_KEY_FILE: config.kmsApiKeyFile?.path,
@@ -161,7 +162,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     serveHttp({
       ...config.httpAddress,
       live: () => listener.isOurs(),
-      ready: () => readiness(health),
+      ready: () => readiness(keyring, health),
       metrics: () => metrics.text(),
       log,
     });
@@ -194,13 +195,14 @@ function place(config: Config, log: Log): Place {
 }
 
 /** Ready exactly when Status is ok. */
-function readiness(health: Health): { ok: boolean; text: string } {
-  const text = `${health.state} since ${health.since.toISOString()}`;
+function readiness(keyring: Keyring, { standing, since }: Health): { ok: boolean; text: string } {
+  const failure = standing.memory.verdict?.cause ?? standing.failure;
+  const cause = failure && `: ${failure.kind}: ${headline(standing.state, failure.kind)}`;
+  const text = `${standing.state} since ${since.toISOString()}${cause ?? ""}`;
   try {
-    health.usable;
-    return { ok: true, text };
-  } catch (error) {
-    return { ok: false, text: `${text}: ${KINDS[toPluginError(error).kind].text}` };
+    return { ok: keyring.acknowledgedNow() !== undefined, text };
+  } catch {
+    return { ok: false, text };
   }
 }
 

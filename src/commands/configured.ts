@@ -1,9 +1,18 @@
 import { version as VERSION } from "../../package.json";
-import type { Config } from "../config/config.ts";
+import { type Config, required } from "../config/config.ts";
 import type { Metrics } from "../health/metrics.ts";
 import { Key4C } from "../key4c/client.ts";
 import { DEFAULT_PROFILE } from "../key4c/profile.ts";
+import { KeySet } from "../keys/key-set.ts";
 import type { Log } from "../system/log.ts";
+
+/** The configured keys. @param fallback the ID when none is set */
+export function configuredKeys(config: Config, fallback?: string): KeySet {
+  return new KeySet(
+    () => required(config.kmsKeyIdFile?.current ?? config.kmsKeyId ?? fallback),
+    () => config.previousKeyIdsFile?.current ?? config.previousKeyIds ?? [],
+  );
+}
 
 /** The client of the configured Key4C, or of the emulator at `emulatorUrl`. */
 export function key4cClient(

@@ -199,7 +199,10 @@ function missingOrConflicting(
     if (!given.has("emulator")) {
       const demo = command === "serve" ? "; or try --emulator" : "";
       need(["key4cUrl"], `KEY4C_URL (--key4c-url) is missing: the address of Key4C${demo}`);
-      need(["kmsKeyId"], `KMS_KEY_ID (--key-id) is missing: the ID of the Key4C key${demo}`);
+      need(
+        ["kmsKeyId", "kmsKeyIdFile"],
+        `KMS_KEY_ID (--key-id) is missing: the ID of the Key4C key${demo}`,
+      );
       need(
         ["kmsUserId", "kmsUserIdFile"],
         "KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token",
@@ -212,6 +215,8 @@ function missingOrConflicting(
     if (given.has("emulatorData") && !given.has("emulator")) {
       problems.push("--emulator-data is of use only with --emulator");
     }
+    notBoth("kmsKeyId", "kmsKeyIdFile");
+    notBoth("previousKeyIds", "previousKeyIdsFile");
     notBoth("kmsUserId", "kmsUserIdFile");
     notBoth("kmsApiKey", "kmsApiKeyFile");
     bothOrNone("certFile", "certKeyFile");

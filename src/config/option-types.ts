@@ -63,6 +63,14 @@ export function keyIds(text: string): readonly string[] {
   return text.split(",").map((one) => keyId(one.trim()));
 }
 
+/** The same in a file: separated by commas or lines, and maybe none. */
+export function keyIdLines(text: string): readonly string[] {
+  return text
+    .split(/[\s,]+/)
+    .filter(Boolean)
+    .map(keyId);
+}
+
 /** `https://host[:port][/path]`; http only where nothing leaves the machine. */
 export function serviceUrl(text: string): string {
   const url = URL.canParse(text) ? new URL(text) : undefined;

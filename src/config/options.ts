@@ -1,6 +1,6 @@
 import { version as VERSION } from "../../package.json";
 import { parseProfile } from "../key4c/profile.ts";
-import { readSmallFile } from "../system/files.ts";
+import { ReloadedFile, readSmallFile } from "../system/files.ts";
 import { LOG_FORMATS, LOG_LEVELS } from "../system/log.ts";
 import {
   absolutePath,
@@ -10,6 +10,7 @@ import {
   httpAddress,
   integer,
   keyId,
+  keyIdLines,
   keyIds,
   loopbackAddress,
   NAMED_UNITS_MS,
@@ -92,6 +93,14 @@ export const OPTIONS = {
     help: "ID of the Key4C key that wraps from now on",
     parse: keyId,
   },
+  kmsKeyIdFile: {
+    env: "KMS_KEY_ID_FILE",
+    flag: "key-id-file",
+    commands: KEY4C,
+    value: "FILE",
+    help: "File with KMS_KEY_ID; read again when it changes: the other key wraps once it is proven, without a restart",
+    parse: (path: string) => new ReloadedFile(path, (text) => keyId(text.trim())),
+  },
   previousKeyIds: {
     env: "KMS_PREVIOUS_KEY_IDS",
     flag: "previous-key-ids",
@@ -99,6 +108,14 @@ export const OPTIONS = {
     value: "ID,…",
     help: "IDs of former keys whose data are still decrypted",
     parse: keyIds,
+  },
+  previousKeyIdsFile: {
+    env: "KMS_PREVIOUS_KEY_IDS_FILE",
+    flag: "previous-key-ids-file",
+    commands: KEY4C,
+    value: "FILE",
+    help: "File with KMS_PREVIOUS_KEY_IDS, by commas or lines; read again when it changes; it may be empty",
+    parse: (path: string) => new ReloadedFile(path, keyIdLines, "mayBeEmpty"),
   },
   kmsUserId: {
     env: "KMS_USER_ID",
@@ -220,6 +237,15 @@ export const OPTIONS = {
     value: "DURATION",
     help: "How long Status and Encrypt go on while Key4C is away (default: without limit)",
     parse: duration(0, MAX_DURATION_MS),
+  },
+  revocationGrace: {
+    env: "KMS_REVOCATION_GRACE",
+    flag: "revocation-grace",
+    commands: SERVE,
+    value: "DURATION",
+    default: "60s",
+    help: "How long Key4C must call the key disabled or deleted before its local KEKs are dropped; 0s: at the first answer",
+    parse: duration(0, NAMED_UNITS_MS.h),
   },
   httpAddress: {
     env: "KMS_HTTP_ADDRESS",

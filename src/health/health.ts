@@ -1,299 +1,353 @@
-import type { Key4C } from "../key4c/client.ts";
-import type { Keyring, Snapshot } from "../keys/keyring.ts";
-import { describeError, type ErrorKind, PluginError, toPluginError } from "../system/errors.ts";
+import type { KeyDescription } from "../key4c/client.ts";
+import type { KeySet } from "../keys/key-set.ts";
+import { fingerprintOf, type Keyring, type Snapshot } from "../keys/keyring.ts";
+import { expectedOf } from "../keys/local-kek.ts";
+import { OLDER_VERSION_MS, type Standing, type Standings, type State } from "../keys/standing.ts";
+import type { CallOptions } from "../keys/wrapping.ts";
+import { type Clock, systemClock } from "../system/clock.ts";
+import { describeError, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
+import { ChangeLog } from "./change-log.ts";
+import { ProbeLoop } from "./probe-loop.ts";
 
-/** After a failure the probe comes again this soon, then in twice the time, up to the second limit. */
-const FIRST_PROBE_AFTER_FAILURE_MS = 250;
-const MAX_PROBE_INTERVAL_WHEN_FAILING_MS = 5_000;
-/** Failures of callers make the probe come earlier, but not more often than this. */
-const MIN_PROBE_INTERVAL_MS = 250;
-/**
- * Part of the interval by which each probe is moved. It does not part those that begin together: therefore
- * the first interval after a start or an outage is a random part of a whole one, and so is the first until
- * the next unwrap. A fleet that starts together then asks evenly from its second probe on.
- */
-const PROBE_JITTER = 0.1;
-/** A describe can be well while the HSM is dead: this often the probe has the local KEK unwrapped. */
-const UNWRAP_INTERVAL_MS = 5 * 60_000;
-/** Key4C must refuse a key this often, over at least this time, before it counts as revoked. */
-const REVOCATION_ANSWERS = 3;
-const REVOCATION_MS = 60_000;
-
-export const STATES = ["starting", "ok", "degraded", "expired", "revoked"] as const;
-/**
- * - `starting`: there is no local KEK yet; Status and Encrypt fail.
- * - `ok`: the last probe succeeded.
- * - `degraded`: it failed; everything goes on with the local KEKs that are known.
- * - `expired`: it has failed for longer than KMS_OUTAGE_GRACE; Status and Encrypt fail.
- * - `revoked`: Key4C has refused the key for good; its local KEKs are dropped, every RPC on it fails.
- */
-export type State = (typeof STATES)[number];
+/** Orphaned local KEKs are asked for again this often: key material may have been restored. */
+const ORPHAN_INTERVAL_MS = 5 * 60_000;
 
 export interface HealthOptions {
-  readonly key4c: Pick<Key4C, "describe" | "canDescribe">;
+  readonly key4c: {
+    describe(kmsKeyId: string, options?: CallOptions): Promise<KeyDescription>;
+  };
   readonly keyring: Keyring;
-  readonly kmsKeyId: string;
-  readonly previousKeyIds: readonly string[];
+  readonly keys: KeySet;
+  readonly standings: Standings;
   readonly intervalMs: number;
-  /** How long an outage may last before Status is an error; undefined: for ever. */
-  readonly outageGraceMs: number | undefined;
   readonly log: Log;
-  /** Monotonic clock; tests replace it. */
-  readonly nowMs?: () => number;
-}
-
-/** How often, and since when, Key4C has refused one key without a success in between. */
-interface Refusals {
-  answers: number;
-  readonly sinceMs: number;
+  readonly clock?: Clock;
 }
 
 /**
- * The background probe and the one state machine. Status, Encrypt, the HTTP endpoints and the metrics
- * only read it; nothing but a probe moves it.
+ * The background probes. They alone move the {@link Standing} of a key, which keyring, services, HTTP and metrics only
+ * read; what an answer leads to is decided there.
  */
 export class Health {
   readonly #options: HealthOptions;
-  readonly #nowMs: () => number;
-  /** Why the last probe failed; undefined while it has not, or none has ended. */
-  #failure: PluginError | undefined;
-  #failures = 0;
-  #lastSuccessMs: number | undefined;
-  #nextUnwrapMs = 0;
-  /** Whether the last probe was the first success of a row. */
-  #beginsRow = false;
-  /** On the monotonic clock. */
+  readonly #clock: Clock;
+  readonly #loops = new Map<string, ProbeLoop>();
+  readonly #changes: ChangeLog;
+  #olderSinceMs: number | undefined;
+  #auditedAtMs = Number.NEGATIVE_INFINITY;
+  #auditing: Promise<void> | undefined;
+  #hasWarnedOfRefusals = false;
+  /** Why the key that is configured now does not become current. */
+  keyChangeFailure: PluginError | undefined;
+  /** On the monotonic clock: the end of the last probe of the current key. */
   lastProbeMs = Number.NEGATIVE_INFINITY;
-  /** What the last line of the log said. */
-  #entered: { readonly state: State; readonly kind: ErrorKind | undefined; readonly at: Date };
-  readonly #refusals = new Map<string, Refusals>();
-  #probing: Promise<void> | undefined;
-  #timer: Timer | undefined;
-  #stopped = false;
 
   constructor(options: HealthOptions) {
     this.#options = options;
-    this.#nowMs = options.nowMs ?? (() => performance.now());
-    this.#entered = { state: "starting", kind: undefined, at: new Date() };
+    this.#clock = options.clock ?? systemClock;
+    this.#changes = new ChangeLog(options.log, this.#clock);
+  }
+
+  /** Of the key that wraps. */
+  get standing(): Standing {
+    return this.#options.standings.of(this.#options.keys.currentId);
   }
 
   get state(): State {
-    const { keyring, kmsKeyId, outageGraceMs } = this.#options;
-    if (keyring.isRevoked(kmsKeyId)) {
-      return "revoked";
-    }
-    if (keyring.snapshot === undefined) {
-      return "starting";
-    }
-    if (this.#failure === undefined) {
-      return "ok";
-    }
-    const outageMs = this.#nowMs() - (this.#lastSuccessMs ?? Number.NEGATIVE_INFINITY);
-    return outageGraceMs !== undefined && outageMs >= outageGraceMs ? "expired" : "degraded";
+    return this.standing.state;
   }
 
   /** Since when, to the precision of a probe. */
   get since(): Date {
-    return this.#entered.at;
+    return this.#changes.since;
   }
 
   /** Wall-clock time of the last successful probe. */
   get lastContact(): Date | undefined {
-    const ms = this.#lastSuccessMs;
-    return ms === undefined ? undefined : new Date(Date.now() - (this.#nowMs() - ms));
-  }
-
-  /**
-   * What Status tells: either the key_id that the next Encrypt will use, or an error, and never a
-   * sick text beside a key_id, which a v2 API server would take as leave to go on.
-   */
-  get usable(): Snapshot {
-    this.refuseIfExpired();
-    const { snapshot } = this.#options.keyring;
-    if (snapshot === undefined || this.state === "revoked") {
-      throw this.#options.keyring.absence();
-    }
-    return snapshot;
-  }
-
-  /** For Encrypt. @throws PluginError when the outage has lasted longer than KMS_OUTAGE_GRACE */
-  refuseIfExpired(): void {
-    if (this.state === "expired") {
-      throw new PluginError("unavailable", "the outage has lasted longer than KMS_OUTAGE_GRACE", {
-        cause: this.#failure,
-      });
-    }
-  }
-
-  /** The first probe while it is under way, for an Encrypt that comes meanwhile. */
-  get firstProbe(): Promise<void> | undefined {
-    return this.#failures === 0 && this.#lastSuccessMs === undefined ? this.#probing : undefined;
-  }
-
-  /** Why the last probe failed. */
-  get failure(): PluginError | undefined {
-    return this.#failure;
+    const ms = this.standing.memory.lastSuccessMs;
+    return ms === undefined ? undefined : new Date(Date.now() - (this.#clock.nowMs() - ms));
   }
 
   /** Probes now and from now on, until {@link stop}. */
   start(): void {
-    this.#schedule(0);
+    const { standing } = this;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    standing.firstProbe = promise.then(() => {
+      standing.firstProbe = undefined;
+    });
+    this.#firstProbeEnded = resolve;
+    this.#startLoop(standing);
   }
 
-  /** A call for somebody failed: has the probe look at once. */
-  suspect(): void {
-    if (this.#failure === undefined) {
-      this.#schedule(Math.max(0, this.lastProbeMs + MIN_PROBE_INTERVAL_MS - this.#nowMs()));
-    }
-  }
+  #firstProbeEnded: () => void = () => {};
 
   stop(): void {
-    this.#stopped = true;
-    clearTimeout(this.#timer);
-  }
-
-  #schedule(inMs: number): void {
-    if (!this.#stopped && this.#probing === undefined) {
-      clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => {
-        this.#probing = this.#probeOnce().finally(() => {
-          this.#probing = undefined;
-          this.#schedule(this.#nextProbeInMs());
-        });
-      }, inMs);
+    for (const loop of this.#loops.values()) {
+      loop.stop();
     }
   }
 
-  #nextProbeInMs(): number {
-    const { intervalMs } = this.#options;
-    if (this.#beginsRow) {
-      return intervalMs * Math.random();
-    }
-    const failingMs = FIRST_PROBE_AFTER_FAILURE_MS * 2 ** (this.#failures - 1);
-    const nextMs =
-      this.#failures === 0
-        ? intervalMs
-        : Math.min(intervalMs, failingMs, MAX_PROBE_INTERVAL_WHEN_FAILING_MS);
-    return nextMs * (1 + PROBE_JITTER * (2 * Math.random() - 1));
+  #startLoop(standing: Standing): void {
+    const loop = new ProbeLoop(standing, {
+      probe: () => this.#probe(standing),
+      intervalMs: this.#options.intervalMs,
+      clock: this.#clock,
+    });
+    this.#loops.set(standing.kmsKeyId, loop);
+    loop.start();
   }
 
-  async #probeOnce(): Promise<void> {
-    const { kmsKeyId, previousKeyIds } = this.#options;
-    try {
-      await this.#probe();
-      this.#accepted(kmsKeyId);
-      this.#beginsRow = this.#failure !== undefined || this.#lastSuccessMs === undefined;
-      if (this.#beginsRow) {
-        this.#nextUnwrapMs = this.#nowMs() + UNWRAP_INTERVAL_MS * Math.random();
+  /** Starts probes of keys that are new, and ends those of keys that are not configured any more. */
+  #followKeys(): void {
+    const { keys, standings } = this.#options;
+    const wanted = [keys.currentId, ...keys.previousIds];
+    for (const kmsKeyId of wanted.filter((id) => !this.#loops.has(id))) {
+      this.#startLoop(standings.of(kmsKeyId));
+    }
+    for (const [kmsKeyId, loop] of this.#loops) {
+      if (!wanted.includes(kmsKeyId)) {
+        loop.stop();
+        this.#loops.delete(kmsKeyId);
       }
-      this.#failure = undefined;
-      this.#failures = 0;
-      this.#lastSuccessMs = this.#nowMs();
-    } catch (error) {
-      this.#beginsRow = false;
-      this.#failure = toPluginError(error);
-      this.#failures += 1;
-      this.#refused(kmsKeyId, this.#failure);
     }
-    this.lastProbeMs = this.#nowMs();
-    if (this.#failure === undefined) {
-      await Promise.all(previousKeyIds.map((keyId) => this.#probePrevious(keyId)));
-    }
-    this.#logChange();
   }
 
-  async #probe(): Promise<void> {
-    const { key4c, keyring, kmsKeyId } = this.#options;
-    const { version = 0 } = await key4c.describe(kmsKeyId);
-    if (keyring.snapshot === undefined) {
-      await keyring.renew(); // unwraps what it wrapped
+  async #probe(standing: Standing): Promise<void> {
+    const { keys } = this.#options;
+    if (standing.kmsKeyId === keys.currentId) {
+      await this.#probeCurrent(standing);
+      this.lastProbeMs = this.#clock.nowMs();
+      this.#firstProbeEnded();
+      this.#changes.note(this.standing, this.#options.keyring.snapshot?.keyId);
+      this.#lookAfter();
+    } else if (this.standing.failure === undefined) {
+      // While the current key says that Key4C is away or refuses the secret, the others would only say it again.
+      await this.#probePrevious(standing);
+    }
+  }
+
+  async #probeCurrent(standing: Standing): Promise<void> {
+    const { keys, keyring } = this.#options;
+    keys.reload();
+    if (keys.configuredId !== standing.kmsKeyId && (await this.#changeKey(keys.configuredId))) {
       return;
     }
-    const unwrapDue = this.#nowMs() >= this.#nextUnwrapMs;
-    if (this.#failure !== undefined || unwrapDue || !key4c.canDescribe) {
-      await keyring.verifyCurrent();
-      this.#nextUnwrapMs = this.#nowMs() + UNWRAP_INTERVAL_MS;
+    const wasMismatch = standing.memory.verdict?.state === "mismatch";
+    try {
+      await this.#examine(standing);
+      standing.hear(undefined);
+      keyring.keyIsWell();
+      if (wasMismatch) {
+        this.#audit(standing.kmsKeyId, "all");
+      }
+    } catch (error) {
+      this.#failed(standing, toPluginError(error));
     }
-    if (version > keyring.snapshot.header.keyVersion) {
-      await keyring.renew();
+  }
+
+  /** @throws PluginError what the probe met, unless Key4C is well */
+  async #examine({ kmsKeyId, failure }: Standing): Promise<void> {
+    const { key4c, keyring } = this.#options;
+    // After a failure on a new connection: a kept one may be dead, or lead to a replica that lags.
+    const told = await key4c.describe(kmsKeyId, { newConnection: failure !== undefined });
+    const snapshot = keyring.snapshot;
+    if (snapshot === undefined) {
+      await keyring.adopt(kmsKeyId, expectedOf(kmsKeyId, told)); // which Key4C gave back
+      return;
+    }
+    // The version first: after a rotation the former one may be gone, and with it the current local KEK.
+    const before = snapshot.header.keyVersion;
+    const { version = before } = told;
+    let doubt: PluginError | undefined;
+    if (version > before) {
+      doubt = await this.#rotate(kmsKeyId, told);
+      if (doubt === undefined) {
+        return;
+      }
+    } else if (version < before) {
+      doubt = new PluginError(
+        "olderVersion",
+        `Key4C tells version ${version} of the key, after ${before}`,
+      );
+    }
+    this.#olderSinceMs = version < before ? (this.#olderSinceMs ?? this.#clock.nowMs()) : undefined;
+    const missing = await keyring.examine();
+    if (missing.length > 0) {
+      await this.#confirmMismatch(missing, snapshot, doubt);
+    }
+    if (doubt !== undefined) {
+      throw doubt;
+    }
+  }
+
+  /** @returns why the higher version does not become current: describe and encrypt do not tell the same */
+  async #rotate(kmsKeyId: string, told: KeyDescription): Promise<PluginError | undefined> {
+    try {
+      await this.#options.keyring.adopt(kmsKeyId, expectedOf(kmsKeyId, told));
+    } catch (error) {
+      const failure = toPluginError(error);
+      if (failure.kind === "olderVersion") {
+        return failure;
+      }
+      throw failure;
+    }
+    this.#olderSinceMs = undefined;
+    this.#audit(kmsKeyId, "all"); // a former version may be gone
+    return undefined;
+  }
+
+  /** @throws PluginError `mismatch`, unless something else explains it */
+  async #confirmMismatch(
+    missing: readonly Snapshot[],
+    snapshot: Snapshot,
+    older: PluginError | undefined,
+  ): Promise<never> {
+    const olderMs = this.#clock.nowMs() - (this.#olderSinceMs ?? Number.NEGATIVE_INFINITY);
+    if (older !== undefined && olderMs < OLDER_VERSION_MS) {
+      throw older;
+    }
+    await this.#options.keyring.tryAnother(snapshot);
+    const fingerprints = missing.map(fingerprintOf).join(", ");
+    throw new PluginError(
+      "mismatch",
+      `Key4C gives back what it has just wrapped, and not the local KEK ${fingerprints}`,
+    );
+  }
+
+  /** @returns whether the configured key is current now */
+  async #changeKey(kmsKeyId: string): Promise<boolean> {
+    const { key4c, keyring, keys, standings, log } = this.#options;
+    const former = keys.currentId;
+    try {
+      const told = await key4c.describe(kmsKeyId);
+      await keyring.adopt(kmsKeyId, expectedOf(kmsKeyId, told));
+    } catch (error) {
+      const failure = toPluginError(error);
+      const cause = describeError(failure);
+      if (cause !== describeError(this.keyChangeFailure)) {
+        log.error("the configured key does not become current: the former one goes on", {
+          kmsKeyId,
+          former,
+          kind: failure.kind,
+          cause,
+        });
+      }
+      this.keyChangeFailure = failure;
+      return false;
+    }
+    this.keyChangeFailure = undefined;
+    this.#olderSinceMs = undefined;
+    log.info("another key wraps from now on", {
+      kmsKeyId,
+      former,
+      remedy:
+        "keep the former one in KMS_PREVIOUS_KEY_IDS until inspect --verify shows no data of it",
+    });
+    standings.of(kmsKeyId).hear(undefined);
+    this.#audit(former, "all");
+    return true;
+  }
+
+  #failed(standing: Standing, failure: PluginError): void {
+    const before = standing.memory.verdict?.state;
+    standing.hear(failure);
+    const after = standing.memory.verdict?.state;
+    if (after === before) {
+      return;
+    }
+    if (after === "revoked") {
+      this.#options.keyring.revoke(standing.kmsKeyId);
     } else {
-      keyring.renewIfDue();
+      this.#audit(standing.kmsKeyId, "all");
     }
   }
 
   /** A previous key may be gone without any harm to the current one. */
-  async #probePrevious(keyId: string): Promise<void> {
+  async #probePrevious(standing: Standing): Promise<void> {
+    const { key4c, log } = this.#options;
+    const { kmsKeyId } = standing;
+    const wasRevoked = standing.revocation !== undefined;
     try {
-      await this.#options.key4c.describe(keyId);
-      this.#accepted(keyId);
+      await key4c.describe(kmsKeyId);
+      standing.hear(undefined);
+      if (wasRevoked) {
+        log.info("a previous key is no longer revoked", { kmsKeyId });
+      }
     } catch (error) {
-      this.#refused(keyId, toPluginError(error));
+      const failure = toPluginError(error);
+      const { kind } = failure;
+      if (standing.failure?.kind !== kind) {
+        const cause = describeError(failure);
+        log.warn("a previous key is not well: what is known of it still decrypts", {
+          kmsKeyId,
+          kind,
+          cause,
+        });
+      }
+      this.#failed(standing, failure);
+      if (!wasRevoked && standing.revocation !== undefined) {
+        const cause = describeError(failure);
+        log.error("a previous key is revoked: its local KEKs are dropped", {
+          kmsKeyId,
+          kind,
+          cause,
+        });
+      }
     }
   }
 
-  #accepted(keyId: string): void {
-    this.#refusals.delete(keyId);
-    if (this.#options.keyring.restore(keyId)) {
-      this.#options.log.info("the key is no longer revoked", { kmsKeyId: keyId });
+  /** What has time until a probe has ended. */
+  #lookAfter(): void {
+    const { keyring, keys, log } = this.#options;
+    this.#followKeys();
+    if (
+      keyring.cache.orphans > 0 &&
+      this.#clock.nowMs() - this.#auditedAtMs >= ORPHAN_INTERVAL_MS
+    ) {
+      for (const kmsKeyId of [keys.currentId, ...keys.previousIds]) {
+        this.#audit(kmsKeyId, "orphaned");
+      }
+    }
+    const { refused, givenBack } = keyring.currentKeyUnwraps;
+    if (refused > 0 && givenBack === 0 && !this.#hasWarnedOfRefusals) {
+      this.#hasWarnedOfRefusals = true;
+      log.error(
+        "Key4C has refused local KEKs of the current key since the start and given back none",
+        {
+          refused,
+          remedy:
+            "was other key material restored behind the same key? rotate it above every version that was ever used, then inspect --verify; nothing that is written now is at risk, what was written before is",
+        },
+      );
     }
   }
 
-  /** Counts what Key4C itself says of a key; a gateway's page, or no answer, says nothing. */
-  #refused(keyId: string, error: PluginError): void {
+  /** Not awaited by a probe: many local KEKs may have to be asked for. One after the other. */
+  #audit(kmsKeyId: string, which: "orphaned" | "all"): void {
     const { keyring, log } = this.#options;
-    if (!error.isVerdict || keyring.isRevoked(keyId)) {
-      return;
-    }
-    const refusals = this.#refusals.get(keyId) ?? { answers: 0, sinceMs: this.#nowMs() };
-    refusals.answers += 1;
-    this.#refusals.set(keyId, refusals);
-    const lastedMs = this.#nowMs() - refusals.sinceMs;
-    if (refusals.answers >= REVOCATION_ANSWERS && lastedMs >= REVOCATION_MS) {
-      keyring.revoke(keyId, error);
-      log.error("the key is revoked: its local KEKs are dropped", {
-        kmsKeyId: keyId,
-        kind: error.kind,
-        cause: describeError(error),
-        remedy: REMEDIES[error.kind],
+    this.#auditedAtMs = this.#clock.nowMs();
+    const auditing = (this.#auditing ?? Promise.resolve())
+      .then(() => keyring.audit(kmsKeyId, which))
+      .then((found) => {
+        if (found > 0) {
+          log.error(
+            "local KEKs are orphaned: Key4C does not give them back, this process can still read",
+            {
+              kmsKeyId,
+              found,
+              orphans: keyring.cache.orphans,
+              remedy:
+                "rewrite all objects now, prove it with inspect --verify; do not restart the plugin before",
+            },
+          );
+        }
+      })
+      .finally(() => {
+        if (this.#auditing === auditing) {
+          this.#auditing = undefined;
+        }
       });
-    }
-  }
-
-  /** One line a change of state. */
-  #logChange(): void {
-    const { state } = this;
-    const kind = this.#failure?.kind;
-    const same = state === this.#entered.state;
-    if (same && kind === this.#entered.kind) {
-      return;
-    }
-    this.#entered = { state, kind, at: same ? this.#entered.at : new Date() };
-    const fields = {
-      state,
-      keyId: this.#options.keyring.snapshot?.keyId,
-      ...(this.#failure && {
-        kind: this.#failure.kind,
-        cause: describeError(this.#failure),
-        remedy: REMEDIES[this.#failure.kind],
-      }),
-    };
-    this.#options.log[state === "ok" ? "info" : "warn"](`Key4C is ${WORDS[state]}`, fields);
+    this.#auditing = auditing;
   }
 }
-
-const WORDS: Readonly<Record<State, string>> = {
-  starting: "not usable yet",
-  ok: "ok",
-  degraded: "away; known local KEKs go on",
-  expired: "away for longer than KMS_OUTAGE_GRACE",
-  revoked: "refusing the key",
-};
-
-/** What to do about a failing probe, by the kind of its error. */
-const REMEDIES: { readonly [K in ErrorKind]?: string } = {
-  unavailable: "check KEY4C_URL, the network, the proxy and the CA",
-  throttled: "ask for a higher rate, or wait",
-  denied: "check KMS_USER_ID and KMS_API_KEY",
-  keyUnusable: "check that KMS_KEY_ID exists and is enabled",
-};

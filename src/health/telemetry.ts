@@ -1,28 +1,43 @@
 import { readdirSync, statSync } from "node:fs";
-import { formatKeyId, keyNameHash } from "../keys/key-id.ts";
+import { formatKeyId, keyNameHash, NO_KCV } from "../keys/key-id.ts";
+import type { KeySet } from "../keys/key-set.ts";
 import type { Keyring } from "../keys/keyring.ts";
-import { type Health, STATES } from "./health.ts";
+import { STATES, type Standings } from "../keys/standing.ts";
+import { KINDS } from "../system/errors.ts";
+import type { Health } from "./health.ts";
 import type { Metrics } from "./metrics.ts";
 
 export interface TelemetrySources {
   readonly version: string;
   readonly keyring: Keyring;
   readonly health: Health;
+  readonly keys: KeySet;
+  readonly standings: Standings;
   readonly connections: () => number;
-  readonly kmsKeyIds: readonly string[];
   /** By the name of their option. */
   readonly secretFiles: Readonly<Record<string, string | undefined>>;
 }
 
 /** Adds every metric that is read from the state of the plugin; RPCs and calls record themselves. */
 export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): void {
-  const { version, keyring, health, connections, kmsKeyIds, secretFiles } = sources;
+  const { version, keyring, health, keys, standings, connections, secretFiles } = sources;
   metrics.gauge("key4c_kms_build_info", "The version of the plugin; always 1.", () => ({
     labels: { version },
     value: 1,
   }));
   metrics.gauge("key4c_kms_state", "1 for the state that the plugin is in.", () =>
     STATES.map((state) => ({ labels: { state }, value: state === health.state ? 1 : 0 })),
+  );
+  metrics.gauge(
+    "key4c_kms_failure",
+    "1 for the kind of failure that the last probe met; none while it succeeds.",
+    () => {
+      const kind = health.standing.failure?.kind;
+      return Object.keys(KINDS).map((one) => ({
+        labels: { kind: one },
+        value: one === kind ? 1 : 0,
+      }));
+    },
   );
   metrics.gauge(
     "key4c_kms_key4c_last_contact_timestamp_seconds",
@@ -39,10 +54,30 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     () => keyring.snapshot?.header.keyVersion,
   );
   metrics.gauge("key4c_kms_key_revoked", "1 for a key whose local KEKs were dropped.", () =>
-    kmsKeyIds.map((id) => ({
-      labels: { key: formatKeyId(keyNameHash(id), 0) },
-      value: keyring.isRevoked(id) ? 1 : 0,
+    [keys.currentId, ...keys.previousIds].map((id) => ({
+      labels: { key: keyName(id) },
+      value: standings.of(id).revocation === undefined ? 0 : 1,
     })),
+  );
+  metrics.gauge(
+    "key4c_kms_key_change_failed",
+    "1 while the key that is configured does not become current.",
+    () => (health.keyChangeFailure === undefined ? 0 : 1),
+  );
+  metrics.gauge(
+    "key4c_kms_local_keks_orphaned",
+    "Local KEKs that Key4C does not give back any more; only this process can read what they wrapped.",
+    () => keyring.cache.orphans,
+  );
+  metrics.counter(
+    "key4c_kms_local_keks_of_current_key_refused_total",
+    "Local KEKs of the current key and version that Key4C refused to callers.",
+    () => keyring.currentKeyUnwraps.refused,
+  );
+  metrics.counter(
+    "key4c_kms_encrypts_over_limit_total",
+    "Encrypts that went on above KMS_LOCAL_KEK_MAX_USES for want of a new local KEK.",
+    () => keyring.overLimit,
   );
   metrics.gauge("key4c_kms_local_kek_age_seconds", "Age of the current local KEK.", () =>
     seconds(keyring.ageMs),
@@ -83,6 +118,11 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
       }),
   );
   addProcessMetrics(metrics);
+}
+
+/** The part of a key_id that stays the same over versions. */
+function keyName(kmsKeyId: string): string {
+  return formatKeyId({ keyNameHash: keyNameHash(kmsKeyId), keyVersion: 0, kcvHash: NO_KCV });
 }
 
 /** The figures that Prometheus' own client libraries give for every process. */

@@ -1,6 +1,6 @@
 import { LOCAL_KEK_BYTES, MAX_KEY_VERSION, MAX_WRAPPED_KEK_BYTES } from "../keys/wrapping.ts";
 import { type ErrorKind, PluginError } from "../system/errors.ts";
-import { type Profile, resolvePointer } from "./profile.ts";
+import { type Profile, type RemoteErrorKind, resolvePointer } from "./profile.ts";
 
 /** What Key4C is asked to do with a key. */
 export type OperationName = "describe" | "encrypt" | "decrypt";
@@ -32,19 +32,31 @@ export function readAnswer(
   }
   const told = errors.code === undefined ? undefined : resolvePointer(document, errors.code);
   const code = typeof told === "string" || typeof told === "number" ? String(told) : "";
-  const byCode = ownValue(errors.kinds, code);
-  const mapped = byCode ?? ownValue(errors.kinds, String(response.status));
-  // Without codes in the contract, that an answer is JSON is all that tells it from a gateway's page.
-  const isVerdict = errors.code === undefined ? document !== undefined : byCode !== undefined;
+  const byCode = ownValue(errors.codes, code);
+  const mapped = byCode ?? statusKind(errors.statuses, response.status, document !== undefined);
   // Only a decrypt can be asked with something invalid that came from outside.
   const kind: ErrorKind =
     mapped === undefined || (mapped === "invalid" && name !== "decrypt") ? "unavailable" : mapped;
+  const isVerdict = byCode !== undefined && kind === byCode;
   const shownCode = /^[A-Za-z0-9_.-]{1,64}$/.test(code) ? ` ${code}` : "";
   throw new PluginError(
     kind,
     `Key4C answered ${name} with HTTP status ${response.status}${shownCode}`,
     { isVerdict, ...(kind === "throttled" && retryAfter(response)) },
   );
+}
+
+/**
+ * A gateway's page has a status too: it says nothing of a key or a ciphertext. It may say that we ask too much, or
+ * with the wrong credential: both only make us ask less.
+ */
+function statusKind(
+  statuses: Profile["errors"]["statuses"],
+  status: number,
+  isJson: boolean,
+): RemoteErrorKind | undefined {
+  const kind = ownValue(statuses, String(status));
+  return isJson || kind === "throttled" || kind === "denied" ? kind : undefined;
 }
 
 function ownValue<T>(map: Readonly<Record<string, T>>, key: string): T | undefined {
@@ -89,6 +101,15 @@ export function readVersion(answer: unknown, pointer: string | undefined): numbe
     );
   }
   return version;
+}
+
+/**
+ * A key check value: hexadecimal digits, as HSMs show them. What has another form is taken for none: it would
+ * change key_id.
+ */
+export function readKcv(answer: unknown, pointer: string | undefined): string | undefined {
+  const kcv = pointer === undefined ? undefined : resolvePointer(answer, pointer);
+  return typeof kcv === "string" && /^[0-9A-Fa-f]{4,64}$/.test(kcv) ? kcv.toUpperCase() : undefined;
 }
 
 export function readCiphertext(answer: unknown, pointer: string): string {

@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
-import type { WrappedKek, WrappingService } from "../keys/wrapping.ts";
+import type { CallOptions, WrappedKek, WrappingService } from "../keys/wrapping.ts";
+import { type Clock, sleep, systemClock } from "../system/clock.ts";
 import { type ErrorKind, KINDS, PluginError } from "../system/errors.ts";
 import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
@@ -8,6 +9,7 @@ import {
   readAnswer,
   readBody,
   readCiphertext,
+  readKcv,
   readLocalKek,
   readVersion,
 } from "./answer.ts";
@@ -26,7 +28,10 @@ const ATTEMPT_TIMEOUT_MS = 2_500;
 /** All attempts of one call together. Longer than any caller waits: the result fills the cache. */
 const CALL_BUDGET_MS = 10_000;
 const FIRST_RETRY_DELAY_MS = 100;
-const MAX_RETRY_DELAY_MS = 2_000;
+/** A caller's patience is 3 s: once Key4C is back, whoever still waits must not sleep for long. */
+const MAX_RETRY_DELAY_MS = 500;
+/** A secret that Key4C refused is not tried again before, unless it changes: tokens of HSMs lock. */
+const DENIED_PAUSE_MS = 30_000;
 
 export interface Key4COptions {
   /** Base address, without a slash at its end. */
@@ -42,6 +47,9 @@ export interface Key4COptions {
   };
   readonly userAgent: string;
   readonly log: Log;
+  /** Tests replace clock and network. */
+  readonly clock?: Clock;
+  readonly fetch?: (url: string, init: BunFetchRequestInit) => Promise<Response>;
   /** Told of every attempt at its end; kind is "ok" or that of its error. */
   readonly record?: (
     labels: { readonly operation: string; readonly kind: string },
@@ -53,6 +61,8 @@ export interface Key4COptions {
 export interface KeyDescription {
   /** undefined when the service tells none. */
   readonly version: number | undefined;
+  /** Key check value, in upper case; undefined when the service tells none. */
+  readonly kcv: string | undefined;
   /** As the service calls it; undefined when it tells none. */
   readonly algorithm: string | undefined;
 }
@@ -63,9 +73,13 @@ export interface KeyDescription {
  */
 export class Key4C implements WrappingService {
   readonly #options: Key4COptions;
+  readonly #clock: Clock;
+  /** By key: the secret that was refused last, and when. */
+  readonly #denied = new Map<string, { secret: string; untilMs: number; error: PluginError }>();
 
   constructor(options: Key4COptions) {
     this.#options = options;
+    this.#clock = options.clock ?? systemClock;
   }
 
   /** Whether the profile can ask for a key's version and state. */
@@ -74,13 +88,13 @@ export class Key4C implements WrappingService {
   }
 
   /** @throws PluginError `keyUnusable` when the key exists but must not be used */
-  async describe(keyId: string): Promise<KeyDescription> {
+  async describe(keyId: string, options: CallOptions = {}): Promise<KeyDescription> {
     const operation = this.#options.profile.describe;
     if (operation === undefined) {
-      return { version: undefined, algorithm: undefined };
+      return { version: undefined, kcv: undefined, algorithm: undefined };
     }
     const { result, unusableStates } = operation;
-    return this.#call("describe", operation, { keyId }, (answer) => {
+    return this.#call("describe", operation, { keyId }, options, (answer) => {
       const state = result.state && resolvePointer(answer, result.state);
       if (unusableStates.some((one) => one === state)) {
         throw new PluginError("keyUnusable", `Key4C says that the key is ${state}`, {
@@ -90,12 +104,18 @@ export class Key4C implements WrappingService {
       const algorithm = result.algorithm && resolvePointer(answer, result.algorithm);
       return {
         version: readVersion(answer, result.version),
+        kcv: readKcv(answer, result.kcv),
         algorithm: typeof algorithm === "string" ? algorithm : undefined,
       };
     });
   }
 
-  async wrap(keyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek> {
+  async wrap(
+    keyId: string,
+    localKek: Buffer,
+    aad: Buffer,
+    options: CallOptions = {},
+  ): Promise<WrappedKek> {
     const { profile } = this.#options;
     const operation = profile.encrypt;
     const { result } = operation;
@@ -105,7 +125,7 @@ export class Key4C implements WrappingService {
       aad: aad.toString("base64"),
     };
     const wrapped = () =>
-      this.#call("encrypt", operation, payload, (answer) => ({
+      this.#call("encrypt", operation, payload, options, (answer) => ({
         ciphertext: readCiphertext(answer, result.ciphertext),
         version: readVersion(answer, result.version),
         aadSent: uses(operation.body, "aad"),
@@ -114,9 +134,9 @@ export class Key4C implements WrappingService {
       return wrapped();
     }
     // Where only describe tells the version, it is known if it was the same before and after.
-    const before = await this.describe(keyId);
+    const before = await this.describe(keyId, options);
     const answer = await wrapped();
-    const after = await this.describe(keyId);
+    const after = await this.describe(keyId, options);
     if (before.version !== after.version) {
       throw new PluginError("unavailable", "the key was rotated while it wrapped a local KEK");
     }
@@ -127,58 +147,77 @@ export class Key4C implements WrappingService {
     keyId: string,
     ciphertext: string,
     aad: Buffer | undefined,
-    requestId?: string,
+    options: CallOptions = {},
   ): Promise<Buffer> {
     const operation = this.#options.profile.decrypt;
     if (aad !== undefined && !uses(operation.body, "aad")) {
       throw new PluginError("invalid", "wrapped with AAD, which the profile does not send");
     }
-    const payload = { keyId, ciphertext, aad: aad?.toString("base64"), requestId };
-    return this.#call("decrypt", operation, payload, (answer) =>
+    const payload = { keyId, ciphertext, aad: aad?.toString("base64") };
+    return this.#call("decrypt", operation, payload, options, (answer) =>
       readLocalKek(answer, operation.result.plaintext),
     );
   }
 
   /**
-   * A decrypt is tried until `read` accepts an answer, the failure is final or the budget is spent:
-   * callers wait for it. The others are made by the probe and by renewals, which come again themselves;
-   * they are tried twice, because an idle connection may have been closed at the other end, or forgotten
-   * by what lies between. Where one kept connection is dead the others are: the retries make a new one.
+   * What callers wait for is tried until `read` accepts an answer, the failure is final or the budget is spent. All
+   * else is made by the probe and by renewals, which come again themselves: it is tried twice, because an idle
+   * connection may have been closed at the other end, or forgotten by what lies between, and once where the
+   * connection is a new one. Where one kept connection is dead the others are: a retry makes a new one.
    */
   async #call<T>(
     name: OperationName,
     operation: Operation,
-    payload: PlaceholderValues,
+    payload: PlaceholderValues & { readonly keyId: string },
+    options: CallOptions,
     read: (answer: unknown) => T,
   ): Promise<T> {
-    const endMs = performance.now() + CALL_BUDGET_MS;
-    const requestId = payload.requestId ?? randomUUID();
+    const secret = this.#mayTry(payload.keyId);
+    const endMs = this.#clock.nowMs() + CALL_BUDGET_MS;
+    const requestId = options.requestId ?? randomUUID();
     for (let attempt = 0; ; attempt++) {
-      const startMs = performance.now();
+      const startMs = this.#clock.nowMs();
       const end = (kind: ErrorKind | "ok") => {
-        const durationMs = performance.now() - startMs;
+        const durationMs = this.#clock.nowMs() - startMs;
         this.#options.record?.({ operation: name, kind }, durationMs / 1000);
         this.#options.log.debug("Key4C call", { operation: name, kind, requestId, durationMs });
       };
       try {
         const values = { ...payload, requestId };
-        const isFirst = attempt === 0;
+        const mayReuse = attempt === 0 && options.newConnection !== true;
         const leftMs = endMs - startMs;
-        const result = read(await this.#attempt(name, operation, values, leftMs, isFirst));
+        const result = read(await this.#attempt(name, operation, values, leftMs, mayReuse));
         end("ok");
+        this.#denied.delete(payload.keyId);
         return result;
       } catch (error) {
         const failure = asFailure(name, error);
         end(failure.kind);
-        // A Retry-After of nothing, or of a clock that is behind, is no leave to ask without a pause.
-        const delayMs = Math.max(failure.retryAfterMs ?? 0, retryDelayMs(attempt));
-        const retry = KINDS[failure.kind].retry && (name === "decrypt" || attempt === 0);
-        if (!retry || performance.now() + delayMs >= endMs) {
+        if (failure.kind === "denied") {
+          const untilMs = this.#clock.nowMs() + DENIED_PAUSE_MS;
+          this.#denied.set(payload.keyId, { secret, untilMs, error: failure });
+        }
+        const delayMs =
+          this.#clock.random() * Math.min(MAX_RETRY_DELAY_MS, FIRST_RETRY_DELAY_MS * 2 ** attempt);
+        const mayRetry = options.isForCaller === true || (attempt === 0 && !options.newConnection);
+        if (!KINDS[failure.kind].retry || !mayRetry || this.#clock.nowMs() + delayMs >= endMs) {
           throw failure;
         }
-        await Bun.sleep(delayMs);
+        options.onFailedAttempt?.();
+        await sleep(this.#clock, delayMs); // jittered: a fleet that lost Key4C together does not return together
       }
     }
+  }
+
+  /** @returns the secret that is tried. @throws PluginError `denied` when Key4C has just refused it for this key */
+  #mayTry(keyId: string): string {
+    const { userId, apiKey } = this.#options.credentials();
+    const secret = `${userId} ${apiKey}`; // neither holds a space
+    const denied = this.#denied.get(keyId);
+    if (denied?.secret === secret && this.#clock.nowMs() < denied.untilMs) {
+      throw denied.error;
+    }
+    return secret;
   }
 
   async #attempt(
@@ -206,18 +245,27 @@ export class Key4C implements WrappingService {
       headers.set("Content-Type", "application/json");
     }
     const path = render(operation.path, values, encodeURIComponent) ?? "";
-    const response = await fetch(url + path, {
-      method: operation.method,
-      headers,
-      ...(body !== undefined && { body: JSON.stringify(body) }),
-      signal: AbortSignal.timeout(Math.max(1, Math.min(ATTEMPT_TIMEOUT_MS, leftMs))),
-      keepalive: mayReuseConnection,
-      redirect: "manual", // a redirect would carry the credential to where nobody configured it
-      decompress: false,
-      verbose: false,
-      tls: { ...tls(), rejectUnauthorized: true },
-    });
-    return readAnswer(name, profile, response, await readBody(response));
+    const abort = new AbortController();
+    const timeoutMs = Math.max(1, Math.min(ATTEMPT_TIMEOUT_MS, leftMs));
+    const cancelTimeout = this.#clock.after(timeoutMs, () =>
+      abort.abort(new DOMException("no answer in time", "TimeoutError")),
+    );
+    try {
+      const response = await (this.#options.fetch ?? fetch)(url + path, {
+        method: operation.method,
+        headers,
+        ...(body !== undefined && { body: JSON.stringify(body) }),
+        signal: abort.signal,
+        keepalive: mayReuseConnection,
+        redirect: "manual", // a redirect would carry the credential to where nobody configured it
+        decompress: false,
+        verbose: false,
+        tls: { ...tls(), rejectUnauthorized: true },
+      });
+      return readAnswer(name, profile, response, await readBody(response));
+    } finally {
+      cancelTimeout();
+    }
   }
 }
 
@@ -225,9 +273,4 @@ function asFailure(name: OperationName, error: unknown): PluginError {
   return error instanceof PluginError
     ? error
     : new PluginError("unavailable", `${name} did not reach Key4C: ${errorCode(error)}`);
-}
-
-/** Full jitter: a fleet that lost Key4C together does not come back together. */
-function retryDelayMs(attempt: number): number {
-  return Math.random() * Math.min(MAX_RETRY_DELAY_MS, FIRST_RETRY_DELAY_MS * 2 ** attempt);
 }

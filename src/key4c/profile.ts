@@ -20,13 +20,15 @@ export interface Profile {
   readonly errors: {
     /** Where a failure carries its code. */
     readonly code?: Pointer;
-    /** From the code, or else from the HTTP status. What is not listed is `unavailable`. */
-    readonly kinds: Readonly<Record<string, RemoteErrorKind>>;
+    /** What a code means. Only a code, or a `state`, is a verdict on the key. */
+    readonly codes: Readonly<Record<string, RemoteErrorKind>>;
+    /** What an HTTP status means where no code is listed; never a verdict. What is in neither is `unavailable`. */
+    readonly statuses: Readonly<Record<string, RemoteErrorKind>>;
   };
 }
 
-/** What a describe may tell; `algorithm` is for the doctor only. */
-const DESCRIBE_RESULTS = ["version", "state", "algorithm"] as const;
+/** What a describe may tell; `kcv` is the key check value, `algorithm` is for the doctor only. */
+const DESCRIBE_RESULTS = ["version", "state", "kcv", "algorithm"] as const;
 type DescribeResult = (typeof DESCRIBE_RESULTS)[number];
 
 export interface Operation {
@@ -48,7 +50,13 @@ export type Json =
 export type Pointer = string;
 
 const METHODS = ["GET", "POST", "PUT"] as const;
-const REMOTE_ERROR_KINDS = ["denied", "keyUnusable", "throttled", "invalid"] as const;
+const REMOTE_ERROR_KINDS = [
+  "denied",
+  "keyUnusable",
+  "keyNotFound",
+  "throttled",
+  "invalid",
+] as const;
 export type RemoteErrorKind = (typeof REMOTE_ERROR_KINDS)[number];
 
 const PLACEHOLDERS = [
@@ -255,11 +263,20 @@ function readProfile(check: Checker, document: Json): Profile {
   }
 
   const success = top["success"];
-  const errors = check.object(top["errors"] ?? {}, "/errors", ["code", "kinds"]);
-  const kinds = Object.entries(check.object(errors["kinds"] ?? {}, "/errors/kinds")).map(
-    ([code, kind]) =>
-      [code, check.oneOf(kind, below("/errors/kinds", code), REMOTE_ERROR_KINDS)] as const,
-  );
+  const errors = check.object(top["errors"] ?? {}, "/errors", ["code", "codes", "statuses"]);
+  const kinds = (name: "codes" | "statuses") =>
+    Object.fromEntries(
+      Object.entries(check.object(errors[name] ?? {}, `/errors/${name}`)).map(([key, kind]) => {
+        const at = below(`/errors/${name}`, key);
+        if (name === "statuses" && !/^[2-5]\d\d$/.test(key)) {
+          check.fail(at, "is not an HTTP status");
+        }
+        return [key, check.oneOf(kind, at, REMOTE_ERROR_KINDS)] as const;
+      }),
+    );
+  if (errors["codes"] !== undefined && errors["code"] === undefined) {
+    check.fail("/errors/code", "must be there when codes is");
+  }
   return {
     ...(describe && {
       describe: {
@@ -267,6 +284,7 @@ function readProfile(check: Checker, document: Json): Profile {
         result: {
           ...describe.optionalPointer("version"),
           ...describe.optionalPointer("state"),
+          ...describe.optionalPointer("kcv"),
           ...describe.optionalPointer("algorithm"),
         },
         unusableStates: readUnusableStates(check, describe.members),
@@ -283,7 +301,8 @@ function readProfile(check: Checker, document: Json): Profile {
     ...(success !== undefined && { success: readSuccess(check, success) }),
     errors: {
       ...(errors["code"] !== undefined && { code: check.pointer(errors["code"], "/errors/code") }),
-      kinds: Object.fromEntries(kinds),
+      codes: kinds("codes"),
+      statuses: kinds("statuses"),
     },
   };
 }

@@ -8,7 +8,7 @@ import {
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { EnvelopeSchema } from "../gen/key4c/envelope/v1/envelope_pb.ts";
 import { PluginError } from "../system/errors.ts";
-import { KEY_NAME_HASH_BYTES } from "./key-id.ts";
+import { KCV_HASH_BYTES, KEY_NAME_HASH_BYTES, type KeyIdentity } from "./key-id.ts";
 import { LOCAL_KEK_BYTES, MAX_WRAPPED_KEK_BYTES } from "./wrapping.ts";
 
 /** "k4c" and the number of the format. An unknown one is refused, never guessed. */
@@ -23,11 +23,7 @@ const TAG_BYTES = 16;
 export const MAX_PLAINTEXT_BYTES = 512;
 
 /** Which local KEK wrapped a DEK, and how to get it back from Key4C. */
-export interface KekHeader {
-  /** 16 bytes, see key-id.ts. */
-  readonly keyNameHash: Uint8Array;
-  /** 0 when Key4C tells no version. */
-  readonly keyVersion: number;
+export interface KekHeader extends KeyIdentity {
   /** Whether Key4C was given associated data with the local KEK. */
   readonly aadSent: boolean;
   /** Key4C's own string. */
@@ -59,7 +55,7 @@ export function kekHeader(fields: Omit<KekHeader, "fingerprint">): KekHeader {
 export class LocalKek {
   /** How many DEKs it has wrapped in this process. */
   uses = 0;
-  /** Whether it has opened anything: until then, Key4C may have answered with a wrong key. */
+  /** Whether Key4C gave it back twice, or it has opened anything: until then it may be a wrong answer. */
   isProven = false;
   readonly #bytes: Buffer;
   #dropped = false;
@@ -128,15 +124,17 @@ export class LocalKek {
 
 /**
  * AAD of a DEK: `magic (4) || keyNameHash (16) || keyVersion (4, big-endian) || aadSent (1) ||
- * SHA-256(wrappedLocalKek) (32)`, so that no part can be exchanged with another ciphertext's.
+ * SHA-256(wrappedLocalKek) (32) || kcvHash (0 or 5)`, so that no part can be exchanged with another ciphertext's.
  */
 function associatedData(header: KekHeader): Buffer {
-  const aad = Buffer.allocUnsafe(MAGIC.length + KEY_NAME_HASH_BYTES + 4 + 1 + 32);
+  const { kcvHash } = header;
+  const aad = Buffer.allocUnsafe(MAGIC.length + KEY_NAME_HASH_BYTES + 4 + 1 + 32 + kcvHash.length);
   let at = MAGIC.copy(aad);
   aad.set(header.keyNameHash, at);
   at = aad.writeUInt32BE(header.keyVersion, at + KEY_NAME_HASH_BYTES);
   at = aad.writeUInt8(header.aadSent ? 1 : 0, at);
   aad.set(header.fingerprint, at);
+  aad.set(kcvHash, at + 32);
   return aad;
 }
 
@@ -145,10 +143,11 @@ function associatedData(header: KekHeader): Buffer {
  * @param wrappedKekInside whether they carry the wrapped local KEK (KMS v1) or an annotation does (v2)
  */
 export function encodeEnvelope(envelope: Envelope, wrappedKekInside: boolean): Buffer {
-  const { keyNameHash, keyVersion, aadSent, wrappedLocalKek } = envelope.header;
+  const { keyNameHash, keyVersion, kcvHash, aadSent, wrappedLocalKek } = envelope.header;
   const message = create(EnvelopeSchema, {
     keyNameHash,
     keyVersion,
+    kcvHash,
     aadSent,
     wrappedLocalKek: wrappedKekInside ? wrappedLocalKek : "",
     iv: envelope.iv,
@@ -180,9 +179,12 @@ export function decodeEnvelope(bytes: Uint8Array, wrappedLocalKek?: string): Env
   ) {
     throw refused("not in its one encoding");
   }
-  const { keyNameHash, keyVersion, aadSent, iv, ciphertext } = message;
+  const { keyNameHash, keyVersion, kcvHash, aadSent, iv, ciphertext } = message;
   if (keyNameHash.length !== KEY_NAME_HASH_BYTES) {
     throw refused("length of the key name hash");
+  }
+  if (kcvHash.length !== 0 && kcvHash.length !== KCV_HASH_BYTES) {
+    throw refused("length of the hash of the key check value");
   }
   if (iv.length !== IV_BYTES) {
     throw refused("length of the IV");
@@ -198,7 +200,7 @@ export function decodeEnvelope(bytes: Uint8Array, wrappedLocalKek?: string): Env
     throw refused("length of the wrapped local KEK");
   }
   return {
-    header: kekHeader({ keyNameHash, keyVersion, aadSent, wrappedLocalKek: wrapped }),
+    header: kekHeader({ keyNameHash, keyVersion, kcvHash, aadSent, wrappedLocalKek: wrapped }),
     iv,
     ciphertext,
   };

@@ -1,9 +1,5 @@
+import type { Clock } from "../system/clock.ts";
 import type { KekHeader, LocalKek } from "./envelope.ts";
-
-/** How long a wrapped KEK that Key4C refused is refused without asking again. */
-const REFUSAL_MS = 10_000;
-/** So many refusals in that time are an attack: until the oldest is forgotten, Key4C is asked no more. */
-const MAX_REFUSALS = 1_024;
 
 /** Names a wrapped local KEK. Without the version: whatever a ciphertext claims, it is one entry. */
 export function cacheKey({ keyNameHash, aadSent, fingerprint }: KekHeader): string {
@@ -17,49 +13,60 @@ function keyPrefix(keyNameHash: Uint8Array): string {
 /** How long a local KEK that has never opened anything is believed before it is unwrapped anew. */
 const DOUBT_MS = 10_000;
 
-interface Entry {
+/** A local KEK that is kept, with what Key4C is asked for it. */
+export interface Kept {
+  readonly header: KekHeader;
   readonly localKek: LocalKek;
   readonly keptAtMs: number;
 }
 
 /**
- * Unwrapped local KEKs by their wrapped form, the longest unused forgotten first, and the wrapped forms
- * that Key4C lately refused.
+ * Unwrapped local KEKs by their wrapped form. The longest unused is forgotten first; an *orphaned* one, which Key4C
+ * does not give back any more, is never forgotten: this process is the last that can read what it wrapped.
  */
 export class KekCache {
   hits = 0;
   misses = 0;
   readonly #capacity: number;
-  readonly #nowMs: () => number;
+  readonly #clock: Clock;
   /** In the order of their last use, oldest first. */
-  readonly #kept = new Map<string, Entry>();
-  /** When each refusal ends, oldest first. */
-  readonly #refused = new Map<string, number>();
+  readonly #kept = new Map<string, Kept>();
+  readonly #orphaned = new Map<string, Kept>();
 
-  constructor(capacity: number, nowMs: () => number) {
+  constructor(capacity: number, clock: Clock) {
     this.#capacity = capacity;
-    this.#nowMs = nowMs;
+    this.#clock = clock;
   }
 
   get size(): number {
     return this.#kept.size;
   }
 
+  get orphans(): number {
+    return this.#orphaned.size;
+  }
+
   get(key: string): LocalKek | undefined {
-    const entry = this.#kept.get(key);
-    if (entry === undefined) {
-      return undefined; // whoever then goes on to Key4C counts the miss
+    const kept = this.#kept.get(key);
+    if (kept === undefined) {
+      const orphan = this.#orphaned.get(key)?.localKek;
+      this.hits += orphan === undefined ? 0 : 1; // whoever goes on to Key4C counts the miss
+      return orphan;
     }
     this.hits += 1;
     this.#kept.delete(key);
-    this.#kept.set(key, entry);
-    return entry.localKek;
+    this.#kept.set(key, kept);
+    return kept.localKek;
   }
 
   /** Keeps a local KEK, at the cost of the longest unused one when there is no room. */
-  keep(key: string, localKek: LocalKek): void {
+  keep(header: KekHeader, localKek: LocalKek): void {
+    const key = cacheKey(header);
+    if (this.#orphaned.has(key)) {
+      return;
+    }
     this.#kept.delete(key);
-    this.#kept.set(key, { localKek, keptAtMs: this.#nowMs() });
+    this.#kept.set(key, { header, localKek, keptAtMs: this.#clock.nowMs() });
     for (const oldest of this.#kept.keys()) {
       if (this.#kept.size <= this.#capacity) {
         break;
@@ -68,18 +75,59 @@ export class KekCache {
     }
   }
 
-  /**
-   * Told when a ciphertext did not open. Mostly that is the ciphertext's fault; but a wrong answer of
-   * Key4C must not make honest data unreadable until the next restart.
-   */
-  doubt(key: string): void {
-    const entry = this.#kept.get(key);
-    if (entry && !entry.localKek.isProven && this.#nowMs() - entry.keptAtMs >= DOUBT_MS) {
-      this.#drop(key);
+  /** Every one that is kept for a key, orphaned ones too. */
+  keptFor(keyNameHash: Uint8Array): readonly Kept[] {
+    const prefix = keyPrefix(keyNameHash);
+    return [...this.#kept, ...this.#orphaned]
+      .filter(([key]) => key.startsWith(prefix))
+      .map(([, kept]) => kept);
+  }
+
+  orphansFor(keyNameHash: Uint8Array): readonly Kept[] {
+    const prefix = keyPrefix(keyNameHash);
+    return [...this.#orphaned].filter(([key]) => key.startsWith(prefix)).map(([, kept]) => kept);
+  }
+
+  /** Key4C does not give it back. @returns whether that is new */
+  orphan(header: KekHeader, localKek: LocalKek): boolean {
+    const key = cacheKey(header);
+    const isNew = !this.#orphaned.has(key);
+    if (isNew) {
+      this.#orphaned.set(key, { header, localKek, keptAtMs: this.#clock.nowMs() });
+      this.#kept.delete(key);
+    }
+    return isNew;
+  }
+
+  isOrphaned(key: string): boolean {
+    return this.#orphaned.has(key);
+  }
+
+  /** Key4C gives it back again. */
+  adopt(header: KekHeader): void {
+    const key = cacheKey(header);
+    const orphan = this.#orphaned.get(key);
+    if (orphan !== undefined) {
+      this.#orphaned.delete(key);
+      this.keep(header, orphan.localKek);
     }
   }
 
-  /** Drops the local KEKs of one Key4C key. */
+  /**
+   * Whether a local KEK under which a ciphertext did not open should be unwrapped once more. Mostly that is the
+   * ciphertext's fault, and a damaged object must harm no other; but Key4C may have answered with a wrong key, which
+   * would make honest data unreadable until the next restart.
+   */
+  isDoubtful(key: string): boolean {
+    const kept = this.#kept.get(key);
+    return (
+      kept !== undefined &&
+      !kept.localKek.isProven &&
+      this.#clock.nowMs() - kept.keptAtMs >= DOUBT_MS
+    );
+  }
+
+  /** Drops the local KEKs of one Key4C key; orphaned ones, which nobody gives back, are only withheld. */
   dropKey(keyNameHash: Uint8Array): void {
     const prefix = keyPrefix(keyNameHash);
     for (const key of this.#kept.keys()) {
@@ -89,42 +137,10 @@ export class KekCache {
     }
   }
 
-  refuse(key: string): void {
-    this.#refused.delete(key);
-    this.#refused.set(key, this.#nowMs() + REFUSAL_MS);
-    for (const oldest of this.#refused.keys()) {
-      if (this.#refused.size <= MAX_REFUSALS) {
-        break;
-      }
-      this.#refused.delete(oldest);
-    }
-  }
-
-  /** Whether whoever invents wrapped KEKs has had enough calls to Key4C for now. */
-  get isFlooded(): boolean {
-    const nowMs = this.#nowMs();
-    for (const [key, untilMs] of this.#refused) {
-      if (untilMs > nowMs) {
-        break;
-      }
-      this.#refused.delete(key);
-    }
-    return this.#refused.size >= MAX_REFUSALS;
-  }
-
-  isRefused(key: string): boolean {
-    const untilMs = this.#refused.get(key);
-    if (untilMs !== undefined && untilMs <= this.#nowMs()) {
-      this.#refused.delete(key);
-      return false;
-    }
-    return untilMs !== undefined;
-  }
-
   #drop(key: string): void {
-    const entry = this.#kept.get(key);
+    const kept = this.#kept.get(key);
     this.#kept.delete(key);
     // Not before those who were just given it have used it, which they do in this turn.
-    setImmediate(() => entry?.localKek.drop());
+    setImmediate(() => kept?.localKek.drop());
   }
 }

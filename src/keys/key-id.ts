@@ -4,11 +4,26 @@ import { MAX_KEY_VERSION } from "./wrapping.ts";
 /** Bytes of a key name hash: 128 bits make a collision between a user's keys unthinkable. */
 export const KEY_NAME_HASH_BYTES = 16;
 
-/** Separates this hash from any other use of SHA-256 over a key's ID. */
-const HASH_DOMAIN = "key4c-kms-plugin/key-name/v1";
+/** 40 bits: enough to tell the few key materials that one key ever has, short in a key_id. */
+export const KCV_HASH_BYTES = 5;
+export const NO_KCV = new Uint8Array(0);
+
+/** Separate these hashes from any other use of SHA-256 over a key's ID. */
+const NAME_DOMAIN = "key4c-kms-plugin/key-name/v1";
+const KCV_DOMAIN = "key4c-kms-plugin/kcv/v1";
 
 const BASE32_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567";
-const KEY_ID_PATTERN = /^k4c-([a-z2-7]{26})(?:\.v([1-9][0-9]{0,9}))?$/;
+const KEY_ID_PATTERN = /^k4c-([a-z2-7]{26})(?:\.v([1-9][0-9]{0,9}))?(?:\.k([a-z2-7]{8}))?$/;
+
+/** What a key_id stands for. */
+export interface KeyIdentity {
+  /** {@link KEY_NAME_HASH_BYTES} bytes. */
+  readonly keyNameHash: Uint8Array;
+  /** 0 when Key4C tells no version. */
+  readonly keyVersion: number;
+  /** {@link KCV_HASH_BYTES} bytes; empty when Key4C tells no key check value. */
+  readonly kcvHash: Uint8Array;
+}
 
 /**
  * The first 16 bytes of `SHA-256(len(domain) || domain || len(id) || id)`, lengths as 4 bytes,
@@ -16,36 +31,50 @@ const KEY_ID_PATTERN = /^k4c-([a-z2-7]{26})(?:\.v([1-9][0-9]{0,9}))?$/;
  * re-issued KMS_USER_ID changes nothing. Frozen: etcd holds it.
  */
 export function keyNameHash(kmsKeyId: string): Buffer {
+  return hashOf(NAME_DOMAIN, kmsKeyId).subarray(0, KEY_NAME_HASH_BYTES);
+}
+
+/**
+ * The first 5 bytes of `SHA-256(len(domain) || domain || len(id) || id || len(kcv) || kcv)`: changes when other key
+ * material stands behind the same key and version, as after a restore of an HSM. Frozen: etcd holds it.
+ * @param kcv the key check value in upper-case hexadecimal digits; undefined: none is told
+ */
+export function kcvHash(kmsKeyId: string, kcv: string | undefined): Uint8Array {
+  return kcv === undefined ? NO_KCV : hashOf(KCV_DOMAIN, kmsKeyId, kcv).subarray(0, KCV_HASH_BYTES);
+}
+
+function hashOf(...parts: readonly string[]): Buffer {
   const hash = createHash("sha256");
-  for (const part of [HASH_DOMAIN, kmsKeyId]) {
+  for (const part of parts) {
     const bytes = Buffer.from(part, "utf8");
     const length = Buffer.alloc(4);
     length.writeUInt32BE(bytes.length);
     hash.update(length).update(bytes);
   }
-  return hash.digest().subarray(0, KEY_NAME_HASH_BYTES);
+  return hash.digest();
 }
 
 /**
- * The public key_id of KMS v2: `k4c-` || base32(hash) || `.v` || version; without the last two when
- * Key4C tells no version (0). KEP-3299 wants a name of the remote KEK that may be logged.
+ * The public key_id of KMS v2: `k4c-` || base32(key name hash) || `.v` || version || `.k` || base32(kcv hash), without
+ * what Key4C does not tell. KEP-3299 wants a name of the remote KEK that may be logged.
  */
-export function formatKeyId(hash: Uint8Array, version: number): string {
-  return `k4c-${base32(hash)}${version === 0 ? "" : `.v${version}`}`;
+export function formatKeyId({ keyNameHash, keyVersion, kcvHash }: KeyIdentity): string {
+  const version = keyVersion === 0 ? "" : `.v${keyVersion}`;
+  return `k4c-${base32(keyNameHash)}${version}${kcvHash.length === 0 ? "" : `.k${base32(kcvHash)}`}`;
 }
 
 /** The parts of a key_id of ours, or undefined for any other text. */
 export function parseKeyId(
   keyId: string,
-): { readonly hashText: string; readonly version: number } | undefined {
+): { readonly hashText: string; readonly version: number; readonly kcvText: string } | undefined {
   const match = KEY_ID_PATTERN.exec(keyId);
   const version = Number(match?.[2] ?? 0);
   return match?.[1] === undefined || version > MAX_KEY_VERSION
     ? undefined
-    : { hashText: match[1], version };
+    : { hashText: match[1], version, kcvText: match[3] ?? "" };
 }
 
-/** 16 bytes as 26 lower-case base32 digits without padding (RFC 4648 §6). */
+/** Lower-case base32 digits without padding (RFC 4648 §6): 26 for 16 bytes, 8 for 5. */
 export function base32(hash: Uint8Array): string {
   let text = "";
   let value = 0;

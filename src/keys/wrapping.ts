@@ -8,19 +8,29 @@ export interface WrappingService {
    * @param localKek {@link LOCAL_KEK_BYTES} bytes
    * @throws PluginError
    */
-  wrap(kmsKeyId: string, localKek: Buffer, aad: Buffer): Promise<WrappedKek>;
+  wrap(kmsKeyId: string, localKek: Buffer, aad: Buffer, options?: CallOptions): Promise<WrappedKek>;
   /**
    * Unwraps a local KEK: {@link LOCAL_KEK_BYTES} bytes.
    * @param aad undefined when none was sent with it
-   * @param requestId of the RPC that needs it, so that the logs of both sides can be joined
    * @throws PluginError
    */
   unwrap(
     kmsKeyId: string,
     ciphertext: string,
     aad: Buffer | undefined,
-    requestId?: string,
+    options?: CallOptions,
   ): Promise<Buffer>;
+}
+
+export interface CallOptions {
+  /** Of the RPC that needs it, so that the logs of both sides can be joined. */
+  readonly requestId?: string | undefined;
+  /** Somebody waits for it: what may pass is tried again, for up to 10 s. */
+  readonly isForCaller?: boolean;
+  /** Not on a kept connection, which may lead to the same replica for ever. */
+  readonly newConnection?: boolean;
+  /** Told when an attempt failed and another one follows. */
+  readonly onFailedAttempt?: () => void;
 }
 
 /** A local KEK as the service wrapped it. */

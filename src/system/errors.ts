@@ -9,10 +9,16 @@ export type ErrorKind =
   | "unavailable"
   /** Key4C, or our own limit on calls to it, asks for fewer requests. */
   | "throttled"
-  /** Key4C refused the credential (401, 403). */
+  /** Key4C refused the credential. */
   | "denied"
-  /** Key4C says that the key is missing, disabled or deleted. */
+  /** Key4C says that the key is disabled or deleted. */
   | "keyUnusable"
+  /** Key4C knows no such key: of the address or the credential, mostly, and not of the key. */
+  | "keyNotFound"
+  /** Key4C is well, and does not give back a local KEK that it has wrapped: other key material. */
+  | "mismatch"
+  /** Key4C tells an older version of the key than it did, or two at once. */
+  | "olderVersion"
   /** The request or the ciphertext is malformed, tampered with, or not of this key. */
   | "invalid"
   /** The ciphertext names a Key4C key that is neither KMS_KEY_ID nor in KMS_PREVIOUS_KEY_IDS. */
@@ -35,11 +41,26 @@ interface KindFacts {
 
 export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
   unavailable: { code: status.UNAVAILABLE, text: "Key4C is not available", retry: true },
-  throttled: { code: status.RESOURCE_EXHAUSTED, text: "too many requests to Key4C", retry: true },
+  throttled: { code: status.RESOURCE_EXHAUSTED, text: "too many requests to Key4C", retry: false },
   denied: { code: status.FAILED_PRECONDITION, text: "Key4C denied access", retry: false },
   keyUnusable: {
     code: status.FAILED_PRECONDITION,
-    text: "the Key4C key is missing, disabled or deleted",
+    text: "the Key4C key is disabled or deleted",
+    retry: false,
+  },
+  keyNotFound: {
+    code: status.FAILED_PRECONDITION,
+    text: "Key4C knows no such key",
+    retry: false,
+  },
+  mismatch: {
+    code: status.FAILED_PRECONDITION,
+    text: "Key4C does not give back what it wrapped",
+    retry: false,
+  },
+  olderVersion: {
+    code: status.UNAVAILABLE,
+    text: "Key4C answers an older version of the key",
     retry: false,
   },
   invalid: { code: status.INVALID_ARGUMENT, text: "the request is not valid", retry: false },
@@ -61,7 +82,7 @@ interface PluginErrorOptions {
   readonly cause?: unknown;
   /** How long Key4C asked us to wait (its Retry-After), in milliseconds. */
   readonly retryAfterMs?: number;
-  /** Whether Key4C itself said so, in the words of its contract: not a gateway, not a status alone. */
+  /** Whether Key4C itself said so of the key, by a code or a state of its contract; a status is none. */
   readonly isVerdict?: boolean;
 }
 

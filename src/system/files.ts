@@ -11,13 +11,15 @@ const MAX_FILE_BYTES = 1024 * 1024;
 export class ReloadedFile<T> {
   readonly path: string;
   readonly #parse: (text: string) => T;
+  readonly #mayBeEmpty: boolean;
   #value: T;
   #identity: string;
 
   /** @throws Error with a sentence for the user, when the file is of no use now. */
-  constructor(path: string, parse: (text: string) => T) {
+  constructor(path: string, parse: (text: string) => T, emptiness?: "mayBeEmpty") {
     this.path = path;
     this.#parse = parse;
+    this.#mayBeEmpty = emptiness !== undefined;
     this.#identity = identity(path);
     this.#value = this.#read();
   }
@@ -37,12 +39,12 @@ export class ReloadedFile<T> {
   }
 
   #read(): T {
-    return this.#parse(readSmallFile(this.path));
+    return this.#parse(readSmallFile(this.path, this.#mayBeEmpty));
   }
 }
 
 /** The text of a file. @throws Error with a sentence for the user, never with the content. */
-export function readSmallFile(path: string): string {
+export function readSmallFile(path: string, mayBeEmpty = false): string {
   let size: number;
   let text: string;
   try {
@@ -54,7 +56,7 @@ export function readSmallFile(path: string): string {
   if (size > MAX_FILE_BYTES) {
     throw new Error(`${path} is larger than ${MAX_FILE_BYTES} bytes`);
   }
-  if (text.trim() === "") {
+  if (!mayBeEmpty && text.trim() === "") {
     throw new Error(`${path} is empty`);
   }
   return text;

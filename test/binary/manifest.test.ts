@@ -2,7 +2,7 @@
 import { beforeAll, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { STATES } from "../../src/health/health.ts";
+import { STATES } from "../../src/keys/standing.ts";
 import { BINARY, emulator, startPlugin, startProcess, temporaryDirectory } from "../support.ts";
 
 const SERVE = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "demo" };

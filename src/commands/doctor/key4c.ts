@@ -5,7 +5,8 @@ import { TLSSocket, connect as tlsConnect } from "node:tls";
 import { type Config, required } from "../../config/config.ts";
 import { Metrics } from "../../health/metrics.ts";
 import type { Key4C } from "../../key4c/client.ts";
-import { Keyring } from "../../keys/keyring.ts";
+import { formatKeyId } from "../../keys/key-id.ts";
+import { expectedOf, makeLocalKek } from "../../keys/local-kek.ts";
 import { describeError, toPluginError } from "../../system/errors.ts";
 import { errorCode } from "../../system/files.ts";
 import { createLog } from "../../system/log.ts";
@@ -191,19 +192,12 @@ async function checkKey(key4c: Key4C, config: Config): Promise<Check[]> {
 /** Makes a local KEK in the way of serve, and throws it away. */
 async function checkWrap(key4c: Key4C, kmsKeyId: string): Promise<Check> {
   const check = "wrap and unwrap";
-  const keyring = new Keyring({
-    key4c,
-    kmsKeyId,
-    previousKeyIds: [],
-    maxUses: 1,
-    maxAgeMs: Number.POSITIVE_INFINITY,
-    cacheSize: 0,
-    log: SILENT,
-  });
   const startMs = performance.now();
   try {
-    const { keyId, localKek } = await keyring.renew();
+    const expected = expectedOf(kmsKeyId, await key4c.describe(kmsKeyId));
+    const { header, localKek } = await makeLocalKek(key4c, kmsKeyId, expected, {});
     localKek.drop();
+    const keyId = formatKeyId(header);
     const ms = performance.now() - startMs;
     const detail = `${ms.toFixed(0)} ms for both, of the ${API_SERVER_TIMEOUT_MS} ms that the API server waits; key_id ${keyId}`;
     return ms < API_SERVER_TIMEOUT_MS

@@ -1,11 +1,12 @@
-import { type Config, required } from "../../config/config.ts";
+import type { Config } from "../../config/config.ts";
 import { Metrics } from "../../health/metrics.ts";
 import { Keyring } from "../../keys/keyring.ts";
+import { Standings } from "../../keys/standing.ts";
 import { describeError, ExitError } from "../../system/errors.ts";
 import type { Log } from "../../system/log.ts";
 import { print } from "../../system/process.ts";
 import { fetchStatus, readStdin } from "../cli.ts";
-import { key4cClient } from "../configured.ts";
+import { configuredKeys, key4cClient } from "../configured.ts";
 import {
   decryptValue,
   type EtcdPair,
@@ -51,11 +52,10 @@ async function currentKeyId(config: Config): Promise<string | undefined> {
 
 async function decryptPairs(pairs: readonly EtcdPair[], config: Config, log: Log): Promise<void> {
   process.stderr.write("WARNING: what follows on standard output are secrets in clear text\n");
-  const previousKeyIds = config.previousKeyIds ?? [];
   const keyring = new Keyring({
-    key4c: key4cClient(config, undefined, log, new Metrics()),
-    kmsKeyId: required(config.kmsKeyId),
-    previousKeyIds,
+    service: key4cClient(config, undefined, log, new Metrics()),
+    keys: configuredKeys(config),
+    standings: new Standings({ outageGraceMs: undefined, revocationGraceMs: 0 }),
     maxUses: 1,
     maxAgeMs: Number.POSITIVE_INFINITY,
     cacheSize: INSPECT_CACHE_SIZE,

@@ -8,6 +8,7 @@ import {
 import { wrappedKekOf } from "../../keys/annotations.ts";
 import { decodeEnvelope, type Envelope } from "../../keys/envelope.ts";
 import { formatKeyId } from "../../keys/key-id.ts";
+import { fingerprintOf } from "../../keys/keyring.ts";
 
 const KMS_PREFIX = /^k8s:enc:kms:(v1|v2):([^:]*):/;
 const ANY_PREFIX = /^k8s:enc:([a-z0-9]+:v\d+:[^:]*):/;
@@ -131,12 +132,11 @@ function ourObject(
   data: Uint8Array,
   isSeed: boolean,
 ): OurObject {
-  const { keyNameHash, keyVersion, fingerprint } = envelope.header;
   return {
     api,
     provider,
-    keyId: formatKeyId(keyNameHash, keyVersion),
-    fingerprint: Buffer.from(fingerprint).toString("hex").slice(0, 16),
+    keyId: formatKeyId(envelope.header),
+    fingerprint: fingerprintOf(envelope),
     envelope,
     data,
     isSeed,

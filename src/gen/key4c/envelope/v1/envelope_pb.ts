@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file key4c/envelope/v1/envelope.proto.
  */
 export const file_key4c_envelope_v1_envelope: GenFile = /*@__PURE__*/
-  fileDesc("CiBrZXk0Yy9lbnZlbG9wZS92MS9lbnZlbG9wZS5wcm90bxIRa2V5NGMuZW52ZWxvcGUudjEigwEKCEVudmVsb3BlEhUKDWtleV9uYW1lX2hhc2gYASABKAwSEwoLa2V5X3ZlcnNpb24YAiABKA0SEAoIYWFkX3NlbnQYAyABKAgSGQoRd3JhcHBlZF9sb2NhbF9rZWsYBCABKAkSCgoCaXYYBSABKAwSEgoKY2lwaGVydGV4dBgGIAEoDGIGcHJvdG8z");
+  fileDesc("CiBrZXk0Yy9lbnZlbG9wZS92MS9lbnZlbG9wZS5wcm90bxIRa2V5NGMuZW52ZWxvcGUudjEilQEKCEVudmVsb3BlEhUKDWtleV9uYW1lX2hhc2gYASABKAwSEwoLa2V5X3ZlcnNpb24YAiABKA0SEAoIYWFkX3NlbnQYAyABKAgSGQoRd3JhcHBlZF9sb2NhbF9rZWsYBCABKAkSCgoCaXYYBSABKAwSEgoKY2lwaGVydGV4dBgGIAEoDBIQCghrY3ZfaGFzaBgHIAEoDGIGcHJvdG8z");
 
 /**
  * One DEK, wrapped with AES-256-GCM under a local KEK that Key4C wrapped.
@@ -64,6 +64,13 @@ export type Envelope = Message<"key4c.envelope.v1.Envelope"> & {
    * @generated from field: bytes ciphertext = 6;
    */
   ciphertext: Uint8Array;
+
+  /**
+   * First 5 bytes of the hash of the key check value (src/keys/key-id.ts); empty when Key4C told none.
+   *
+   * @generated from field: bytes kcv_hash = 7;
+   */
+  kcvHash: Uint8Array;
 };
 
 /**

@@ -1,0 +1,68 @@
+import type { Standing, State } from "../keys/standing.ts";
+import type { Clock } from "../system/clock.ts";
+import { describeError } from "../system/errors.ts";
+import type { Log } from "../system/log.ts";
+import { headline, remedyOf } from "./words.ts";
+
+/** The same cause is not told again before: two that take turns would fill the log. */
+const SAME_CAUSE_INTERVAL_MS = 10_000;
+/** Causes hold texts of the moment; the oldest is forgotten. */
+const MAX_CAUSES = 16;
+
+const LEVELS: Readonly<Record<State, "info" | "warn" | "error">> = {
+  starting: "warn",
+  ok: "info",
+  degraded: "warn",
+  expired: "error",
+  mismatch: "error",
+  revoked: "error",
+};
+
+/** One line a change of state, and one a change of its cause. */
+export class ChangeLog {
+  /** When the state was entered, by the wall clock. */
+  since = new Date();
+  readonly #log: Log;
+  readonly #clock: Clock;
+  #state: State | undefined;
+  #cause = "";
+  /** When each cause was told last, the oldest first. */
+  readonly #toldAtMs = new Map<string, number>();
+
+  constructor(log: Log, clock: Clock) {
+    this.#log = log;
+    this.#clock = clock;
+  }
+
+  /** Called after each probe of the current key. */
+  note({ kmsKeyId, state, memory }: Standing, keyId: string | undefined): void {
+    const failure = memory.verdict?.cause ?? memory.failure;
+    const cause = failure === undefined ? "" : describeError(failure);
+    const isNewState = state !== this.#state;
+    if (isNewState) {
+      this.since = new Date();
+      this.#toldAtMs.clear();
+    }
+    const nowMs = this.#clock.nowMs();
+    const toldMs = this.#toldAtMs.get(cause) ?? Number.NEGATIVE_INFINITY;
+    if (!isNewState && (cause === this.#cause || nowMs - toldMs < SAME_CAUSE_INTERVAL_MS)) {
+      return;
+    }
+    this.#state = state;
+    this.#cause = cause;
+    this.#toldAtMs.delete(cause);
+    this.#toldAtMs.set(cause, nowMs);
+    for (const oldest of this.#toldAtMs.keys()) {
+      if (this.#toldAtMs.size <= MAX_CAUSES) {
+        break;
+      }
+      this.#toldAtMs.delete(oldest);
+    }
+    this.#log[LEVELS[state]](headline(state, failure?.kind), {
+      state,
+      kmsKeyId,
+      keyId,
+      ...(failure && { kind: failure.kind, cause, remedy: remedyOf(failure.kind) }),
+    });
+  }
+}

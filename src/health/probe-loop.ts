@@ -1,0 +1,80 @@
+import type { Standing } from "../keys/standing.ts";
+import type { Clock } from "../system/clock.ts";
+
+/**
+ * Part of the interval by which each probe is moved. It does not part those that begin together: therefore the first
+ * interval after a start or an outage is a random part of a whole one. A fleet that starts together then asks evenly
+ * from its second probe on.
+ */
+const PROBE_JITTER = 0.1;
+
+/** Probes one key, again and again, as soon after the last time as its standing wants. */
+export class ProbeLoop {
+  readonly #standing: Standing;
+  readonly #probe: () => Promise<void>;
+  readonly #intervalMs: number;
+  readonly #clock: Clock;
+  #cancel: (() => void) | undefined;
+  #isProbing = false;
+  #isStopped = false;
+  #endedAtMs = 0;
+  /** -1 to 1, drawn once for each pause: who asks for a sooner probe does not throw the dice again. */
+  #jitter = 0;
+  #beginsRow = false;
+
+  /** @param probe tells the standing what it heard; never rejects */
+  constructor(
+    standing: Standing,
+    options: {
+      readonly probe: () => Promise<void>;
+      readonly intervalMs: number;
+      readonly clock: Clock;
+    },
+  ) {
+    this.#standing = standing;
+    this.#probe = options.probe;
+    this.#intervalMs = options.intervalMs;
+    this.#clock = options.clock;
+    standing.onChange = () => this.#plan();
+  }
+
+  /** Probes now and from now on, until {@link stop}. */
+  start(): void {
+    void this.#probeOnce();
+  }
+
+  stop(): void {
+    this.#isStopped = true;
+    this.#cancel?.();
+  }
+
+  async #probeOnce(): Promise<void> {
+    this.#isProbing = true;
+    const wasWell = this.#standing.memory.lastSuccessMs !== undefined && !this.#standing.failure;
+    await this.#probe();
+    this.#isProbing = false;
+    this.#endedAtMs = this.#clock.nowMs();
+    this.#jitter = 2 * this.#clock.random() - 1;
+    this.#beginsRow = !wasWell && this.#standing.failure === undefined;
+    this.#plan();
+  }
+
+  #plan(): void {
+    if (this.#isStopped || this.#isProbing) {
+      return;
+    }
+    this.#cancel?.();
+    const inMs = this.#endedAtMs + this.#afterMs() - this.#clock.nowMs();
+    this.#cancel = this.#clock.after(Math.max(0, inMs), () => void this.#probeOnce());
+  }
+
+  #afterMs(): number {
+    const wantedMs = this.#standing.probeAfterMs(this.#intervalMs);
+    if (this.#standing.failure?.kind === "throttled") {
+      return wantedMs * (1 + PROBE_JITTER * Math.abs(this.#jitter)); // never before Key4C wants it
+    }
+    return this.#beginsRow && wantedMs === this.#intervalMs
+      ? (wantedMs * (1 + this.#jitter)) / 2
+      : wantedMs * (1 + PROBE_JITTER * this.#jitter);
+  }
+}

@@ -1,0 +1,71 @@
+/** What log, /readyz and alerts say of each state and its cause: what is wrong, what still works, what to do and not. */
+import type { State } from "../keys/standing.ts";
+import type { ErrorKind } from "../system/errors.ts";
+
+interface Words {
+  /** A clause whose subject is who is at fault. */
+  readonly what: string;
+  readonly remedy: string;
+}
+
+/** By what the last probe met. What is not here is {@link unavailable}. */
+const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Words } = {
+  unavailable: {
+    what: "Key4C is away",
+    remedy:
+      "check KEY4C_URL, the network, the proxy and the CA; do not restart the plugin: its local KEKs would be lost until Key4C is back",
+  },
+  throttled: {
+    what: "Key4C asks for fewer calls",
+    remedy: "wait, or ask for a higher rate; do not restart the plugin: that costs more calls",
+  },
+  denied: {
+    what: "Key4C refuses the credential",
+    remedy:
+      "renew KMS_USER_ID and KMS_API_KEY: their files are read again; do not restart this node or the plugin before: it could not read Secrets",
+  },
+  keyUnusable: {
+    what: "Key4C says that the key is disabled or deleted",
+    remedy: "enable the key in Key4C, unless it was meant",
+  },
+  keyNotFound: {
+    what: "Key4C knows no such key",
+    remedy:
+      "check KEY4C_URL, KMS_USER_ID (another tenant?) and KMS_KEY_ID; do not restart plugin or API server",
+  },
+  mismatch: {
+    what: "Key4C does not give back a local KEK that it wrapped",
+    remedy:
+      "restore the key material, or rotate the key in Key4C or name another one; then rewrite all objects and prove it with inspect --verify; do not restart plugin or API server before: they are the last that can read (OPERATIONS.md, Mismatch)",
+  },
+  olderVersion: {
+    what: "Key4C answers another version of the key than it did",
+    remedy:
+      "check whether a replica of Key4C lags or a backup was restored; after a restore rotate above every version that was ever used",
+  },
+};
+
+const LEADS_TO: Readonly<Record<State, string>> = {
+  starting: "there is no local KEK yet: Status, Encrypt and Decrypt fail",
+  ok: "",
+  degraded: "known local KEKs go on",
+  expired: "longer than KMS_OUTAGE_GRACE: Status and Encrypt fail, known local KEKs still decrypt",
+  mismatch: "Status and Encrypt fail, so that nothing more is lost; known local KEKs still decrypt",
+  revoked: "the key is revoked: its local KEKs are dropped, every RPC on it fails",
+};
+
+/** A sentence for a state and its cause. */
+export function headline(state: State, kind: ErrorKind | undefined): string {
+  if (state === "ok") {
+    return "Key4C is ok";
+  }
+  return kind === undefined ? LEADS_TO[state] : `${wordsOf(kind).what}; ${LEADS_TO[state]}`;
+}
+
+export function remedyOf(kind: ErrorKind): string {
+  return wordsOf(kind).remedy;
+}
+
+function wordsOf(kind: ErrorKind): Words {
+  return CAUSES[kind] ?? CAUSES.unavailable;
+}

@@ -1,0 +1,116 @@
+/** How a local KEK is made, and how Key4C proves that it would give it back. */
+import { randomBytes } from "node:crypto";
+import { PluginError, toPluginError } from "../system/errors.ts";
+import { type KekHeader, kekHeader, LocalKek } from "./envelope.ts";
+import { kcvHash, keyNameHash } from "./key-id.ts";
+import { type CallOptions, LOCAL_KEK_BYTES, type WrappingService } from "./wrapping.ts";
+
+/** Tells Key4C what it wraps; the key name hash follows. Frozen: data in etcd depend on it. */
+const AAD_PURPOSE = Buffer.from("key4c-kms-plugin/local-kek/v1:", "latin1");
+
+/** A local KEK and what gets it back. */
+export interface ProvenKek {
+  readonly header: KekHeader;
+  readonly localKek: LocalKek;
+}
+
+/** What a new local KEK must be wrapped under. */
+export interface Expected {
+  /** undefined: whatever Key4C uses, because describe tells none. */
+  readonly version: number | undefined;
+  /** Of the key check value. */
+  readonly kcvHash: Uint8Array;
+}
+
+/** What describe told of a key, as what its next local KEK must be wrapped under. */
+export function expectedOf(
+  kmsKeyId: string,
+  { version, kcv }: { readonly version: number | undefined; readonly kcv: string | undefined },
+): Expected {
+  return { version, kcvHash: kcvHash(kmsKeyId, kcv) };
+}
+
+/**
+ * Makes a local KEK, has Key4C wrap it and give it back.
+ * @throws PluginError `olderVersion` when encrypt tells another version than is expected
+ */
+export async function makeLocalKek(
+  service: WrappingService,
+  kmsKeyId: string,
+  expected: Expected,
+  options: CallOptions,
+): Promise<ProvenKek> {
+  const hash = keyNameHash(kmsKeyId);
+  const bytes = randomBytes(LOCAL_KEK_BYTES);
+  try {
+    const wrapped = await service.wrap(kmsKeyId, bytes, aadOf(hash));
+    const version = wrapped.version ?? expected.version;
+    if (expected.version !== undefined && version !== expected.version) {
+      throw new PluginError(
+        "olderVersion",
+        `Key4C wraps under version ${version} of the key, and tells ${expected.version}`,
+      );
+    }
+    const header = kekHeader({
+      keyNameHash: hash,
+      keyVersion: version ?? 0,
+      kcvHash: expected.kcvHash,
+      aadSent: wrapped.aadSent,
+      wrappedLocalKek: wrapped.ciphertext,
+    });
+    const localKek = new LocalKek(Buffer.from(bytes));
+    if (!(await isGivenBack(service, kmsKeyId, { header, localKek }, options))) {
+      localKek.drop();
+      throw new PluginError(
+        "unavailable",
+        "Key4C does not give back the local KEK that it has just wrapped",
+      );
+    }
+    return { header, localKek };
+  } finally {
+    bytes.fill(0);
+  }
+}
+
+/**
+ * Whether Key4C gives back the very bytes; false when it calls them invalid, or gives others.
+ * @throws PluginError when it says neither
+ */
+export async function isGivenBack(
+  service: WrappingService,
+  kmsKeyId: string,
+  { header, localKek }: ProvenKek,
+  options: CallOptions,
+): Promise<boolean> {
+  let bytes: Buffer;
+  try {
+    bytes = await unwrapLocalKek(service, kmsKeyId, header, options);
+  } catch (error) {
+    if (toPluginError(error).kind === "invalid") {
+      return false;
+    }
+    throw error;
+  }
+  // One that was dropped meanwhile has nothing left to be compared with.
+  const isSame = localKek.isDropped || localKek.equals(bytes);
+  bytes.fill(0);
+  if (isSame) {
+    localKek.isProven = true;
+  }
+  return isSame;
+}
+
+/** @returns {@link LOCAL_KEK_BYTES} bytes */
+export function unwrapLocalKek(
+  service: WrappingService,
+  kmsKeyId: string,
+  header: KekHeader,
+  options: CallOptions,
+): Promise<Buffer> {
+  const aad = header.aadSent ? aadOf(header.keyNameHash) : undefined;
+  return service.unwrap(kmsKeyId, header.wrappedLocalKek, aad, options);
+}
+
+function aadOf(keyNameHash: Uint8Array): Buffer {
+  return Buffer.concat([AAD_PURPOSE, keyNameHash]);
+}

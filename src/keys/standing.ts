@@ -1,0 +1,398 @@
+/**
+ * How Key4C stands to one key: what its answers lead to, and what they drop. {@link RULES} and {@link hear} are the
+ * whole of it; the probe tells what it heard, and everything else only asks.
+ */
+import { type Clock, systemClock } from "../system/clock.ts";
+import { type ErrorKind, PluginError } from "../system/errors.ts";
+
+export const STATES = ["starting", "ok", "degraded", "expired", "mismatch", "revoked"] as const;
+/**
+ * Each goes before those on its left:
+ * - `ok`: the last probe succeeded.
+ * - `degraded`: it failed; everything goes on with the local KEKs that are known.
+ * - `expired`: Key4C has been away for longer than KMS_OUTAGE_GRACE. Status and Encrypt fail.
+ * - `mismatch`: Key4C is well but not the one that wrapped: other key material, or no such key. What would be written
+ *   now could not be read later, so Status and Encrypt fail. Decrypt of known local KEKs goes on, none is dropped.
+ * - `starting`: there is no local KEK yet. Status and Encrypt fail.
+ * - `revoked`: Key4C says that the key is disabled or deleted. Its local KEKs are dropped, every RPC on it fails.
+ */
+export type State = (typeof STATES)[number];
+
+export interface Limits {
+  /** KMS_OUTAGE_GRACE; undefined: for ever. */
+  readonly outageGraceMs: number | undefined;
+  /** KMS_REVOCATION_GRACE. */
+  readonly revocationGraceMs: number;
+}
+
+/** So many answers, with no success between, make a verdict; one may be a replica that lags or a mistake. */
+export const VERDICT_ANSWERS = 3;
+/** Over at least this time Key4C must not give back what it wrapped, or know no such key. */
+export const MISMATCH_MS = 10_000;
+/** While describe tells an older version than before, it is a replica that lags, at most for so long. */
+export const OLDER_VERSION_MS = 10 * 60_000;
+/** Probes while a verdict is pending come at least this often. */
+const MAX_VERDICT_INTERVAL_MS = 2_000;
+const MIN_VERDICT_INTERVAL_MS = 50;
+/** Whoever needs Key4C while it is away makes the probe come this often, in the first minute and after it. */
+const NEEDED_INTERVAL_MS = 500;
+const NEEDED_LATER_INTERVAL_MS = 2_000;
+const FIRST_MINUTE_MS = 60_000;
+/** When nobody needs it: this soon after the first failure, then in twice the time, up to the second limit. */
+const FIRST_PROBE_AFTER_FAILURE_MS = 250;
+const MAX_FAILING_INTERVAL_MS = 5_000;
+/** Failures of callers bring the probe of a well key forward, but not more often than this. */
+const MIN_PROBE_INTERVAL_MS = 250;
+/** Where Key4C throttles without a Retry-After, the pause doubles from the first to the second. */
+const FIRST_THROTTLED_PAUSE_MS = 1_000;
+const MAX_THROTTLED_PAUSE_MS = 30_000;
+/** A Retry-After is obeyed up to this long, and up to the second where there is no local KEK to go on with. */
+const MAX_RETRY_AFTER_MS = 5 * 60_000;
+const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15_000;
+/** The client itself tries a refused secret every 30 s only: so soon a changed one is used. */
+const DENIED_INTERVAL_MS = 2_000;
+
+/** What a probe of a key heard, if it did not succeed. */
+interface Rule {
+  /** Counts towards KMS_OUTAGE_GRACE. */
+  readonly isOutage: boolean;
+  /** Whether callers are refused at once until a probe succeeds: of this key, or of all keys. */
+  readonly refusesCallers: "ofThisKey" | "ofAllKeys" | "no";
+  /** What the key becomes after VERDICT_ANSWERS over at least so long. */
+  readonly becomes?: "revoked" | "mismatch";
+  readonly afterMs?: (limits: Limits) => number;
+}
+
+/**
+ * Answer by answer. `revoked` alone drops local KEKs, and only a verdict leads to it: a code or a state of the
+ * contract. What is not listed counts as `unavailable`.
+ */
+const RULES: { readonly [K in ErrorKind]?: Rule } & { readonly unavailable: Rule } = {
+  unavailable: { isOutage: true, refusesCallers: "ofAllKeys" },
+  throttled: { isOutage: true, refusesCallers: "ofThisKey" },
+  denied: { isOutage: true, refusesCallers: "ofAllKeys" },
+  keyUnusable: {
+    isOutage: false,
+    refusesCallers: "ofThisKey",
+    becomes: "revoked",
+    afterMs: ({ revocationGraceMs }) => revocationGraceMs,
+  },
+  keyNotFound: {
+    isOutage: false,
+    refusesCallers: "ofThisKey",
+    becomes: "mismatch",
+    afterMs: ({ revocationGraceMs }) => Math.max(revocationGraceMs, MISMATCH_MS),
+  },
+  mismatch: {
+    isOutage: false,
+    refusesCallers: "no",
+    becomes: "mismatch",
+    afterMs: () => MISMATCH_MS,
+  },
+  olderVersion: { isOutage: false, refusesCallers: "no" },
+};
+
+/** Verdicts need the words of the contract; the plugin's own finding of a mismatch is one of itself. */
+function isVerdict(error: PluginError): boolean {
+  return RULES[error.kind]?.becomes !== undefined && (error.isVerdict || error.kind === "mismatch");
+}
+
+/** What is remembered of the answers for one key. */
+export interface Memory {
+  readonly lastSuccessMs?: number;
+  /** Why the last probe failed; undefined while it has not, or none has ended. */
+  readonly failure?: PluginError;
+  readonly failures: number;
+  /** The first failure since a success. */
+  readonly failingSinceMs?: number;
+  /** The first of a row of failures that count as an outage, see {@link Rule.isOutage}. */
+  readonly outageSinceMs?: number;
+  readonly isExpired: boolean;
+  /** Answers that may become a verdict, since a success. */
+  readonly pending: {
+    readonly [K in ErrorKind]?: { readonly answers: number; readonly sinceMs: number };
+  };
+  /** What such answers have led to. */
+  readonly verdict?: { readonly state: "revoked" | "mismatch"; readonly cause: PluginError };
+  readonly throttledAnswers: number;
+  /** Nobody asks for this key before. */
+  readonly pausedFromMs?: number;
+  readonly pauseMs?: number;
+}
+
+export const NOTHING_HEARD: Memory = {
+  failures: 0,
+  isExpired: false,
+  pending: {},
+  throttledAnswers: 0,
+};
+
+/**
+ * The one transition.
+ * @param heard undefined: success, which ends everything that was
+ */
+export function hear(
+  memory: Memory,
+  heard: PluginError | undefined,
+  nowMs: number,
+  limits: Limits,
+): Memory {
+  if (heard === undefined) {
+    return { ...NOTHING_HEARD, lastSuccessMs: nowMs };
+  }
+  const rule = RULES[heard.kind] ?? RULES.unavailable;
+  const outageSinceMs = rule.isOutage ? (memory.outageSinceMs ?? nowMs) : undefined;
+  const { outageGraceMs } = limits;
+  const before = memory.pending[heard.kind];
+  const counted = { answers: (before?.answers ?? 0) + 1, sinceMs: before?.sinceMs ?? nowMs };
+  const pending = isVerdict(heard) ? { ...memory.pending, [heard.kind]: counted } : memory.pending;
+  const verdict = verdictOf(memory, heard, counted, nowMs, limits);
+  const throttledAnswers = heard.kind === "throttled" ? memory.throttledAnswers + 1 : 0;
+  return {
+    ...(memory.lastSuccessMs !== undefined && { lastSuccessMs: memory.lastSuccessMs }),
+    failure: heard,
+    failures: memory.failures + 1,
+    failingSinceMs: memory.failingSinceMs ?? nowMs,
+    ...(outageSinceMs !== undefined && { outageSinceMs }),
+    isExpired:
+      outageSinceMs !== undefined &&
+      outageGraceMs !== undefined &&
+      nowMs - outageSinceMs >= outageGraceMs,
+    pending,
+    ...(verdict && { verdict }),
+    throttledAnswers,
+    ...(heard.kind === "throttled" && {
+      pausedFromMs: nowMs,
+      pauseMs:
+        heard.retryAfterMs ??
+        Math.min(MAX_THROTTLED_PAUSE_MS, FIRST_THROTTLED_PAUSE_MS * 2 ** (throttledAnswers - 1)),
+    }),
+  };
+}
+
+/** A revocation goes before a mismatch, and only a success takes either back. */
+function verdictOf(
+  memory: Memory,
+  heard: PluginError,
+  { answers, sinceMs }: { readonly answers: number; readonly sinceMs: number },
+  nowMs: number,
+  limits: Limits,
+): Memory["verdict"] {
+  const rule = RULES[heard.kind];
+  if (memory.verdict?.state === "revoked" || !isVerdict(heard) || rule?.becomes === undefined) {
+    return memory.verdict;
+  }
+  const afterMs = rule.afterMs?.(limits) ?? 0;
+  const isEstablished = afterMs === 0 || (answers >= VERDICT_ANSWERS && nowMs - sinceMs >= afterMs);
+  return isEstablished ? { state: rule.becomes, cause: heard } : memory.verdict;
+}
+
+/** @param hasLocalKek whether there is a current one of this key */
+export function stateOf(memory: Memory, hasLocalKek: boolean): State {
+  if (memory.verdict?.state === "revoked") {
+    return "revoked";
+  }
+  if (!hasLocalKek) {
+    return "starting";
+  }
+  if (memory.verdict !== undefined) {
+    return "mismatch";
+  }
+  return memory.isExpired ? "expired" : memory.failure === undefined ? "ok" : "degraded";
+}
+
+/** When the key may be asked again; 0: at any time. */
+function pausedUntilMs({ pausedFromMs, pauseMs }: Memory, hasLocalKek: boolean): number {
+  const maxMs = hasLocalKek ? MAX_RETRY_AFTER_MS : MAX_RETRY_AFTER_WITHOUT_KEK_MS;
+  return pausedFromMs === undefined ? 0 : pausedFromMs + Math.min(pauseMs ?? 0, maxMs);
+}
+
+/**
+ * How long after the last one the next probe comes, before jitter.
+ * @param intervalMs KMS_PROBE_INTERVAL
+ * @param isNeeded whether somebody has failed for want of Key4C since the last probe
+ */
+export function probeAfterMs(
+  memory: Memory,
+  nowMs: number,
+  limits: Limits,
+  {
+    intervalMs,
+    isNeeded,
+    hasLocalKek,
+  }: {
+    readonly intervalMs: number;
+    readonly isNeeded: boolean;
+    readonly hasLocalKek: boolean;
+  },
+): number {
+  const { failure, failures, failingSinceMs = nowMs, outageSinceMs } = memory;
+  if (failure === undefined) {
+    return isNeeded ? Math.min(intervalMs, MIN_PROBE_INTERVAL_MS) : intervalMs;
+  }
+  const { outageGraceMs } = limits;
+  const graceEndsInMs =
+    outageSinceMs === undefined || outageGraceMs === undefined || memory.isExpired
+      ? Number.POSITIVE_INFINITY
+      : Math.max(MIN_VERDICT_INTERVAL_MS, outageSinceMs + outageGraceMs - nowMs);
+  const ownMs = () => {
+    switch (failure.kind) {
+      case "throttled":
+        return pausedUntilMs(memory, hasLocalKek) - nowMs;
+      case "denied":
+        return Math.min(intervalMs, DENIED_INTERVAL_MS);
+      default: {
+        const isPending = isVerdict(failure) && memory.verdict === undefined;
+        if (isPending) {
+          const graceMs = RULES[failure.kind]?.afterMs?.(limits) ?? 0;
+          const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
+          return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
+        }
+        const restingMs = Math.min(
+          intervalMs,
+          FIRST_PROBE_AFTER_FAILURE_MS * 2 ** Math.min(failures - 1, 10),
+          MAX_FAILING_INTERVAL_MS,
+        );
+        const isFresh = nowMs - failingSinceMs < FIRST_MINUTE_MS;
+        const neededMs = isFresh ? NEEDED_INTERVAL_MS : NEEDED_LATER_INTERVAL_MS;
+        return isNeeded ? Math.min(restingMs, neededMs) : restingMs;
+      }
+    }
+  };
+  return failure.kind === "throttled" ? ownMs() : Math.min(ownMs(), graceEndsInMs);
+}
+
+function refusalOf({ verdict, isExpired, failure }: Memory): PluginError | undefined {
+  if (verdict !== undefined) {
+    return verdict.state === "revoked"
+      ? new PluginError(verdict.cause.kind, "the key is revoked", { cause: verdict.cause })
+      : new PluginError(verdict.cause.kind, "what would be written could not be read", {
+          cause: verdict.cause,
+        });
+  }
+  return isExpired
+    ? new PluginError("unavailable", "the outage has lasted longer than KMS_OUTAGE_GRACE", {
+        cause: failure,
+      })
+    : undefined;
+}
+
+/** What keyring and health both consult about one key. */
+export class Standing {
+  readonly kmsKeyId: string;
+  readonly #limits: Limits;
+  readonly #clock: Clock;
+  #memory = NOTHING_HEARD;
+  #isNeeded = false;
+  #onChange: () => void = () => {};
+  /** The first probe while it is under way; it never rejects. Whoever comes meanwhile waits for it. */
+  firstProbe: Promise<void> | undefined;
+  /** Why the key is revoked. */
+  revocation: PluginError | undefined;
+  /** Why nothing may be acknowledged, neither by Status nor by Encrypt, although there may be a local KEK. */
+  refusal: PluginError | undefined;
+  /** Whether a local KEK of this key is at hand; set by the keyring. */
+  hasLocalKek = false;
+
+  constructor(kmsKeyId: string, limits: Limits, clock: Clock = systemClock) {
+    this.kmsKeyId = kmsKeyId;
+    this.#limits = limits;
+    this.#clock = clock;
+  }
+
+  /** Told when a probe should be planned anew. */
+  set onChange(planAnew: () => void) {
+    this.#onChange = planAnew;
+  }
+
+  get memory(): Memory {
+    return this.#memory;
+  }
+
+  get state(): State {
+    return stateOf(this.#memory, this.hasLocalKek);
+  }
+
+  /** Why the last probe failed. */
+  get failure(): PluginError | undefined {
+    return this.#memory.failure;
+  }
+
+  /** A probe, or somebody who was throttled, heard an answer. */
+  hear(heard: PluginError | undefined): void {
+    this.#memory = hear(this.#memory, heard, this.#clock.nowMs(), this.#limits);
+    this.#isNeeded = false;
+    const { verdict } = this.#memory;
+    this.revocation = verdict?.state === "revoked" ? verdict.cause : undefined;
+    this.refusal = refusalOf(this.#memory);
+  }
+
+  /**
+   * Why Key4C is not to be asked on behalf of a caller for a local KEK.
+   * @param of of this key, or of another one
+   */
+  refusalOfCallers(of: "thisKey" | "anotherKey"): PluginError | undefined {
+    const { failure } = this.#memory;
+    if (failure === undefined) {
+      return undefined;
+    }
+    const { refusesCallers } = RULES[failure.kind] ?? RULES.unavailable;
+    const isRefused =
+      refusesCallers === "ofAllKeys" || (refusesCallers === "ofThisKey" && of === "thisKey");
+    return isRefused ? failure : undefined;
+  }
+
+  /** Somebody failed for want of Key4C: the probe looks soon. A throttled answer is obeyed, whoever got it. */
+  need(error?: PluginError): void {
+    if (error?.kind === "throttled" && this.#memory.failure === undefined) {
+      this.hear(error);
+    } else if (this.#isNeeded) {
+      return;
+    } else {
+      this.#isNeeded = true;
+    }
+    this.#onChange();
+  }
+
+  /** How long after the last one the next probe comes, before jitter. */
+  probeAfterMs(intervalMs: number): number {
+    const { hasLocalKek } = this;
+    return probeAfterMs(this.#memory, this.#clock.nowMs(), this.#limits, {
+      intervalMs,
+      isNeeded: this.#isNeeded,
+      hasLocalKek,
+    });
+  }
+}
+
+/** The standings of all keys that were ever asked for. */
+export class Standings {
+  readonly #limits: Limits;
+  readonly #clock: Clock;
+  readonly #byKey = new Map<string, Standing>();
+
+  constructor(limits: Limits, clock: Clock = systemClock) {
+    this.#limits = limits;
+    this.#clock = clock;
+  }
+
+  /** Nearly never: then nobody needs to look which. */
+  get areAnyRevoked(): boolean {
+    for (const { revocation } of this.#byKey.values()) {
+      if (revocation !== undefined) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  of(kmsKeyId: string): Standing {
+    const found = this.#byKey.get(kmsKeyId);
+    if (found !== undefined) {
+      return found;
+    }
+    const standing = new Standing(kmsKeyId, this.#limits, this.#clock);
+    this.#byKey.set(kmsKeyId, standing);
+    return standing;
+  }
+}
