@@ -141,6 +141,6 @@ export class KekCache {
     const kept = this.#kept.get(key);
     this.#kept.delete(key);
     // Not before those who were just given it have used it, which they do in this turn.
-    setImmediate(() => kept?.localKek.drop());
+    this.#clock.after(0, () => kept?.localKek.drop());
   }
 }
