@@ -209,12 +209,13 @@ function pausedUntilMs({ pausedFromMs, pauseMs }: Memory, hasLocalKek: boolean):
 
 /**
  * How long after the last one the next probe comes, before jitter.
+ * @param endedAtMs when the last one ended: who asks again later is told the same
  * @param intervalMs KMS_PROBE_INTERVAL
  * @param isNeeded whether somebody has failed for want of Key4C since the last probe
  */
 export function probeAfterMs(
   memory: Memory,
-  nowMs: number,
+  endedAtMs: number,
   limits: Limits,
   {
     intervalMs,
@@ -226,7 +227,7 @@ export function probeAfterMs(
     readonly hasLocalKek: boolean;
   },
 ): number {
-  const { failure, failures, failingSinceMs = nowMs, outageSinceMs } = memory;
+  const { failure, failures, failingSinceMs = endedAtMs, outageSinceMs } = memory;
   if (failure === undefined) {
     return isNeeded ? Math.min(intervalMs, MIN_PROBE_INTERVAL_MS) : intervalMs;
   }
@@ -234,30 +235,29 @@ export function probeAfterMs(
   const graceEndsInMs =
     outageSinceMs === undefined || outageGraceMs === undefined || memory.isExpired
       ? Number.POSITIVE_INFINITY
-      : Math.max(MIN_VERDICT_INTERVAL_MS, outageSinceMs + outageGraceMs - nowMs);
+      : Math.max(MIN_VERDICT_INTERVAL_MS, outageSinceMs + outageGraceMs - endedAtMs);
   const ownMs = () => {
-    switch (failure.kind) {
-      case "throttled":
-        return pausedUntilMs(memory, hasLocalKek) - nowMs;
-      case "denied":
-        return Math.min(intervalMs, DENIED_INTERVAL_MS);
-      default: {
-        const isPending = isVerdict(failure) && memory.verdict === undefined;
-        if (isPending) {
-          const graceMs = RULES[failure.kind]?.afterMs?.(limits) ?? 0;
-          const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
-          return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
-        }
-        const restingMs = Math.min(
-          intervalMs,
-          FIRST_PROBE_AFTER_FAILURE_MS * 2 ** Math.min(failures - 1, 10),
-          MAX_FAILING_INTERVAL_MS,
-        );
-        const isFresh = nowMs - failingSinceMs < FIRST_MINUTE_MS;
-        const neededMs = isFresh ? NEEDED_INTERVAL_MS : NEEDED_LATER_INTERVAL_MS;
-        return isNeeded ? Math.min(restingMs, neededMs) : restingMs;
-      }
+    const pauseMs = pausedUntilMs(memory, hasLocalKek) - endedAtMs;
+    if (pauseMs > 0) {
+      return pauseMs;
     }
+    if (failure.kind === "denied") {
+      return Math.min(intervalMs, DENIED_INTERVAL_MS);
+    }
+    if (isVerdict(failure) && memory.verdict === undefined) {
+      const graceMs = RULES[failure.kind]?.afterMs?.(limits) ?? 0;
+      const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
+      return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
+    }
+    // A pause that is over leads here too: Retry-After may be 0, and a previous key's probe may have been put off.
+    const restingMs = Math.min(
+      intervalMs,
+      FIRST_PROBE_AFTER_FAILURE_MS * 2 ** Math.min(failures - 1, 10),
+      MAX_FAILING_INTERVAL_MS,
+    );
+    const isFresh = endedAtMs - failingSinceMs < FIRST_MINUTE_MS;
+    const neededMs = isFresh ? NEEDED_INTERVAL_MS : NEEDED_LATER_INTERVAL_MS;
+    return isNeeded ? Math.min(restingMs, neededMs) : restingMs;
   };
   return failure.kind === "throttled" ? ownMs() : Math.min(ownMs(), graceEndsInMs);
 }
@@ -354,10 +354,10 @@ export class Standing {
     this.#onChange();
   }
 
-  /** How long after the last one the next probe comes, before jitter. */
-  probeAfterMs(intervalMs: number): number {
+  /** How long after the last one, which ended then, the next probe comes, before jitter. */
+  probeAfterMs(intervalMs: number, endedAtMs: number): number {
     const { hasLocalKek } = this;
-    return probeAfterMs(this.#memory, this.#clock.nowMs(), this.#limits, {
+    return probeAfterMs(this.#memory, endedAtMs, this.#limits, {
       intervalMs,
       isNeeded: this.#isNeeded,
       hasLocalKek,
