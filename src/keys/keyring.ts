@@ -539,11 +539,18 @@ export class Keyring {
     }
   }
 
-  /** A caller fails for want of Key4C: the probe that would end it looks soon. */
+  /**
+   * A caller fails for want of Key4C: the probe that would end it looks soon. For a previous key the current one's
+   * does too, unless it is known that only that key is not well.
+   */
   #need(kmsKeyId: string, error?: PluginError): void {
-    const own = this.#options.standings.of(kmsKeyId);
+    const { standings } = this.#options;
+    const own = standings.of(kmsKeyId);
     own.need(error);
-    if (own !== this.#standing && error?.kind !== "throttled") {
+    if (
+      own !== this.#standing &&
+      (own.failure === undefined || this.#standing.failure !== undefined)
+    ) {
       this.#standing.need();
     }
   }
