@@ -65,6 +65,9 @@ export class KekCache {
     if (this.#orphaned.has(key)) {
       return;
     }
+    if (this.#kept.get(key)?.localKek !== localKek) {
+      this.#drop(key);
+    }
     this.#kept.delete(key);
     this.#kept.set(key, { header, localKek, keptAtMs: this.#clock.nowMs() });
     for (const oldest of this.#kept.keys()) {
@@ -103,12 +106,12 @@ export class KekCache {
     return this.#orphaned.has(key);
   }
 
-  /** Key4C gives it back again. */
-  adopt(header: KekHeader): void {
+  /** Key4C gives it back again. @param isPinned whether somebody else holds it, who must not lose it for want of room */
+  adopt(header: KekHeader, isPinned: boolean): void {
     const key = cacheKey(header);
     const orphan = this.#orphaned.get(key);
-    if (orphan !== undefined) {
-      this.#orphaned.delete(key);
+    this.#orphaned.delete(key);
+    if (orphan !== undefined && !isPinned) {
       this.keep(header, orphan.localKek);
     }
   }

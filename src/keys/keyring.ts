@@ -86,6 +86,8 @@ export class Keyring {
   /** The oldest local KEK of the current key and version that this process used: pinned, asked for at each probe. */
   #witness: Snapshot | undefined;
   #provenAtMs = Number.NEGATIVE_INFINITY;
+  /** By key, of those that were current: a revocation and a change of keys lead to no older one either. */
+  readonly #highestVersions = new Map<string, number>();
   readonly #renewals: Renewals;
   readonly #cache: KekCache;
   readonly #refusals: Refusals;
@@ -324,8 +326,13 @@ export class Keyring {
     const isKnown = this.#snapshot?.keyId === formatKeyId(made.header) || keyVersion === 0;
     if (expected.version === undefined && !isKnown) {
       const same = { ...expected, version: keyVersion };
-      const again = await makeLocalKek(service, kmsKeyId, same, { newConnection });
-      again.localKek.drop();
+      try {
+        const again = await makeLocalKek(service, kmsKeyId, same, { newConnection });
+        again.localKek.drop();
+      } catch (error) {
+        made.localKek.drop();
+        throw error;
+      }
     }
     return made;
   }
@@ -384,7 +391,7 @@ export class Keyring {
             () => undefined, // asked again the next time
           );
           if (isGiven === true) {
-            this.#cache.adopt(one.header);
+            this.#cache.adopt(one.header, this.#isPinned(one.header));
           } else if (isGiven === false && !one.localKek.isDropped) {
             found += this.#cache.orphan(one.header, one.localKek) ? 1 : 0;
           }
@@ -392,6 +399,11 @@ export class Keyring {
       ),
     );
     return found;
+  }
+
+  #isPinned(header: KekHeader): boolean {
+    const key = cacheKey(header);
+    return key === this.#snapshot?.cacheKey || key === this.#witness?.cacheKey;
   }
 
   /** Starts a renewal if the current local KEK is near one of its limits. Never throws. */
@@ -427,11 +439,20 @@ export class Keyring {
       this.#provenAtMs = nowMs;
     }
     const { kmsKeyId, expected } = current;
-    const [made] = await Promise.all([
-      this.#make(kmsKeyId, expected, isProofDue),
-      isProofDue && this.#witness && this.#expectGivenBack(this.#witness),
-    ]);
-    this.#become(kmsKeyId, made, expected, undefined);
+    const making = this.#make(kmsKeyId, expected, isProofDue);
+    try {
+      await Promise.all([
+        making,
+        isProofDue && this.#witness && this.#expectGivenBack(this.#witness),
+      ]);
+    } catch (error) {
+      making.then(
+        ({ localKek }) => localKek.drop(),
+        () => {},
+      );
+      throw error;
+    }
+    this.#become(kmsKeyId, await making, expected, undefined);
   }
 
   async #expectGivenBack(witness: Snapshot): Promise<void> {
@@ -467,7 +488,8 @@ export class Keyring {
     const isOurs = replaced?.kmsKeyId === kmsKeyId;
     // The key may have been revoked, changed or rotated while Key4C was asked.
     const isWanted = isOurs || kmsKeyId === keys.configuredId;
-    const isOlder = isOurs && made.header.keyVersion < replaced.header.keyVersion;
+    const { keyVersion } = made.header;
+    const isOlder = keyVersion < (this.#highestVersions.get(kmsKeyId) ?? 0);
     if (standing.revocation !== revocation || !isWanted || isOlder) {
       made.localKek.drop();
       throw isOlder
@@ -483,6 +505,7 @@ export class Keyring {
       createdAtMs: this.#clock.nowMs(),
     });
     this.#snapshot = snapshot;
+    this.#highestVersions.set(kmsKeyId, keyVersion);
     const witness = this.#witness;
     if (witness?.keyId !== snapshot.keyId) {
       this.#witness = snapshot;
