@@ -37,6 +37,8 @@ export class Health {
   #olderSinceMs: number | undefined;
   #auditedAtMs = Number.NEGATIVE_INFINITY;
   #auditing: Promise<void> | undefined;
+  /** Keys whose audit could not be ended: begun anew once Key4C answers. */
+  readonly #unaudited = new Set<string>();
   #hasWarnedOfRefusals = false;
   /** Why the key that is configured now does not become current. */
   keyChangeFailure: PluginError | undefined;
@@ -301,6 +303,13 @@ export class Health {
   #lookAfter(): void {
     const { keyring, keys, log } = this.#options;
     this.#followKeys();
+    const { failure } = this.standing;
+    if (failure === undefined || failure.kind === "mismatch") {
+      for (const kmsKeyId of this.#unaudited) {
+        this.#unaudited.delete(kmsKeyId);
+        this.#audit(kmsKeyId, "all");
+      }
+    }
     if (
       keyring.cache.orphans > 0 &&
       this.#clock.nowMs() - this.#auditedAtMs >= ORPHAN_INTERVAL_MS
@@ -329,7 +338,10 @@ export class Health {
     this.#auditedAtMs = this.#clock.nowMs();
     const auditing = (this.#auditing ?? Promise.resolve())
       .then(() => keyring.audit(kmsKeyId, which))
-      .then((found) => {
+      .then(({ found, isComplete }) => {
+        if (!isComplete && which === "all") {
+          this.#unaudited.add(kmsKeyId);
+        }
         if (found > 0) {
           log.error(
             "local KEKs are orphaned: Key4C does not give them back, this process can still read",

@@ -369,27 +369,32 @@ export class Keyring {
   }
 
   /**
-   * Asks Key4C for every local KEK that is held for a key. What it does not give back is orphaned.
+   * Asks Key4C for every local KEK that is held for a key. What it does not give back is orphaned. Thousands may be
+   * held: it ends at the first answer that says neither.
    * @param which only those that are orphaned already, or all
-   * @returns how many are new among the orphaned
+   * @returns how many are new among the orphaned, and whether all were asked for
    */
-  async audit(kmsKeyId: string, which: "orphaned" | "all"): Promise<number> {
+  async audit(
+    kmsKeyId: string,
+    which: "orphaned" | "all",
+  ): Promise<{ readonly found: number; readonly isComplete: boolean }> {
     const hash = keyNameHash(kmsKeyId);
     const pinned = [this.#snapshot, this.#witness].filter(
       (one) => one !== undefined && one.kmsKeyId === kmsKeyId,
     );
     const limiter = new Limiter(AUDIT_WIDTH, Number.POSITIVE_INFINITY);
     let found = 0;
+    let isComplete = true;
     const held = which === "orphaned" ? this.#cache.orphansFor(hash) : this.#cache.keptFor(hash);
     await Promise.all(
       [...held, ...(which === "all" ? pinned : [])].map((one) =>
         limiter.run(async () => {
-          if (one === undefined || one.localKek.isDropped) {
+          if (one === undefined || one.localKek.isDropped || !isComplete) {
             return;
           }
-          const isGiven = await isGivenBack(this.#options.service, kmsKeyId, one, {}).catch(
-            () => undefined, // asked again the next time
-          );
+          const isGiven = await isGivenBack(this.#options.service, kmsKeyId, one, {}).catch(() => {
+            isComplete = false;
+          });
           if (isGiven === true) {
             this.#cache.adopt(one.header, this.#isPinned(one.header));
           } else if (isGiven === false && !one.localKek.isDropped) {
@@ -398,7 +403,7 @@ export class Keyring {
         }),
       ),
     );
-    return found;
+    return { found, isComplete };
   }
 
   #isPinned(header: KekHeader): boolean {
