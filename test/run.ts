@@ -65,6 +65,13 @@ function faults(): Promise<Count> {
   return bunTest(["./test/faults/campaign.faults.ts"]);
 }
 
+/** The real plugin through weeks of bad days in simulated time; prints what it met. */
+async function simulation(): Promise<Count> {
+  const { exitCode, output } = await shell("bun test/simulation/main.ts");
+  console.log(output.trimEnd());
+  return outcome(exitCode === 0);
+}
+
 const SHIP_TOOLS = [
   ...["buildah", "podman", "runc", "catatonit", "apt-get", "dpkg-deb", "go"],
   ...["qemu-x86_64-static", "qemu-aarch64-static"],
@@ -171,6 +178,7 @@ const SUITES: Readonly<Record<string, () => Promise<Count>>> = {
   build,
   unit,
   interop,
+  simulation,
   faults,
   ship,
   e2e,

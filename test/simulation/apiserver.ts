@@ -62,7 +62,12 @@ export async function decryptStored(
     const outcome = await plugin.call(KmsV1.method.decrypt, { cipher }, leaveAfterMs);
     return "ok" in outcome ? { ok: outcome.ok.plain } : outcome;
   }
-  const request = { ciphertext: cipher, keyId, annotations, uid: "00000000-0000-4000-8000-000000000000" };
+  const request = {
+    ciphertext: cipher,
+    keyId,
+    annotations,
+    uid: "00000000-0000-4000-8000-000000000000",
+  };
   const outcome = await plugin.call(KmsV2.method.decrypt, request, leaveAfterMs);
   return "ok" in outcome ? { ok: outcome.ok.plaintext } : outcome;
 }

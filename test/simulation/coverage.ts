@@ -69,7 +69,11 @@ export class Coverage {
   }
 
   get leastPair(): number {
-    return Math.min(...FAULT_KINDS.flatMap((one) => FAULT_KINDS.map((other) => this.#pairs.get(pairOf(one, other)) ?? 0)));
+    return Math.min(
+      ...FAULT_KINDS.flatMap((one) =>
+        FAULT_KINDS.map((other) => this.#pairs.get(pairOf(one, other)) ?? 0),
+      ),
+    );
   }
 
   /** Cells of the table that were never visited, and those that cannot be and were. */

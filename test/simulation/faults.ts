@@ -94,7 +94,13 @@ export function concerns(fault: Fault, node: number): boolean {
 export function disturbedUntil(fault: Fault): number {
   const { atMs, durationMs, kind } = fault;
   // Once all is well again one more well probe has to come: for a rotation or a changed file meanwhile.
-  return atMs + (Number.isFinite(durationMs) ? durationMs : 0) + FAULTS[kind].aftermathMs + WELL_MS + 2 * SECOND;
+  return (
+    atMs +
+    (Number.isFinite(durationMs) ? durationMs : 0) +
+    FAULTS[kind].aftermathMs +
+    WELL_MS +
+    2 * SECOND
+  );
 }
 
 export interface Settings {
@@ -126,18 +132,48 @@ const WEIGHTED: readonly FaultKind[] = FAULT_KINDS.flatMap((kind) => {
 
 /** Hours with a fault every few minutes, a day with fewer, or a week with one now and then. */
 const PACES = [
-  { share: 0.45, lengthMs: 2 * HOUR, everyMs: MINUTE, longestMs: 8 * MINUTE, workEveryMs: 15 * SECOND },
-  { share: 0.3, lengthMs: 2 * HOUR, everyMs: 3 * MINUTE, longestMs: 15 * MINUTE, workEveryMs: 15 * SECOND },
-  { share: 0.22, lengthMs: 5 * HOUR, everyMs: 15 * MINUTE, longestMs: HOUR, workEveryMs: 30 * SECOND },
-  { share: 0.025, lengthMs: 24 * HOUR, everyMs: HOUR, longestMs: 8 * HOUR, workEveryMs: 5 * MINUTE },
-  { share: 0.005, lengthMs: 7 * 24 * HOUR, everyMs: 12 * HOUR, longestMs: 60 * HOUR, workEveryMs: 20 * MINUTE },
+  {
+    upTo: 0.45,
+    lengthMs: 2 * HOUR,
+    everyMs: MINUTE,
+    longestMs: 8 * MINUTE,
+    workEveryMs: 15 * SECOND,
+  },
+  {
+    upTo: 0.75,
+    lengthMs: 2 * HOUR,
+    everyMs: 3 * MINUTE,
+    longestMs: 15 * MINUTE,
+    workEveryMs: 15 * SECOND,
+  },
+  {
+    upTo: 0.97,
+    lengthMs: 5 * HOUR,
+    everyMs: 15 * MINUTE,
+    longestMs: HOUR,
+    workEveryMs: 30 * SECOND,
+  },
+  {
+    upTo: 0.996,
+    lengthMs: 24 * HOUR,
+    everyMs: HOUR,
+    longestMs: 8 * HOUR,
+    workEveryMs: 5 * MINUTE,
+  },
+  {
+    upTo: 1,
+    lengthMs: 7 * 24 * HOUR,
+    everyMs: 12 * HOUR,
+    longestMs: 60 * HOUR,
+    workEveryMs: 20 * MINUTE,
+  },
 ] as const;
 
 /** The history of a seed. */
 export function historyOf(seed: number): History {
   const random = new Random(seed * 2_654_435_761 + 17);
-  let share = random.next();
-  const pace = PACES.find((one) => (share -= one.share) < 0) ?? PACES[0];
+  const drawn = random.next();
+  const pace = PACES.find(({ upTo }) => drawn < upTo) ?? PACES[0];
   const nodes = random.chance(0.8) ? 2 : 3;
   const apis = random.pick([["v2"], ["v2"], ["v1"], ["v1", "v2"]] as const);
   const settings: Settings = {
@@ -180,13 +216,15 @@ function faultOf(
   longestMs: number,
 ): Fault {
   const facts: FaultFacts = FAULTS[kind];
-  const isOfOne = facts.ofOneNode === "always" || (facts.ofOneNode === "maybe" && random.chance(0.4));
+  const isOfOne =
+    facts.ofOneNode === "always" || (facts.ofOneNode === "maybe" && random.chance(0.4));
   const isForEver = facts.lasts === "for ever" && random.chance(0.3);
   const lastsMs = random.logBetween(SECOND, longestMs);
   return {
     kind,
     atMs: Math.round(atMs),
-    durationMs: facts.lasts === "once" ? 0 : isForEver ? Number.POSITIVE_INFINITY : Math.round(lastsMs),
+    durationMs:
+      facts.lasts === "once" ? 0 : isForEver ? Number.POSITIVE_INFINITY : Math.round(lastsMs),
     node: isOfOne ? random.int(nodes) : undefined,
     kmsKeyId: random.pick(["current", "current", "current", "next", "former"]),
     variety: random.next(),
@@ -202,7 +240,13 @@ function replacedAndRestarted(
 ): Fault[] {
   const replaced = faultOf(random, "materialReplaced", atMs, settings, longestMs);
   const restarts = Array.from({ length: settings.nodes }, (_, node) => ({
-    ...faultOf(random, "pluginKilled", atMs + random.between(0, 90 * SECOND), settings, 20 * SECOND),
+    ...faultOf(
+      random,
+      "pluginKilled",
+      atMs + random.between(0, 90 * SECOND),
+      settings,
+      20 * SECOND,
+    ),
     node,
   }));
   return [{ ...replaced, kmsKeyId: "current", durationMs: Number.POSITIVE_INFINITY }, ...restarts];

@@ -123,7 +123,11 @@ export class SimulatedKey4C {
     }
     for (const { fault } of of) {
       if (fault.kind === "wrongAddress" && fault.variety >= 0.5) {
-        changes.push({ from: 1, to: Number.POSITIVE_INFINITY, name: `${fault.kind}@${fault.atMs}` });
+        changes.push({
+          from: 1,
+          to: Number.POSITIVE_INFINITY,
+          name: `${fault.kind}@${fault.atMs}`,
+        });
       }
     }
     const isIn = (kind: FaultKind) => onKey.some(({ fault }) => fault.kind === kind);
@@ -132,7 +136,11 @@ export class SimulatedKey4C {
       lowestVersion,
       state: isIn("deleted") ? "DELETED" : isIn("disabled") ? "DISABLED" : "ENABLED",
       material: (of) =>
-        [kmsKeyId, of, ...changes.filter(({ from, to }) => from <= of && of <= to).map((one) => one.name)].join(" "),
+        [
+          kmsKeyId,
+          of,
+          ...changes.filter(({ from, to }) => from <= of && of <= to).map((one) => one.name),
+        ].join(" "),
     };
   }
 
@@ -156,15 +164,13 @@ export class SimulatedKey4C {
   }
 
   faultOf(node: number, ...kinds: readonly FaultKind[]): Fault | undefined {
-    return this.#active.find(
-      ({ fault }) => kinds.includes(fault.kind) && concerns(fault, node),
-    )?.fault;
+    return this.#active.find(({ fault }) => kinds.includes(fault.kind) && concerns(fault, node))
+      ?.fault;
   }
 
   #keyFaultOf(node: number, kind: FaultKind, kmsKeyId: KmsKeyId): Fault | undefined {
     return this.#active.find(
-      ({ fault }) =>
-        fault.kind === kind && fault.kmsKeyId === kmsKeyId && concerns(fault, node),
+      ({ fault }) => fault.kind === kind && fault.kmsKeyId === kmsKeyId && concerns(fault, node),
     )?.fault;
   }
 
@@ -195,7 +201,8 @@ export class SimulatedKey4C {
       };
       const aborted = () => settle(() => reject(signal?.reason));
       signal?.addEventListener("abort", aborted);
-      const fails = (code: string) => settle(() => reject(Object.assign(new Error(code), { code })));
+      const fails = (code: string) =>
+        settle(() => reject(Object.assign(new Error(code), { code })));
       const later = (ms: number, task: () => void) =>
         this.#time.after(ms, () => clock.deliver(() => (signal?.aborted ? undefined : task())));
       let cancel = () => {};
@@ -204,7 +211,10 @@ export class SimulatedKey4C {
         return promise;
       }
       const flaky = this.faultOf(node, "flaky");
-      if (this.faultOf(node, "refused") || (flaky && this.#random.chance(0.2 + flaky.variety * 0.7))) {
+      if (
+        this.faultOf(node, "refused") ||
+        (flaky && this.#random.chance(0.2 + flaky.variety * 0.7))
+      ) {
         cancel = later(1, () => fails("ECONNREFUSED"));
         return promise;
       }
@@ -228,7 +238,8 @@ export class SimulatedKey4C {
               state: field("state"),
               retryAfterMs: reply.retryAfterMs,
             });
-            const headers = reply.retryAfter === undefined ? {} : { "Retry-After": reply.retryAfter };
+            const headers =
+              reply.retryAfter === undefined ? {} : { "Retry-After": reply.retryAfter };
             resolve(new Response(body, { status: reply.status, headers }));
           }),
         );
@@ -342,7 +353,10 @@ export class SimulatedKey4C {
     const wrapped = `k4c:${this.#tokens.size}`;
     const material = view.material(version);
     this.#tokens.set(wrapped, { kmsKeyId, version, material, plaintext, aad });
-    return { status: 200, body: { ciphertext: wrapped, version: isAbsurd ? ABSURD_VERSION : version } };
+    return {
+      status: 200,
+      body: { ciphertext: wrapped, version: isAbsurd ? ABSURD_VERSION : version },
+    };
   }
 
   #decrypt(view: View, asked: Asked, node: number): Reply {
@@ -374,7 +388,8 @@ interface Asked {
 }
 
 function read(url: string, { headers, body }: BunFetchRequestInit): Asked {
-  const [, id, operation = "describe"] = /\/v1\/keys\/([^/]+)(?:\/(encrypt|decrypt))?$/.exec(url) ?? [];
+  const [, id, operation = "describe"] =
+    /\/v1\/keys\/([^/]+)(?:\/(encrypt|decrypt))?$/.exec(url) ?? [];
   const kmsKeyId = KEY_IDS.find((one) => one === id);
   if (kmsKeyId === undefined || !(headers instanceof Headers)) {
     throw new Error(`the plugin asked for ${url}`);

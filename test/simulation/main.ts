@@ -49,7 +49,9 @@ console.log(coverage.text());
 console.log(`${((performance.now() - startMs) / 1_000).toFixed(0)} s`);
 const wrongCells = failed === undefined && isWhole ? coverage.wrongCells : [];
 if (wrongCells.length > 0) {
-  console.log(`FAIL cells of the table that no history visits, or that none can: ${wrongCells.join(" ")}`);
+  console.log(
+    `FAIL cells of the table that no history visits, or that none can: ${wrongCells.join(" ")}`,
+  );
 }
 const isOk = failed === undefined && wrongCells.length === 0;
 console.log(`${isOk ? coverage.histories : coverage.histories - 1} passed, ${isOk ? 0 : 1} failed`);
@@ -61,5 +63,10 @@ function tell({ settings, faults }: History, message: string): string {
     const where = node === undefined ? "" : ` on node ${node}`;
     return `  at ${(atMs / 1_000).toFixed(1)} s ${kind}${until}${where} (key ${kmsKeyId}, ${variety.toFixed(2)})`;
   };
-  return ["the shortest history:", `  ${JSON.stringify(settings)}`, ...faults.map(line), `  ${message}`].join("\n");
+  return [
+    "the shortest history:",
+    `  ${JSON.stringify(settings)}`,
+    ...faults.map(line),
+    `  ${message}`,
+  ].join("\n");
 }

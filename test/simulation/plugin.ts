@@ -18,7 +18,7 @@ import { DEFAULT_PROFILE } from "../../src/key4c/profile.ts";
 import { LocalKek } from "../../src/keys/envelope.ts";
 import { KeySet } from "../../src/keys/key-set.ts";
 import { Keyring, type Snapshot } from "../../src/keys/keyring.ts";
-import { type State, Standing, Standings } from "../../src/keys/standing.ts";
+import { Standing, Standings, type State } from "../../src/keys/standing.ts";
 import { kmsV1, kmsV2 } from "../../src/main.ts";
 import { addService } from "../../src/socket/rpc.ts";
 import type { PluginError } from "../../src/system/errors.ts";
@@ -174,13 +174,15 @@ export class Plugin {
   }
 
   #log(): Log {
-    const tell = (level: LogLine["level"]) => (message: string, fields: LogFields = {}) => {
-      const line = { level, message, fields };
-      if (level === "error") {
-        this.errors.push(line);
-      }
-      this.#events.logged(this, line);
-    };
+    const tell =
+      (level: LogLine["level"]) =>
+      (message: string, fields: LogFields = {}) => {
+        const line = { level, message, fields };
+        if (level === "error") {
+          this.errors.push(line);
+        }
+        this.#events.logged(this, line);
+      };
     return { debug: () => {}, info: () => {}, warn: tell("warn"), error: tell("error") };
   }
 
@@ -219,7 +221,9 @@ export class Plugin {
       if (patienceMs === CALL_TIMEOUT_MS) {
         this.#events.unanswered(this, name, startedAtMs);
       }
-      resolve({ code: patienceMs === CALL_TIMEOUT_MS ? status.DEADLINE_EXCEEDED : status.CANCELLED });
+      resolve({
+        code: patienceMs === CALL_TIMEOUT_MS ? status.DEADLINE_EXCEEDED : status.CANCELLED,
+      });
     });
     this.#time.after(SOCKET_MS / 2, () =>
       this.clock.deliver(() => {
@@ -227,7 +231,8 @@ export class Plugin {
         const stateBefore = this.state;
         const call: Partial<ServerUnaryCall<Buffer, Buffer>> = {
           request: bytes,
-          getDeadline: () => new Date(Date.now() + CALL_TIMEOUT_MS - (this.#time.nowMs - startedAtMs)),
+          getDeadline: () =>
+            new Date(Date.now() + CALL_TIMEOUT_MS - (this.#time.nowMs - startedAtMs)),
           once(_: string, leave: () => void) {
             left = leave;
             return call as ServerUnaryCall<Buffer, Buffer>;
