@@ -1,7 +1,8 @@
 /**
- * `npm run test:mutants [-- CASE…]`: shows for the cases of test/conformance/cases.json that their test
+ * `npm run test:mutants [-- CASE… | S1…]`: shows for the cases of test/conformance/cases.json that their test
  * fails when the thing it guards is broken. Each breaks one place in a copy of the sources, builds it,
- * runs the one test against it and wants to see it fail.
+ * runs the one test against it and wants to see it fail. Those of simulation.json are for the simulation to find,
+ * by the rule that they name.
  */
 import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -19,6 +20,17 @@ interface Case {
   readonly break?: { readonly file: string; readonly find: string; readonly replace: string };
 }
 
+/** What one of the rules S1 to S8 of test/simulation must find. */
+interface SimulationMutant {
+  /** The one that tells of it first. */
+  readonly rule: string;
+  readonly guards: string;
+  readonly break: NonNullable<Case["break"]>;
+}
+
+/** A tenth of what a run of the simulation meets would do for most; chance decides when it meets what it must. */
+const SIMULATED_FAULTS = 20_000;
+
 const ROOT = join(import.meta.dir, "../..");
 const COPIED = [
   "src",
@@ -33,32 +45,43 @@ const cases: readonly Case[] = JSON.parse(
   readFileSync(join(import.meta.dir, "cases.json"), "utf8"),
 );
 
-const wanted = process.argv.slice(2).map(Number);
+const simulated: readonly SimulationMutant[] = JSON.parse(
+  readFileSync(join(import.meta.dir, "simulation.json"), "utf8"),
+);
+
+const wanted = process.argv.slice(2);
 let survived = 0;
 let killed = 0;
 for (const one of cases) {
   if (one.break === undefined || one.test === undefined) {
     continue;
   }
-  if (wanted.length > 0 && !wanted.includes(one.case)) {
+  if (wanted.length > 0 && !wanted.includes(String(one.case))) {
     continue;
   }
-  const verdict = await run(one.break, one.test);
-  console.log(
-    `${verdict === "killed" ? "ok  " : "FAIL"} case ${one.case}: ${one.guards}: ${verdict}`,
-  );
+  const { break: broken, test } = one;
+  count(`case ${one.case}: ${one.guards}`, await inBrokenCopy(broken, (copy) => built(test, copy)));
+}
+for (const { rule, guards, break: broken } of simulated) {
+  if (wanted.length === 0 || wanted.includes(rule)) {
+    count(`${rule}: ${guards}`, await inBrokenCopy(broken, (copy) => simulationFinds(rule, copy)));
+  }
+}
+console.log(`${killed} passed, ${survived} failed`);
+process.exit(survived === 0 && killed > 0 ? 0 : 1);
+
+function count(what: string, verdict: string): void {
+  console.log(`${verdict === "killed" ? "ok  " : "FAIL"} ${what}: ${verdict}`);
   if (verdict === "killed") {
     killed += 1;
   } else {
     survived += 1;
   }
 }
-console.log(`${killed} passed, ${survived} failed`);
-process.exit(survived === 0 && killed > 0 ? 0 : 1);
 
-async function run(
+async function inBrokenCopy(
   { file, find, replace }: NonNullable<Case["break"]>,
-  test: NonNullable<Case["test"]>,
+  judge: (copy: string) => Promise<string>,
 ): Promise<string> {
   const copy = mkdtempSync(join(tmpdir(), "k4c-mutant-"));
   try {
@@ -75,14 +98,27 @@ async function run(
       join(copy, file),
       source.replace(find, () => replace),
     );
-    const build = await shell("npm run --silent build", copy);
-    if (build.exitCode !== 0) {
-      return `does not build: ${build.output.slice(0, 500)}`;
-    }
-    return await testFails(test, copy);
+    return await judge(copy);
   } finally {
     rmSync(copy, { recursive: true });
   }
+}
+
+async function built(test: NonNullable<Case["test"]>, copy: string): Promise<string> {
+  const build = await shell("npm run --silent build", copy);
+  return build.exitCode === 0
+    ? testFails(test, copy)
+    : `does not build: ${build.output.slice(0, 500)}`;
+}
+
+async function simulationFinds(rule: string, copy: string): Promise<string> {
+  const command = `bun test/simulation/main.ts --as-found --faults ${SIMULATED_FAULTS}`;
+  const { output } = await shell(command, copy);
+  const found = /^FAIL seed \d+: (S\d): .*/m.exec(output);
+  if (found?.[1] === rule) {
+    return "killed";
+  }
+  return found ? `found by another rule: ${found[0]}` : `not found: ${output.slice(-500)}`;
 }
 
 /** "killed" when at least one test ran and failed. */

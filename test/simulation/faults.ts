@@ -192,8 +192,11 @@ export function historyOf(seed: number): History {
   const faults: Fault[] = [];
   const startMs = random.between(MINUTE, 5 * MINUTE);
   for (let atMs = startMs; atMs < pace.lengthMs; atMs += random.between(0, 2 * pace.everyMs)) {
-    if (random.chance(0.02)) {
+    const drawn = random.next();
+    if (drawn < 0.02) {
       faults.push(...replacedAndRestarted(random, atMs, settings, pace.longestMs));
+    } else if (drawn < 0.05) {
+      faults.push(...coldInAnOutage(random, atMs, settings));
     } else {
       faults.push(faultOf(random, random.pick(WEIGHTED), atMs, settings, pace.longestMs));
     }
@@ -250,4 +253,27 @@ function replacedAndRestarted(
     node,
   }));
   return [{ ...replaced, kmsKeyId: "current", durationMs: Number.POSITIVE_INFINITY }, ...restarts];
+}
+
+/** Restarted plugin and, while Key4C is away, API server: whoever lists needs what only Key4C can give. */
+function coldInAnOutage(random: Random, atMs: number, settings: Settings): Fault[] {
+  const node = random.int(settings.nodes);
+  const away = random.pick([
+    "refused",
+    "hangs",
+    "status503",
+    "gatewayPage",
+    "foreignJson",
+  ] as const);
+  const durationMs = Math.round(random.logBetween(5 * SECOND, 3 * MINUTE));
+  const of = (kind: FaultKind, inMs: number) => ({
+    ...faultOf(random, kind, atMs + inMs, settings, 2 * SECOND),
+    node,
+  });
+  const listsMs = 10 * SECOND + durationMs * random.between(0.1, 0.8);
+  return [
+    of("pluginKilled", 0),
+    { ...of(away, 10 * SECOND), durationMs },
+    of("apiServerRestarted", listsMs),
+  ];
 }

@@ -443,7 +443,8 @@ export class Invariants implements PluginEvents, ApiServerEvents {
 
   expectNoKeyLeft(plugin: Plugin): void {
     const { node, keyring } = plugin;
-    const held = keyring.cache.size + keyring.cache.orphans + (keyring.snapshot ? PINNED : 0);
+    const pinned = keyring.snapshot === undefined || plugin.state === "revoked" ? 0 : PINNED;
+    const held = keyring.cache.size + keyring.cache.orphans + pinned;
     if (plugin.liveKeks > held) {
       this.fail("S8", `node ${node}: ${plugin.liveKeks} local KEKs in memory, ${held} are held`);
     }

@@ -1,6 +1,6 @@
 /**
  * `npm run test:simulation [-- --seed N | --minutes N]`: the real plugin through histories of hours to weeks, in
- * simulated time. See README.md beside this file.
+ * simulated time. The rules and their bounds are in invariants.ts, what can happen in faults.ts.
  */
 import { parseArgs } from "node:util";
 import { Coverage } from "./coverage.ts";
@@ -12,7 +12,14 @@ const MIN_FAULTS = 20_000;
 const MIN_OVERLAPS = 10;
 
 const { values } = parseArgs({
-  options: { seed: { type: "string" }, minutes: { type: "string" }, faults: { type: "string" } },
+  options: {
+    seed: { type: "string" },
+    minutes: { type: "string" },
+    /** So many instead of MIN_FAULTS, and neither pairs nor cells are asked for; for mutants. */
+    faults: { type: "string" },
+    /** Whatever is found is not made shorter. */
+    "as-found": { type: "boolean" },
+  },
 });
 const coverage = new Coverage();
 const startMs = performance.now();
@@ -37,7 +44,11 @@ for (let seed = Number(values.seed ?? 1); failed === undefined; seed += 1) {
   const violation = await play(history, coverage);
   if (violation !== undefined) {
     failed = history;
-    console.log(`FAIL seed ${seed}: ${violation.message}\nlooking for the shortest history …`);
+    console.log(`FAIL seed ${seed}: ${violation.message}`);
+    if (values["as-found"]) {
+      break;
+    }
+    console.log("looking for the shortest history …");
     const { shortest, violation: last } = await shrink(history, violation.rule);
     console.log(tell(shortest, last.message));
   }

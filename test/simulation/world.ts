@@ -2,6 +2,7 @@
 
 import { status } from "@grpc/grpc-js";
 import { KeyManagementService as KmsV2 } from "../../src/gen/v2/api_pb.ts";
+import type { State } from "../../src/keys/standing.ts";
 import { ApiServer, decryptStored, type Etcd } from "./apiserver.ts";
 import { EPOCH_MS, MINUTE, Random, SECOND, SimulatedTime } from "./clock.ts";
 import type { Coverage } from "./coverage.ts";
@@ -332,7 +333,7 @@ class World {
           one !== fault &&
           concerns(one, node) &&
           one.atMs <= nowMs + boundMs &&
-          one.atMs + one.durationMs >= nowMs - MINUTE &&
+          one.atMs + one.durationMs >= nowMs - ATTEMPT_MS - SECOND &&
           one.kind !== "apiServerRestarted",
       );
       if (others.length > 0) {
@@ -368,8 +369,12 @@ class World {
       const isOfCurrent = fault.kmsKeyId === kmsKeyId;
       const notFoundMs = Math.max(revocationGraceMs, 10 * SECOND);
       const verdicts: {
-        readonly [K in FaultKind]?: readonly ["revoked" | "mismatch" | "expired", number];
+        readonly [K in FaultKind]?: readonly [State, number];
       } = {
+        // Other bytes, and not even what it has just wrapped: it is broken, and says nothing of a key.
+        wrongBytes: ["degraded", 10 * SECOND],
+        gatewayPage: ["degraded", 0],
+        foreignJson: ["degraded", 0],
         ...(isOfCurrent && {
           disabled: ["revoked", revocationGraceMs],
           deleted: ["revoked", revocationGraceMs],
