@@ -50,6 +50,9 @@ export class Random {
   }
 }
 
+/** So many events at one moment are a loop that waits for nothing. */
+const MAX_EVENTS_AT_ONCE = 20_000;
+
 interface Event {
   readonly atMs: number;
   readonly order: number;
@@ -64,6 +67,8 @@ export class SimulatedTime {
   readonly #heap: Event[] = [];
   /** How far the wall clock of the plugins' hosts is from the truth. */
   wallOffsetMs = 0;
+  /** Since when events follow each other and no time passes. */
+  spinsAtMs: number | undefined;
   steps = 0;
 
   get nowMs(): number {
@@ -87,10 +92,16 @@ export class SimulatedTime {
 
   /** Runs what is due until then. @param afterStep called after each event and what it settled */
   async runUntil(endMs: number, afterStep: () => void): Promise<void> {
+    let atOnce = 0;
     for (let next = this.#heap[0]; next !== undefined && next.atMs <= endMs; next = this.#heap[0]) {
       this.#pop();
       if (next.task === undefined) {
         continue;
+      }
+      atOnce = next.atMs === this.#nowMs ? atOnce + 1 : 0;
+      if (atOnce > MAX_EVENTS_AT_ONCE) {
+        this.spinsAtMs ??= next.atMs;
+        break;
       }
       this.#nowMs = next.atMs;
       next.task();

@@ -37,12 +37,12 @@ export class Coverage {
   healings = 0;
   verdicts = 0;
   logLines = 0;
-  readonly #cells = new Map<string, number>();
-  readonly #pairs = new Map<string, number>();
+  readonly cells: Record<string, number> = {};
+  readonly pairs: Record<string, number> = {};
 
   cell(state: State, heard: string): void {
     const name = `${state}/${heard}`;
-    this.#cells.set(name, (this.#cells.get(name) ?? 0) + 1);
+    this.cells[name] = (this.cells[name] ?? 0) + 1;
   }
 
   history({ faults }: History): void {
@@ -53,10 +53,17 @@ export class Coverage {
       for (const other of faults.slice(index + 1)) {
         if (other.atMs < endMs) {
           const name = pairOf(one.kind, other.kind);
-          this.#pairs.set(name, (this.#pairs.get(name) ?? 0) + 1);
+          this.pairs[name] = (this.pairs[name] ?? 0) + 1;
         }
       }
     }
+  }
+
+  /** What another worker has met; it came as a message. */
+  add(other: Coverage): void {
+    sum(this, other);
+    sum(this.cells, other.cells);
+    sum(this.pairs, other.pairs);
   }
 
   /** Pairs of kinds that overlapped less often than that. */
@@ -64,14 +71,14 @@ export class Coverage {
     return FAULT_KINDS.flatMap((one, index) =>
       FAULT_KINDS.slice(index)
         .map((other) => pairOf(one, other))
-        .filter((name) => (this.#pairs.get(name) ?? 0) < than),
+        .filter((name) => (this.pairs[name] ?? 0) < than),
     );
   }
 
   get leastPair(): number {
     return Math.min(
       ...FAULT_KINDS.flatMap((one) =>
-        FAULT_KINDS.map((other) => this.#pairs.get(pairOf(one, other)) ?? 0),
+        FAULT_KINDS.map((other) => this.pairs[pairOf(one, other)] ?? 0),
       ),
     );
   }
@@ -79,7 +86,7 @@ export class Coverage {
   /** Cells of the table that were never visited, and those that cannot be and were. */
   get wrongCells(): string[] {
     return STATES.flatMap((state) => HEARD.map((heard) => `${state}/${heard}`)).filter(
-      (name) => this.#cells.has(name) === UNREACHABLE.has(name),
+      (name) => name in this.cells === UNREACHABLE.has(name),
     );
   }
 
@@ -92,7 +99,7 @@ export class Coverage {
         state,
         HEARD.map((heard) => {
           const name = `${state}/${heard}`;
-          return this.#cells.get(name) ?? (UNREACHABLE.has(name) ? "-" : 0);
+          return this.cells[name] ?? (UNREACHABLE.has(name) ? "-" : 0);
         }),
       ),
     );
@@ -111,4 +118,12 @@ export class Coverage {
 
 function pairOf(one: FaultKind, other: FaultKind): string {
   return one < other ? `${one}+${other}` : `${other}+${one}`;
+}
+
+function sum<T extends object>(into: T, from: T): void {
+  for (const [name, value] of Object.entries(from)) {
+    if (typeof value === "number") {
+      Object.assign(into, { [name]: value + Number(Reflect.get(into, name) ?? 0) });
+    }
+  }
 }

@@ -133,28 +133,28 @@ const WEIGHTED: readonly FaultKind[] = FAULT_KINDS.flatMap((kind) => {
 /** Hours with a fault every few minutes, a day with fewer, or a week with one now and then. */
 const PACES = [
   {
-    upTo: 0.45,
+    upTo: 0.7,
     lengthMs: 2 * HOUR,
     everyMs: MINUTE,
     longestMs: 8 * MINUTE,
     workEveryMs: 15 * SECOND,
   },
   {
-    upTo: 0.75,
+    upTo: 0.9,
     lengthMs: 2 * HOUR,
     everyMs: 3 * MINUTE,
     longestMs: 15 * MINUTE,
     workEveryMs: 15 * SECOND,
   },
   {
-    upTo: 0.97,
+    upTo: 0.98,
     lengthMs: 5 * HOUR,
     everyMs: 15 * MINUTE,
     longestMs: HOUR,
     workEveryMs: 30 * SECOND,
   },
   {
-    upTo: 0.996,
+    upTo: 0.997,
     lengthMs: 24 * HOUR,
     everyMs: HOUR,
     longestMs: 8 * HOUR,

@@ -83,6 +83,8 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   readonly disturbedUntilMs: number[];
   /** By node: when a read failed last because Key4C was not to be had. */
   readonly neededAtMs: number[];
+  /** By node: how many did. */
+  readonly needs: number[];
   violation: Violation | undefined;
 
   constructor(settings: Settings, time: SimulatedTime, key4c: SimulatedKey4C, coverage: Coverage) {
@@ -91,6 +93,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     this.#key4c = key4c;
     this.#coverage = coverage;
     this.disturbedUntilMs = Array.from({ length: settings.nodes }, () => WELL_MS);
+    this.needs = Array.from({ length: settings.nodes }, () => 0);
     this.neededAtMs = Array.from({ length: settings.nodes }, () => Number.NEGATIVE_INFINITY);
   }
 
@@ -304,6 +307,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
 
   needed(node: number): void {
     this.neededAtMs[node] = this.#time.nowMs;
+    this.needs[node] = (this.needs[node] ?? 0) + 1;
   }
 
   // S7: calls to Key4C

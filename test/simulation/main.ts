@@ -2,11 +2,12 @@
  * `npm run test:simulation [-- --seed N | --minutes N]`: the real plugin through histories of hours to weeks, in
  * simulated time. The rules and their bounds are in invariants.ts, what can happen in faults.ts.
  */
+import { availableParallelism } from "node:os";
 import { parseArgs } from "node:util";
 import { Coverage } from "./coverage.ts";
 import { FAULTS, type Fault, type History, historyOf } from "./faults.ts";
 import { shrink } from "./shrink.ts";
-import { play } from "./world.ts";
+import type { Played } from "./worker.ts";
 
 const MIN_FAULTS = 20_000;
 const MIN_OVERLAPS = 10;
@@ -37,23 +38,44 @@ function isEnough(): boolean {
   );
 }
 
-let failed: History | undefined;
-for (let seed = Number(values.seed ?? 1); failed === undefined; seed += 1) {
-  const history = historyOf(seed);
-  coverage.history(history);
-  const violation = await play(history, coverage);
-  if (violation !== undefined) {
-    failed = history;
-    console.log(`FAIL seed ${seed}: ${violation.message}`);
-    if (values["as-found"]) {
-      break;
+const firstSeed = Number(values.seed ?? 1);
+let nextSeed = firstSeed;
+let failed: Played | undefined;
+
+/** One worker after its last history, until enough is met; what it finds ends all. */
+async function work(): Promise<void> {
+  const worker = new Worker(new URL("worker.ts", import.meta.url).href);
+  try {
+    while (failed === undefined && !isEnough()) {
+      const played = await answerOf(worker, nextSeed++);
+      coverage.add(played.coverage);
+      failed ??= played.violation && played;
+      if (values.seed !== undefined) {
+        return;
+      }
     }
-    console.log("looking for the shortest history …");
-    const { shortest, violation: last } = await shrink(history, violation.rule);
-    console.log(tell(shortest, last.message));
+  } finally {
+    worker.terminate();
   }
-  if (values.seed !== undefined || isEnough()) {
-    break;
+}
+
+function answerOf(worker: Worker, seed: number): Promise<Played> {
+  return new Promise((resolve, reject) => {
+    worker.onmessage = ({ data }: MessageEvent<Played>) => resolve(data);
+    worker.onerror = ({ message }) => reject(new Error(`seed ${seed}: ${message}`));
+    worker.postMessage(seed);
+  });
+}
+
+const workers = values.seed === undefined ? availableParallelism() : 1;
+await Promise.all(Array.from({ length: workers }, work));
+if (failed?.violation !== undefined) {
+  const { seed, violation } = failed;
+  console.log(`FAIL seed ${seed}: ${violation.message}`);
+  if (!values["as-found"]) {
+    console.log("looking for the shortest history …");
+    const { shortest, violation: last } = await shrink(historyOf(seed), violation.rule);
+    console.log(tell(shortest, last.message));
   }
 }
 console.log(coverage.text());

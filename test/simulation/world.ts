@@ -35,9 +35,11 @@ const STEADY_EVERY_MS = 10 * SECOND;
 const AUDIT_EVERY_MS = 45 * SECOND;
 const SNAPSHOT_EVERY_MS = 20 * MINUTE;
 const SNAPSHOTS = 4;
+/** Reads that fail while somebody lists: one alone may have been before the last probe. */
+const MANY_NEEDS = 3;
 /** Time for the last calls to end: the budget of a call that nobody waits for any more, and a well probe. */
 const LAST_CALLS_MS = 15 * SECOND;
-/** A process must have met so long a mismatch before it says so: see MISMATCH_NOTICED_MS. */
+/** While they last Key4C is not to be had. */
 const AWAY: readonly FaultKind[] = ["refused", "hangs", "status503", "gatewayPage", "foreignJson"];
 
 /** What a fault leads to if it is alone and lasts: within 1.1 × interval and what the rules add (S6). */
@@ -150,6 +152,9 @@ class World {
     for (let atMs = this.time.nowMs; atMs < endMs && !this.invariants.violation; ) {
       atMs = Math.min(endMs, atMs + 10 * SECOND);
       await this.time.runUntil(atMs, () => this.#step());
+      if (this.time.spinsAtMs !== undefined) {
+        this.invariants.fail("S5", "something waits for no time, again and again");
+      }
     }
   }
 
@@ -341,9 +346,11 @@ class World {
       }
       this.#coverage.healings += 1;
       const before = memory.lastSuccessMs;
+      const needsBefore = this.invariants.needs[node] ?? 0;
       this.time.after(boundMs, () => {
         const { lastSuccessMs } = plugin.health.standing.memory;
-        if (lastSuccessMs === before && this.#plugins[node] === plugin) {
+        const isNeededStill = (this.invariants.needs[node] ?? 0) >= needsBefore + MANY_NEEDS;
+        if (lastSuccessMs === before && isNeededStill && this.#plugins[node] === plugin) {
           this.invariants.fail(
             "S6",
             `node ${node}: ${fault.kind} has ended, and somebody needs Key4C, which is not used after ${boundMs} ms`,
