@@ -172,10 +172,10 @@ export class Key4C implements WrappingService {
     options: CallOptions,
     read: (answer: unknown) => T,
   ): Promise<T> {
-    const secret = this.#mayTry(payload.keyId);
     const endMs = this.#clock.nowMs() + CALL_BUDGET_MS;
     const requestId = options.requestId ?? randomUUID();
     for (let attempt = 0; ; attempt++) {
+      const secret = this.#mayTry(payload.keyId); // another call may have been refused since the last attempt
       const startMs = this.#clock.nowMs();
       const end = (kind: ErrorKind | "ok") => {
         const durationMs = this.#clock.nowMs() - startMs;
