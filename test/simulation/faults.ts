@@ -53,17 +53,17 @@ export const FAULTS = {
   notFound: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
   wrongBytes: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
   materialReplaced: { lasts: "for ever", ofOneNode: "never", aftermathMs: MISMATCH_NOTICED_MS },
-  versionDestroyed: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS },
+  versionDestroyed: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS, weight: 2 },
   versionBack: { lasts: "for ever", ofOneNode: "never", aftermathMs: OLDER_NOTICED_MS },
   absurdVersion: { lasts: "while", ofOneNode: "never", aftermathMs: RESTING_MS },
   // The plugin, its host and who calls it.
   pluginKilled: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS, weight: 3 },
   pluginPaused: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS },
-  keyFileChanged: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS },
-  wallClockJumped: { lasts: "once", ofOneNode: "never", aftermathMs: 0 },
+  keyFileChanged: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS, weight: 2 },
+  wallClockJumped: { lasts: "once", ofOneNode: "never", aftermathMs: 0, weight: 2 },
   apiServerRestarted: { lasts: "once", ofOneNode: "always", aftermathMs: 0, weight: 3 },
-  etcdRestored: { lasts: "once", ofOneNode: "never", aftermathMs: 0 },
-  objectsRewritten: { lasts: "once", ofOneNode: "never", aftermathMs: 0 },
+  etcdRestored: { lasts: "once", ofOneNode: "never", aftermathMs: 0, weight: 2 },
+  objectsRewritten: { lasts: "once", ofOneNode: "never", aftermathMs: 0, weight: 2 },
 } as const satisfies Readonly<Record<string, FaultFacts>>;
 
 export type FaultKind = keyof typeof FAULTS;
@@ -135,7 +135,7 @@ const PACES = [
   {
     upTo: 0.7,
     lengthMs: 2 * HOUR,
-    everyMs: MINUTE,
+    everyMs: 40 * SECOND,
     longestMs: 8 * MINUTE,
     workEveryMs: 15 * SECOND,
   },
