@@ -13,7 +13,7 @@ import {
 } from "./apiserver.ts";
 import { MINUTE, SECOND, type SimulatedTime } from "./clock.ts";
 import type { Coverage } from "./coverage.ts";
-import { type Settings, WELL_MS } from "./faults.ts";
+import { type KmsKeyId, type Settings, WELL_MS } from "./faults.ts";
 import type { Answered, SimulatedKey4C } from "./key4c.ts";
 import type { LogLine, Plugin, PluginEvents, Rpc } from "./plugin.ts";
 
@@ -138,10 +138,15 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   }
 
   /** What a plugin must be once nothing disturbs it. */
-  expectSteady(plugin: Plugin, configured: string): void {
+  expectSteady(plugin: Plugin, configured: KmsKeyId): void {
     const { node, state, keyring } = plugin;
     const { snapshot } = keyring;
     const where = `node ${node}, quiet since ${((this.#time.nowMs - (this.disturbedUntilMs[node] ?? 0)) / 1_000).toFixed(0)} s`;
+    const highest = this.#of(plugin).highestVersion.get(configured) ?? 0;
+    const isBack = this.#key4c.view(configured, node).version < highest;
+    if (isBack && snapshot?.kmsKeyId !== configured) {
+      return; // rule R11: no older version becomes current in this process; a rotation above it or a restart heals
+    }
     if (snapshot === undefined) {
       this.fail("S6", `${where}: no local KEK, state ${state}`);
       return;

@@ -174,7 +174,7 @@ class World {
     for (const plugin of this.#plugins) {
       if (plugin !== undefined && this.invariants.isQuiet(plugin.node)) {
         this.#coverage.steadyChecks += 1;
-        this.invariants.expectSteady(plugin, this.#configured[plugin.node] ?? "");
+        this.invariants.expectSteady(plugin, this.#configured[plugin.node] ?? "current");
       }
     }
   }
