@@ -1,5 +1,5 @@
 import { type Clock, settledWithin, systemClock } from "../system/clock.ts";
-import { describeError, PluginError, toPluginError } from "../system/errors.ts";
+import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { type Envelope, type KekHeader, LocalKek, MAX_PLAINTEXT_BYTES } from "./envelope.ts";
 import { cacheKey, KekCache } from "./kek-cache.ts";
@@ -106,7 +106,7 @@ export class Keyring {
     this.#renewals = new Renewals({
       make: () => this.#renew(),
       maxUses: options.maxUses,
-      isFutile: () => this.#isRefusedToCallers(this.#options.keys.currentId) !== undefined,
+      isFutile: () => this.#standing.refusalOfCallers("thisKey") !== undefined,
       onFailure: (error) => this.#renewalFailed(error),
       clock: this.#clock,
     });
@@ -347,7 +347,6 @@ export class Keyring {
     const missing = results.filter((one) => one !== undefined);
     if (missing.length === 0) {
       this.#provenAtMs = this.#clock.nowMs();
-      this.#renewals.endPause();
     }
     return missing;
   }
@@ -423,25 +422,20 @@ export class Keyring {
     }
     const nowMs = this.#clock.nowMs();
     const isProofDue = nowMs - this.#provenAtMs >= RENEWAL_PROOF_INTERVAL_MS;
-    if (isProofDue) {
-      this.#provenAtMs = nowMs;
-    }
     const { kmsKeyId, expected } = current;
-    const [made] = await Promise.all([
-      this.#make(kmsKeyId, expected, isProofDue),
-      isProofDue && this.#witness && this.#expectGivenBack(this.#witness),
-    ]);
-    this.#become(kmsKeyId, made, expected, undefined);
-  }
-
-  async #expectGivenBack(witness: Snapshot): Promise<void> {
-    const { service } = this.#options;
-    if (!(await isGivenBack(service, witness.kmsKeyId, witness, { newConnection: true }))) {
-      throw new PluginError(
-        "mismatch",
-        "Key4C does not give back an older local KEK of this version",
-      );
+    if (isProofDue) {
+      this.#provenAtMs = nowMs; // those that are begun meanwhile do not ask too
+      const witness = this.#witness ?? current;
+      const { service } = this.#options;
+      if (!(await isGivenBack(service, kmsKeyId, witness, { newConnection: true }))) {
+        throw new PluginError(
+          "mismatch",
+          `Key4C does not give back the local KEK ${fingerprintOf(witness)}`,
+        );
+      }
     }
+    const made = await this.#make(kmsKeyId, expected, isProofDue);
+    this.#become(kmsKeyId, made, expected, undefined);
   }
 
   #renewalFailed(error: unknown): void {
@@ -508,43 +502,32 @@ export class Keyring {
     return snapshot;
   }
 
-  #isRefusedToCallers(kmsKeyId: string): PluginError | undefined {
-    const { keys, standings } = this.#options;
-    const own = standings.of(kmsKeyId).refusalOfCallers("thisKey");
-    return (
-      own ??
-      (kmsKeyId === keys.currentId ? undefined : this.#standing.refusalOfCallers("anotherKey"))
-    );
-  }
-
   /** @throws PluginError when Key4C is not to be asked for a local KEK of this key now */
-  #refuseIfFutile(kmsKeyId: string): void {
-    const refusal = this.#isRefusedToCallers(kmsKeyId);
+  #refuseIfFutile(own: Standing): void {
+    const ofThisKey = own.refusalOfCallers("thisKey");
+    const refusal =
+      ofThisKey ??
+      (own === this.#standing ? undefined : this.#standing.refusalOfCallers("anotherKey"));
     if (refusal !== undefined) {
-      this.#need(kmsKeyId);
+      // Whoever fails for want of Key4C has the probe look soon that would end it.
+      (ofThisKey === undefined ? this.#standing : own).need();
       throw new PluginError(refusal.kind, "Key4C is not asked: the last probe failed", {
         cause: refusal,
       });
     }
   }
 
-  /** What Key4C said to a caller's unwrap, if it failed. */
-  #heard(kmsKeyId: string, header: KekHeader, error: unknown): void {
+  /** Why a caller's unwrap failed. */
+  #heard(own: Standing, header: KekHeader, error: unknown): void {
     const failure = toPluginError(error);
     if (failure.kind === "invalid") {
       this.#refusals.add(cacheKey(header));
       this.#count(header, "refused");
-    } else {
-      this.#need(kmsKeyId, failure);
+      return;
     }
-  }
-
-  /** A caller fails for want of Key4C: the probe that would end it looks soon. */
-  #need(kmsKeyId: string, error?: PluginError): void {
-    const own = this.#options.standings.of(kmsKeyId);
-    own.need(error);
-    if (own !== this.#standing && error?.kind !== "throttled") {
-      this.#standing.need();
+    own.need(failure);
+    if (own !== this.#standing && KINDS[failure.kind].retry) {
+      this.#standing.need(); // Key4C may be away as a whole
     }
   }
 
@@ -562,40 +545,41 @@ export class Keyring {
     if (this.#refusals.has(key)) {
       throw new PluginError("invalid", "Key4C has just refused this wrapped local KEK");
     }
-    this.#refuseIfFutile(kmsKeyId);
-    const unwrapping = this.#unwrapAndKeep(key, kmsKeyId, header, caller);
+    const own = this.#options.standings.of(kmsKeyId);
+    this.#refuseIfFutile(own);
+    const unwrapping = this.#unwrapAndKeep(key, own, header, caller);
     this.#unwrapping.set(key, unwrapping);
     return unwrapping;
   }
 
   async #unwrapAndKeep(
     key: string,
-    kmsKeyId: string,
+    own: Standing,
     header: KekHeader,
     caller: Caller,
   ): Promise<LocalKek> {
     try {
       const bytes = await this.#limiter.run(async () => {
         await this.#refusals.turn();
-        this.#refuseIfFutile(kmsKeyId); // as it may be by the time that there is a place
+        this.#refuseIfFutile(own); // as it may be by the time that there is a place
         try {
-          return await unwrapLocalKek(this.#options.service, kmsKeyId, header, {
+          return await unwrapLocalKek(this.#options.service, own.kmsKeyId, header, {
             requestId: caller.requestId,
             isForCaller: true,
-            onFailedAttempt: () => this.#need(kmsKeyId),
+            onFailedAttempt: () => own.need(),
           });
         } catch (error) {
-          this.#heard(kmsKeyId, header, error);
+          this.#heard(own, header, error);
           throw error;
         }
       });
-      return this.#keep(kmsKeyId, key, header, bytes);
+      return this.#keep(own, key, header, bytes);
     } finally {
       this.#unwrapping.delete(key);
     }
   }
 
-  #keep(kmsKeyId: string, key: string, header: KekHeader, bytes: Buffer): LocalKek {
+  #keep(own: Standing, key: string, header: KekHeader, bytes: Buffer): LocalKek {
     const known = this.#known(key);
     if (known?.isDropped === false && known.equals(bytes)) {
       known.isProven = true; // Key4C gave the same twice
@@ -603,7 +587,7 @@ export class Keyring {
       return known;
     }
     const localKek = new LocalKek(bytes);
-    if (this.#options.standings.of(kmsKeyId).revocation === undefined) {
+    if (own.revocation === undefined) {
       this.#cache.keep(header, localKek);
     }
     this.#count(header, "givenBack");

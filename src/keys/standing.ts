@@ -207,59 +207,53 @@ function pausedUntilMs({ pausedFromMs, pauseMs }: Memory, hasLocalKek: boolean):
   return pausedFromMs === undefined ? 0 : pausedFromMs + Math.min(pauseMs ?? 0, maxMs);
 }
 
-/**
- * How long after the last one the next probe comes, before jitter.
- * @param intervalMs KMS_PROBE_INTERVAL
- * @param isNeeded whether somebody has failed for want of Key4C since the last probe
- */
-export function probeAfterMs(
-  memory: Memory,
-  nowMs: number,
-  limits: Limits,
-  {
-    intervalMs,
-    isNeeded,
-    hasLocalKek,
-  }: {
-    readonly intervalMs: number;
-    readonly isNeeded: boolean;
-    readonly hasLocalKek: boolean;
-  },
-): number {
-  const { failure, failures, failingSinceMs = nowMs, outageSinceMs } = memory;
+export interface Pace {
+  /** KMS_PROBE_INTERVAL. */
+  readonly intervalMs: number;
+  /** Whether somebody has failed for want of Key4C since the last probe. */
+  readonly isNeeded: boolean;
+  readonly hasLocalKek: boolean;
+}
+
+/** How long after the last one the next probe comes, before jitter. */
+export function probeAfterMs(memory: Memory, nowMs: number, limits: Limits, pace: Pace): number {
+  const { failure, outageSinceMs, isExpired } = memory;
+  const { intervalMs, isNeeded, hasLocalKek } = pace;
   if (failure === undefined) {
     return isNeeded ? Math.min(intervalMs, MIN_PROBE_INTERVAL_MS) : intervalMs;
   }
+  if (failure.kind === "throttled") {
+    return pausedUntilMs(memory, hasLocalKek) - nowMs;
+  }
   const { outageGraceMs } = limits;
   const graceEndsInMs =
-    outageSinceMs === undefined || outageGraceMs === undefined || memory.isExpired
+    outageSinceMs === undefined || outageGraceMs === undefined || isExpired
       ? Number.POSITIVE_INFINITY
       : Math.max(MIN_VERDICT_INTERVAL_MS, outageSinceMs + outageGraceMs - nowMs);
-  const ownMs = () => {
-    switch (failure.kind) {
-      case "throttled":
-        return pausedUntilMs(memory, hasLocalKek) - nowMs;
-      case "denied":
-        return Math.min(intervalMs, DENIED_INTERVAL_MS);
-      default: {
-        const isPending = isVerdict(failure) && memory.verdict === undefined;
-        if (isPending) {
-          const graceMs = RULES[failure.kind]?.afterMs?.(limits) ?? 0;
-          const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
-          return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
-        }
-        const restingMs = Math.min(
-          intervalMs,
-          FIRST_PROBE_AFTER_FAILURE_MS * 2 ** Math.min(failures - 1, 10),
-          MAX_FAILING_INTERVAL_MS,
-        );
-        const isFresh = nowMs - failingSinceMs < FIRST_MINUTE_MS;
-        const neededMs = isFresh ? NEEDED_INTERVAL_MS : NEEDED_LATER_INTERVAL_MS;
-        return isNeeded ? Math.min(restingMs, neededMs) : restingMs;
-      }
-    }
-  };
-  return failure.kind === "throttled" ? ownMs() : Math.min(ownMs(), graceEndsInMs);
+  return Math.min(graceEndsInMs, failingAfterMs(memory, failure, nowMs, limits, pace));
+}
+
+function failingAfterMs(
+  { verdict, failures, failingSinceMs = 0 }: Memory,
+  failure: PluginError,
+  nowMs: number,
+  limits: Limits,
+  { intervalMs, isNeeded }: Pace,
+): number {
+  if (failure.kind === "denied") {
+    return Math.min(intervalMs, DENIED_INTERVAL_MS);
+  }
+  if (isVerdict(failure) && verdict === undefined) {
+    const graceMs = RULES[failure.kind]?.afterMs?.(limits) ?? 0;
+    const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
+    return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
+  }
+  const doubledMs = FIRST_PROBE_AFTER_FAILURE_MS * 2 ** (failures - 1);
+  const restingMs = Math.min(intervalMs, doubledMs, MAX_FAILING_INTERVAL_MS);
+  const isFresh = nowMs - failingSinceMs < FIRST_MINUTE_MS;
+  return isNeeded
+    ? Math.min(restingMs, isFresh ? NEEDED_INTERVAL_MS : NEEDED_LATER_INTERVAL_MS)
+    : restingMs;
 }
 
 function refusalOf({ verdict, isExpired, failure }: Memory): PluginError | undefined {
@@ -284,7 +278,8 @@ export class Standing {
   readonly #clock: Clock;
   #memory = NOTHING_HEARD;
   #isNeeded = false;
-  #onChange: () => void = () => {};
+  /** Told when the next probe should be planned anew. */
+  onChange: () => void = () => {};
   /** The first probe while it is under way; it never rejects. Whoever comes meanwhile waits for it. */
   firstProbe: Promise<void> | undefined;
   /** Why the key is revoked. */
@@ -298,11 +293,6 @@ export class Standing {
     this.kmsKeyId = kmsKeyId;
     this.#limits = limits;
     this.#clock = clock;
-  }
-
-  /** Told when a probe should be planned anew. */
-  set onChange(planAnew: () => void) {
-    this.#onChange = planAnew;
   }
 
   get memory(): Memory {
@@ -351,7 +341,7 @@ export class Standing {
     } else {
       this.#isNeeded = true;
     }
-    this.#onChange();
+    this.onChange();
   }
 
   /** How long after the last one the next probe comes, before jitter. */
