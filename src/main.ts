@@ -17,8 +17,9 @@ import { addStateMetrics } from "./health/telemetry.ts";
 import { headline } from "./health/words.ts";
 import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
+import type { Snapshot } from "./keys/held.ts";
 import { formatKeyId, parseKeyId } from "./keys/key-id.ts";
-import { Keyring, type Snapshot, type Wrapped } from "./keys/keyring.ts";
+import { Keyring, type Wrapped } from "./keys/keyring.ts";
 import { Standings } from "./keys/standing.ts";
 import { type Listener, listen, type Place } from "./socket/listen.ts";
 import {

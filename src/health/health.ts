@@ -1,6 +1,7 @@
 import type { KeyDescription } from "../key4c/client.ts";
+import { fingerprintOf, type Snapshot } from "../keys/held.ts";
 import type { KeySet } from "../keys/key-set.ts";
-import { fingerprintOf, type Keyring, type Snapshot } from "../keys/keyring.ts";
+import type { Keyring } from "../keys/keyring.ts";
 import { expectedOf } from "../keys/local-kek.ts";
 import { OLDER_VERSION_MS, type Standing, type Standings, type State } from "../keys/standing.ts";
 import type { CallOptions } from "../keys/wrapping.ts";
@@ -172,7 +173,7 @@ export class Health {
       );
     }
     this.#olderSinceMs = version < before ? (this.#olderSinceMs ?? this.#clock.nowMs()) : undefined;
-    const missing = await keyring.examine();
+    const missing = await keyring.missingKeks();
     if (missing.length > 0) {
       await this.#confirmMismatch(missing, snapshot, doubt);
     }
@@ -309,7 +310,7 @@ export class Health {
         this.#audit(kmsKeyId, "orphaned");
       }
     }
-    const { refused, givenBack } = keyring.currentKeyUnwraps;
+    const { refused, givenBack } = keyring.unwraps.ofCurrentKey;
     if (refused > 0 && givenBack === 0 && !this.#hasWarnedOfRefusals) {
       this.#hasWarnedOfRefusals = true;
       log.error(

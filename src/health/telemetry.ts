@@ -72,7 +72,7 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   metrics.counter(
     "key4c_kms_local_keks_of_current_key_refused_total",
     "Local KEKs of the current key and version that Key4C refused to callers.",
-    () => keyring.currentKeyUnwraps.refused,
+    () => keyring.unwraps.ofCurrentKey.refused,
   );
   metrics.counter(
     "key4c_kms_encrypts_over_limit_total",
@@ -105,7 +105,7 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   metrics.gauge(
     "key4c_kms_local_kek_unwraps_under_way",
     "Local KEKs that Key4C is just unwrapping for callers.",
-    () => keyring.unwrapsUnderWay,
+    () => keyring.unwraps.underWay,
   );
   metrics.gauge("key4c_kms_connections", "Open connections on the socket.", connections);
   metrics.gauge(
