@@ -92,7 +92,7 @@ test("status: one line of JSON and exit code 0 only if ok; --wait waits", async 
   const socket = join(temporaryDirectory(), "kms.sock");
   const env = { KMS_ENDPOINT: `unix://${socket}` };
   expect((await run(["status"], env)).exitCode).toBe(1);
-  const waiting = run(["status", "--wait", "10s"], { ...env, KMS_KEY_ID: "demo" });
+  const waiting = run(["status", "--wait", "120s"], { ...env, KMS_KEY_ID: "demo" });
   startBinary(["serve", "--emulator"], env);
   const { stdout, exitCode } = await waiting;
   expect(exitCode).toBe(0);
