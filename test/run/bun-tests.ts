@@ -42,7 +42,12 @@ async function bunTest(
   const missingFile = join(scratch, "missing");
   rmSync(report, { force: true });
   rmSync(missingFile, { force: true });
-  const flags = ["--only-failures", "--reporter=junit", `--reporter-outfile=${report}`];
+  const flags = [
+    "--no-orphans",
+    "--only-failures",
+    "--reporter=junit",
+    `--reporter-outfile=${report}`,
+  ];
   const child = Bun.spawn(
     ["sh", "-c", 'exec "$@" 2>&1', "sh", process.execPath, "test", ...flags, `./${file}`],
     {
