@@ -360,3 +360,29 @@ export function startBinary(
     },
   };
 }
+
+/** Runs a command of the compiled binary to its end, with nothing in its environment but `env`. */
+export async function runBinary(
+  args: readonly string[],
+  { env = {}, input = "", cwd = "/" }: RunOptions = {},
+) {
+  const child = Bun.spawn([BINARY, ...args], {
+    env,
+    cwd,
+    stdin: Buffer.from(input),
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [stdout, stderr, exitCode] = await Promise.all([
+    child.stdout.bytes(),
+    child.stderr.text(),
+    child.exited,
+  ]);
+  return { stdout: Buffer.from(stdout), stderr, exitCode };
+}
+
+interface RunOptions {
+  readonly env?: Record<string, string>;
+  readonly input?: Uint8Array | string;
+  readonly cwd?: string;
+}
