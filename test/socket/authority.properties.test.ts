@@ -170,7 +170,7 @@ const representation: fc.Arbitrary<Pair> = fc.oneof(
     }),
 );
 
-/** A header block in a h2.HEADERS frame and any number of h2.CONTINUATION frames. */
+/** A header block in a HEADERS frame and any number of CONTINUATION frames. */
 const headers: fc.Arbitrary<Pair> = fc
   .record({
     block: fc.array(representation, { maxLength: 8 }).map(join),
