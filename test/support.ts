@@ -350,10 +350,18 @@ export function startBinary(
   return {
     ...running,
     async until(pattern) {
+      let hasEnded = false;
+      running.exited.then(() => {
+        hasEnded = true;
+      });
       for (const endMs = Date.now() + PATIENCE_MS; Date.now() < endMs; await Bun.sleep(10)) {
+        const isLast = hasEnded; // what it printed before its end is there
         const match = running.output().match(pattern);
         if (match) {
           return match;
+        }
+        if (isLast) {
+          break;
         }
       }
       throw new Error(`${pattern} did not appear in:\n${running.output().slice(0, 2_000)}`);

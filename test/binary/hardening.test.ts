@@ -117,7 +117,7 @@ testWith(...dropping)(
     const { binary, work } = reachable();
     const read = async (pid: number, file: string) =>
       asNobody(["head", "-c", "1", `/proc/${pid}/${file}`]).exited;
-    const plain = asNobody(["sleep", "60"]);
+    const plain = asNobody(["sleep", "600"]);
     await until(() => statSync(`/proc/${plain.pid}/environ`).uid === NOBODY);
     expect(await read(plain.pid, "environ")).toBe(0); // so the question can be answered otherwise
     const plugin = asNobody(serveIn(binary, work));
@@ -134,7 +134,7 @@ testWith(...dropping, "core files").each(["SIGSEGV", "SIGABRT", "SIGQUIT"] as co
   async (signal) => {
     const { binary, work } = reachable();
     const limit = "ulimit -c unlimited;";
-    const plain = asNobody(["env", "-C", work, "sleep", "60"], limit);
+    const plain = asNobody(["env", "-C", work, "sleep", "600"], limit);
     await until(() => statSync(`/proc/${plain.pid}/environ`).uid === NOBODY);
     await until(() => readFileSync(`/proc/${plain.pid}/comm`, "utf8") === "sleep\n"); // env execs it
     await plain.stop(signal);

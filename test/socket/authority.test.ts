@@ -143,7 +143,7 @@ test("leaves everything else alone", () => {
     ],
     ["DATA that looks like a field", h2.frame(0, 0, literal(0x40, 6, "/tmp/kms.sock"))],
     [
-      "an empty h2.HEADERS frame",
+      "an empty HEADERS frame",
       h2.frame(h2.HEADERS, h2.END_HEADERS | h2.PADDED | h2.PRIORITY, Buffer.alloc(0)),
     ],
     [
