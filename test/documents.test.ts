@@ -4,6 +4,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { $ } from "bun";
 import { optionsTable } from "../src/commands/help.ts";
+import { DEBIAN_PACKAGES } from "./needs.ts";
 import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -74,4 +75,10 @@ test("a link between the documents leads somewhere", () => {
     }
   }
   expect(broken).toEqual([]);
+});
+
+test(".ci/setup installs every package that a test may miss", () => {
+  const setup = document(".ci/setup");
+  expect([...DEBIAN_PACKAGES].filter((name) => !setup.includes(name))).toEqual([]);
+  expect(DEBIAN_PACKAGES.size).toBeGreaterThan(8);
 });

@@ -11,9 +11,19 @@ interface Need {
   readonly from: string;
 }
 
+/** Which every Debian has; .ci/setup installs the others. */
+const ESSENTIAL = ["apt", "dpkg", "util-linux"];
+export const DEBIAN_PACKAGES = new Set<string>();
+
+const debian = (name: string) => {
+  if (!ESSENTIAL.includes(name)) {
+    DEBIAN_PACKAGES.add(name);
+  }
+  return `Debian's package ${name}`;
+};
 const tool = (name: string, debianPackage: string): Need => ({
   isThere: () => Bun.which(name) !== null,
-  from: `Debian's package ${debianPackage}`,
+  from: debian(debianPackage),
 });
 
 const NEEDS = {
@@ -33,7 +43,7 @@ const NEEDS = {
   "qemu-aarch64-static": tool("qemu-aarch64-static", "qemu-user-static"),
   "libc6 for arm64": {
     isThere: () => existsSync("/usr/aarch64-linux-gnu/lib/libc.so.6"),
-    from: "Debian's package libc6-arm64-cross",
+    from: debian("libc6-arm64-cross"),
   },
   root: { isThere: () => process.getuid?.() === 0, from: "run as root" },
   "core files": {
