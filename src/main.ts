@@ -3,7 +3,7 @@ import { version as VERSION } from "../package.json";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
 import { configuredKeys, key4cClient } from "./commands/configured.ts";
 import { doctorCommand } from "./commands/doctor/doctor.ts";
-import { EMULATED_KEY_ID, emulatorInside, runEmulator } from "./commands/emulator.ts";
+import { EMULATED_KEY_ID, emulatorInside, nextSteps, runEmulator } from "./commands/emulator.ts";
 import { helpText } from "./commands/help.ts";
 import { inspectCommand } from "./commands/inspect/command.ts";
 import { manifestCommand } from "./commands/manifest/manifest.ts";
@@ -172,7 +172,7 @@ async function serve(config: Config, log: Log): Promise<void> {
   log.info("serving", { version: VERSION, endpoint, kmsKeyId });
   systemd.ready();
   if (emulator !== undefined) {
-    process.stdout.write(`export KMS_ENDPOINT=${endpoint}\n`);
+    process.stdout.write(nextSteps(endpoint));
   }
 
   const signal = await Promise.race([untilSignal(), untilReplaced(listener)]);

@@ -22,6 +22,17 @@ export function emulatorInside(config: Config, log: Log): Emulator {
   });
 }
 
+/** What to type next, in lines of shell. @param endpoint where it serves */
+export function nextSteps(endpoint: string): string {
+  const path = process.execPath;
+  const binary = /^[\w./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+  return `# Ready, until Ctrl-C. In a second shell:
+export KMS_ENDPOINT=${endpoint}
+${binary} status
+echo a-data-key | ${binary} encrypt | ${binary} decrypt
+`;
+}
+
 /** The command `emulator`: a Key4C on an address of its own, until a signal. */
 export async function runEmulator(config: Config, log: Log): Promise<void> {
   const { host, port } = required(config.listen);

@@ -66,7 +66,7 @@ const CLIENTS = ["status", "encrypt", "decrypt", "inspect"] as const;
 const KEY4C = ["serve", "inspect"] as const;
 const MAX_DURATION_MS = 365 * NAMED_UNITS_MS.d;
 
-/** The options of all commands. Help, README and the parser are made from this table. */
+/** The options of all commands. Help, REFERENCE.md and the parser are made from this table. */
 export const OPTIONS = {
   kmsEndpoint: {
     env: "KMS_ENDPOINT",

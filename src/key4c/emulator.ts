@@ -3,7 +3,7 @@ import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } f
 import { dirname } from "node:path";
 
 /**
- * A Key4C by the contract of the README, for demos and tests. Its keys are plain AES keys in memory and,
+ * A Key4C by the contract of REFERENCE.md, for demos and tests. Its keys are plain AES keys in memory and,
  * if asked, in a file: it is no HSM and must never guard a real secret.
  */
 export interface EmulatorOptions {

@@ -378,5 +378,5 @@ function readSuccess(check: Checker, value: Json) {
   };
 }
 
-/** The profile of the contract that the README documents. */
+/** The profile of the contract that REFERENCE.md documents. */
 export const DEFAULT_PROFILE: Profile = parseProfile(JSON.stringify(defaultProfile));

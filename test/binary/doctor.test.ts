@@ -7,6 +7,7 @@ import { Server, ServerCredentials } from "@grpc/grpc-js";
 import type { Check } from "../../src/commands/doctor/check.ts";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { addService } from "../../src/socket/rpc.ts";
+import { testWith } from "../needs.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import {
   BINARY,
@@ -59,7 +60,7 @@ async function expectFault(
   expect(JSON.stringify(checks)).not.toContain("the-token");
 }
 
-test("before the installation: everything but the plugin is there", async () => {
+testWith("openssl")("before the installation: everything but the plugin is there", async () => {
   await pki.issue("server", "DNS:localhost");
   const url = (await startHttpsEmulator(pki, "server")).replace("127.0.0.1", "localhost");
   const { exitCode, of } = await doctor(setup(url, { KEY4C_CA_FILE: pki.file("ca.pem") }));
@@ -146,7 +147,7 @@ test("nobody listens", async () => {
   ]);
 });
 
-test("certificates: unknown CA, another host, expired", async () => {
+testWith("openssl")("certificates: unknown CA, another host, expired", async () => {
   await pki.issue("server", "DNS:localhost,IP:127.0.0.1");
   await pki.issue("elsewhere", "DNS:elsewhere.example");
   await pki.issue("soon", "DNS:localhost,IP:127.0.0.1", 3);

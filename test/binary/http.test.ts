@@ -4,6 +4,7 @@ import { renameSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { testWith } from "../needs.ts";
 import {
   callRaw,
   callRpc,
@@ -31,60 +32,60 @@ async function setup(env: Record<string, string> = {}) {
   return { key4c, plugin, url, get, metric };
 }
 
-test("the metrics are valid for promtool and have a sample of everything that happened", async () => {
-  if (Bun.which("promtool") === null) {
-    throw new Error("promtool is missing: .ci/setup installs it (Debian's package prometheus)");
-  }
-  const secretFile = join(temporaryDirectory(), "user-id");
-  writeFileSync(secretFile, "u");
-  utimesSync(secretFile, 0, Date.now() / 1000 - 1_000);
-  const { plugin, get, metric } = await setup({
-    KMS_USER_ID: "",
-    KMS_USER_ID_FILE: secretFile,
-    KMS_PREVIOUS_KEY_IDS: "old",
-  });
-  const { cipher } = await callRpc(plugin.client, V1.method.encrypt, { plain: Buffer.alloc(32) });
-  await callRpc(plugin.client, V1.method.decrypt, { cipher });
-  await callRpc(plugin.client, V2.method.status, {});
-  await failureOf(callRpc(plugin.client, V2.method.decrypt, { keyId: "garbage" }));
-  await failureOf(callRaw(plugin.client, "/evil.Service/Method", Buffer.alloc(0)));
-  const [status, text] = await get("metrics");
-  expect(status).toBe(200);
-  const promtool = Bun.spawn(["promtool", "check", "metrics"], {
-    stdin: Buffer.from(text),
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-  const verdict = (await promtool.stdout.text()) + (await promtool.stderr.text());
-  expect([await promtool.exited, verdict]).toEqual([0, ""]);
+testWith("promtool")(
+  "the metrics are valid for promtool and have a sample of everything that happened",
+  async () => {
+    const secretFile = join(temporaryDirectory(), "user-id");
+    writeFileSync(secretFile, "u");
+    utimesSync(secretFile, 0, Date.now() / 1000 - 1_000);
+    const { plugin, get, metric } = await setup({
+      KMS_USER_ID: "",
+      KMS_USER_ID_FILE: secretFile,
+      KMS_PREVIOUS_KEY_IDS: "old",
+    });
+    const { cipher } = await callRpc(plugin.client, V1.method.encrypt, { plain: Buffer.alloc(32) });
+    await callRpc(plugin.client, V1.method.decrypt, { cipher });
+    await callRpc(plugin.client, V2.method.status, {});
+    await failureOf(callRpc(plugin.client, V2.method.decrypt, { keyId: "garbage" }));
+    await failureOf(callRaw(plugin.client, "/evil.Service/Method", Buffer.alloc(0)));
+    const [status, text] = await get("metrics");
+    expect(status).toBe(200);
+    const promtool = Bun.spawn(["promtool", "check", "metrics"], {
+      stdin: Buffer.from(text),
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const verdict = (await promtool.stdout.text()) + (await promtool.stderr.text());
+    expect([await promtool.exited, verdict]).toEqual([0, ""]);
 
-  for (const [name, value] of [
-    ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Encrypt",code="OK"}', 1],
-    ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Decrypt",code="OK"}', 1],
-    ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Status",code="OK"}', 1],
-    ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Decrypt",code="NOT_FOUND"}', 1],
-    ['key4c_kms_key4c_call_duration_seconds_count{operation="encrypt",kind="ok"}', 1],
-    ['key4c_kms_state{state="ok"}', 1],
-    ['key4c_kms_state{state="degraded"}', 0],
-    ['key4c_kms_key_info{key_id="k4c-fbajn2fxsguq6aegzffhmyn5zi.v1"}', 1],
-    ["key4c_kms_key_version", 1],
-    ['key4c_kms_key_revoked{key="k4c-fbajn2fxsguq6aegzffhmyn5zi"}', 0],
-    ["key4c_kms_local_kek_uses", 1],
-    ["key4c_kms_local_kek_cache_entries", 0],
-    ["key4c_kms_connections", 1],
-  ] as const) {
-    expect([name, await metric(name)]).toEqual([name, value]);
-  }
-  const age = await metric('key4c_kms_secret_file_age_seconds{option="KMS_USER_ID_FILE"}');
-  expect(age).toBeGreaterThanOrEqual(1_000);
-  expect(
-    Date.now() / 1000 - ((await metric("key4c_kms_key4c_last_contact_timestamp_seconds")) ?? 0),
-  ).toBeLessThan(60);
-  expect(await metric("process_resident_memory_bytes")).toBeGreaterThan(1e6);
-  // Nothing that a caller sent became a label.
-  expect(text).not.toContain("garbage");
-  expect(text).not.toContain("evil");
-});
+    for (const [name, value] of [
+      ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Encrypt",code="OK"}', 1],
+      ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Decrypt",code="OK"}', 1],
+      ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Status",code="OK"}', 1],
+      ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Decrypt",code="NOT_FOUND"}', 1],
+      ['key4c_kms_key4c_call_duration_seconds_count{operation="encrypt",kind="ok"}', 1],
+      ['key4c_kms_state{state="ok"}', 1],
+      ['key4c_kms_state{state="degraded"}', 0],
+      ['key4c_kms_key_info{key_id="k4c-fbajn2fxsguq6aegzffhmyn5zi.v1"}', 1],
+      ["key4c_kms_key_version", 1],
+      ['key4c_kms_key_revoked{key="k4c-fbajn2fxsguq6aegzffhmyn5zi"}', 0],
+      ["key4c_kms_local_kek_uses", 1],
+      ["key4c_kms_local_kek_cache_entries", 0],
+      ["key4c_kms_connections", 1],
+    ] as const) {
+      expect([name, await metric(name)]).toEqual([name, value]);
+    }
+    const age = await metric('key4c_kms_secret_file_age_seconds{option="KMS_USER_ID_FILE"}');
+    expect(age).toBeGreaterThanOrEqual(1_000);
+    expect(
+      Date.now() / 1000 - ((await metric("key4c_kms_key4c_last_contact_timestamp_seconds")) ?? 0),
+    ).toBeLessThan(60);
+    expect(await metric("process_resident_memory_bytes")).toBeGreaterThan(1e6);
+    // Nothing that a caller sent became a label.
+    expect(text).not.toContain("garbage");
+    expect(text).not.toContain("evil");
+  },
+);
 
 test("ready follows Status, live follows the socket, and neither is the other", async () => {
   const { key4c, plugin, get } = await setup({

@@ -9,7 +9,7 @@ import {
 } from "../../src/gen/kubernetes/storage/v1/storage_pb.ts";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
-import { BINARY, callRpc, emulator, startPlugin } from "../support.ts";
+import { callRpc, emulator, runBinary, startPlugin } from "../support.ts";
 
 const ETCD_KEY = "/registry/secrets/default/db";
 const SECRET = Buffer.concat([
@@ -83,20 +83,8 @@ async function v2Value({ client }: Plugin, seed: boolean, object = SECRET): Prom
   ]);
 }
 
-async function run(args: string[], input: Uint8Array | string, env: Record<string, string> = {}) {
-  const child = Bun.spawn([BINARY, "inspect", ...args], {
-    env,
-    stdin: typeof input === "string" ? Buffer.from(input) : input,
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-  const [stdout, stderr, exitCode] = await Promise.all([
-    child.stdout.bytes(),
-    child.stderr.text(),
-    child.exited,
-  ]);
-  return { stdout: Buffer.from(stdout), stderr, exitCode };
-}
+const run = (args: string[], input: Uint8Array | string, env: Record<string, string> = {}) =>
+  runBinary(["inspect", ...args], { env, input });
 
 /** As `etcdctl get --prefix … -w json` prints it. */
 const etcdctl = (pairs: Record<string, Buffer>) =>

@@ -100,4 +100,4 @@ test("revoked after a minute of refusals, not sooner; a gateway's 403 never; ena
   expect((await encrypt(direct)).keyId).toBe(own.keyId);
   expect(await decrypt(own)).toEqual(DEK);
   expect(proxy.requests.at(-1)?.request.headers.get("X-Key4C-User-Id")).toBe("user");
-}, 120_000);
+});

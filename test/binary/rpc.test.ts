@@ -15,6 +15,7 @@ import {
   startBinary,
   startPlugin,
   temporaryDirectory,
+  toldDeadline,
 } from "../support.ts";
 
 const DEK = randomBytes(32);
@@ -267,14 +268,13 @@ test("a caller leaves before its deadline, and the call it started fills the cac
       restarted.client,
       V2.method.decrypt,
       { ciphertext, keyId, annotations },
-      { deadlineMs },
+      toldDeadline(deadlineMs),
     );
-  // Our own text shows that the answer came from the plugin, before the client gave up.
   expect(await failureOf(decrypt(500))).toEqual([
     status.DEADLINE_EXCEEDED,
     "no result before the deadline",
   ]);
-  expect(Buffer.from((await decrypt(5_000)).plaintext)).toEqual(DEK);
+  expect(Buffer.from((await decrypt(60_000)).plaintext)).toEqual(DEK);
   expect(await key4c.control("GET", "stats")).toMatchObject({ decrypt: 3 });
 });
 

@@ -12,6 +12,7 @@ import {
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { testWith } from "../needs.ts";
 import { callRpc, grpcClient, onTestEnd, startBinary, temporaryDirectory } from "../support.ts";
 
 /** Starts `serve --emulator` on a path. */
@@ -34,14 +35,14 @@ test("makes its directory and a socket for its owner only, complete when it appe
   expect(readdirSync(directory)).toEqual([]);
 });
 
-test("mode and group are the user's", async () => {
+testWith("root")("mode and group are the user's", async () => {
   const socket = join(temporaryDirectory(), "kms.sock");
   await serve(socket, { KMS_SOCKET_MODE: "0660", KMS_SOCKET_GROUP: "daemon" }).until(/serving/);
   expect(lstatSync(socket).mode & 0o777).toBe(0o660);
   expect(lstatSync(socket).gid).toBe(1); // daemon, on Debian
 });
 
-test("with a group, a directory that it makes lets the group through", async () => {
+testWith("root")("with a group, a directory that it makes lets the group through", async () => {
   const directory = join(temporaryDirectory(), "made");
   const env = { KMS_SOCKET_MODE: "0660", KMS_SOCKET_GROUP: "daemon" };
   await serve(join(directory, "kms.sock"), env).until(/serving/);
@@ -135,7 +136,7 @@ test("an idle client that never sent anything does not hold up the end", async (
   expect(await healthzOf(socket)).toBe("ok");
   expect(await plugin.stop()).toBe(0);
   expect(existsSync(socket)).toBe(false);
-}, 15_000);
+});
 
 test("above 512 connections the silent one gives way, not the one that talks", async () => {
   const socket = join(temporaryDirectory(), "kms.sock");
@@ -162,4 +163,4 @@ test("above 512 connections the silent one gives way, not the one that talks", a
   const text = await (await fetch(`${metrics}metrics`)).text();
   expect(text).toMatch(/^key4c_kms_connections 512$/m);
   expect(closed).toBe(600 + 2 - 512);
-}, 30_000);
+});

@@ -1,14 +1,19 @@
 /** Transport to Key4C: what the compiled binary trusts and presents. */
-import { beforeAll, expect, test } from "bun:test";
+import { beforeAll, expect } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { missing, testWith } from "../needs.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import { fakeServer, onTestEnd, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
 
+const test = testWith("openssl");
 const pki = makePki();
 const { file } = pki;
 
 beforeAll(async () => {
+  if (missing("openssl").length > 0) {
+    return; // this runs even where every test is skipped
+  }
   await pki.issue("server", "DNS:localhost,IP:127.0.0.1");
   await pki.issue("elsewhere", "DNS:elsewhere.example");
   await pki.issue("client", "DNS:client");
@@ -36,17 +41,11 @@ test.each([
   ["a CA that it does not know", "server", {}],
   ["a certificate for another host", "elsewhere", { KEY4C_CA_FILE: "ca.pem" }],
   ["a certificate of another CA", "server", { KEY4C_CA_FILE: "client.pem" }],
-])(
-  "refuses %s",
-  async (_, certificate, env) => {
-    const url = await httpsEmulator(certificate);
-    const files = Object.entries(env).map(([name, value]) => [name, file(value)]);
-    expect(await failure(url, Object.fromEntries(files))).toMatch(
-      /CERT|VERIFY|SELF_SIGNED|ALTNAME/i,
-    );
-  },
-  30_000,
-);
+])("refuses %s", async (_, certificate, env) => {
+  const url = await httpsEmulator(certificate);
+  const files = Object.entries(env).map(([name, value]) => [name, file(value)]);
+  expect(await failure(url, Object.fromEntries(files))).toMatch(/CERT|VERIFY|SELF_SIGNED|ALTNAME/i);
+});
 
 test("presents its client certificate", async () => {
   const pem = (name: string) => readFileSync(file(name), "utf8");

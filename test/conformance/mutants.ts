@@ -10,7 +10,7 @@ import { join } from "node:path";
 interface Case {
   readonly case: number;
   readonly guards: string;
-  /** Why there is no test, in words that the README's limits have too. */
+  /** Why there is no test, in words that the limits of REFERENCE.md have too. */
   readonly limit?: string;
   /** Why nothing of ours can be broken: the behaviour is a library's own. */
   readonly library?: string;
@@ -20,15 +20,8 @@ interface Case {
 }
 
 const ROOT = join(import.meta.dir, "../..");
-const COPIED = [
-  "src",
-  "test",
-  "proto",
-  "package.json",
-  "tsconfig.json",
-  "bunfig.toml",
-  "README.md",
-];
+const COPIED = ["src", "test", "proto", "package.json", "tsconfig.json", "bunfig.toml"];
+const DOCUMENTS = [...new Bun.Glob("*.md").scanSync(ROOT)]; // tests compare them with the source
 const cases: readonly Case[] = JSON.parse(
   readFileSync(join(import.meta.dir, "cases.json"), "utf8"),
 );
@@ -62,7 +55,7 @@ async function run(
 ): Promise<string> {
   const copy = mkdtempSync(join(tmpdir(), "k4c-mutant-"));
   try {
-    for (const name of COPIED) {
+    for (const name of [...COPIED, ...DOCUMENTS]) {
       cpSync(join(ROOT, name), join(copy, name), { recursive: true });
     }
     symlinkSync(join(ROOT, "node_modules"), join(copy, "node_modules"));

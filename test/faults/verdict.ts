@@ -1,4 +1,4 @@
-/** What a cell of the campaign must show, by the README's tables of states and statuses. */
+/** What a cell of the campaign must show, by REFERENCE.md's tables of states and statuses. */
 import { status } from "@grpc/grpc-js";
 import type { Role } from "./callers.ts";
 import type { Row, Situation } from "./cell.ts";

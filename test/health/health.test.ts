@@ -341,6 +341,6 @@ test("a Key4C that fails at once is not asked in a hot loop", async () => {
   const { health } = setup({ url: server.url, intervalMs: 60_000 });
   health.start();
   await Bun.sleep(600);
-  // Probes at 0 and about 250 ms, two attempts each; the next comes after 750 ms.
-  expect(server.requests.length).toBeLessThanOrEqual(6);
+  // Two attempts each at 0, about 250 and 750 ms, later every few seconds; a hot loop makes thousands.
+  expect(server.requests.length).toBeLessThan(20);
 });

@@ -12,6 +12,7 @@ import {
   onTestEnd,
   recordingLog,
   temporaryDirectory,
+  toldDeadline,
 } from "../support.ts";
 
 /** A server whose Encrypt is the test's; the rest is not called. */
@@ -56,7 +57,7 @@ test("a repeated failure is one line in ten seconds", async () => {
 
 test("a handler that never answers ends before the caller's deadline", async () => {
   const { call } = await serve(() => new Promise(() => {}));
-  expect(await failureOf(call({ deadlineMs: 400 }))).toEqual([
+  expect(await failureOf(call(toldDeadline(400)))).toEqual([
     status.DEADLINE_EXCEEDED,
     "no result before the deadline",
   ]);

@@ -93,7 +93,7 @@ func SlowCallIsAnsweredBeforeTheEnd(t *testing.T) {
 			_, err := wireDecrypt(api, c, w)
 			answered <- err
 		}()
-		waitUntil(t, callTimeout, "the Decrypt to leave", func() error {
+		waitUntil(t, "the Decrypt to leave", func() error {
 			if c.sent.count() == sent {
 				return fmt.Errorf("nothing was sent")
 			}

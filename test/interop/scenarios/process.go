@@ -21,8 +21,7 @@ const (
 	binaryVariable = "KEY4C_KMS_PLUGIN"
 	defaultBinary  = "../../../dist/key4c-kms-plugin"
 
-	keyID       = "demo"
-	stopTimeout = 10 * time.Second
+	keyID = "demo"
 )
 
 // pluginBinary fails loudly when there is nothing to test: a skipped interop test looks like a passed one.
@@ -84,8 +83,8 @@ func (p *process) terminate() error {
 	}
 	select {
 	case <-p.exited:
-	case <-time.After(stopTimeout):
-		return fmt.Errorf("still running %s after SIGTERM", stopTimeout)
+	case <-time.After(patience):
+		return fmt.Errorf("still running %s after SIGTERM", patience)
 	}
 	if code := p.command.ProcessState.ExitCode(); code != 0 {
 		return fmt.Errorf("%s after SIGTERM", p.command.ProcessState)
@@ -139,7 +138,7 @@ func startEmulator(t *testing.T) *emulator {
 			t.Fatalf("the emulator printed %q, want export KEY4C_URL=…", text)
 		}
 		return &emulator{url: url}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the emulator does not tell its URL")
 		return nil
 	}
@@ -283,7 +282,7 @@ func (p *plugin) restart(t *testing.T) {
 // keyID waits until the plugin is ok and returns the key_id of its Status.
 func (p *plugin) keyID(t *testing.T) string {
 	t.Helper()
-	command := exec.Command(pluginBinary(t), "status", "--wait", "10s")
+	command := exec.Command(pluginBinary(t), "status", "--wait", fmt.Sprintf("%.0fs", patience.Seconds()))
 	command.Env = p.env
 	var stderr strings.Builder
 	command.Stderr = &stderr

@@ -22,7 +22,7 @@ func TellsSystemd(t *testing.T) {
 			t.Helper()
 			buffer := make([]byte, 4096)
 			for {
-				if err := manager.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				if err := manager.SetReadDeadline(time.Now().Add(patience)); err != nil {
 					t.Fatal(err)
 				}
 				n, err := manager.Read(buffer)
@@ -95,7 +95,7 @@ func OthersOfSystemdAreRefused(t *testing.T) {
 		plugin.launch(t)
 		select {
 		case <-plugin.running.exited:
-		case <-time.After(stopTimeout):
+		case <-time.After(patience):
 			t.Fatalf("%s: it listens", name)
 		}
 		if code := plugin.running.command.ProcessState.ExitCode(); code != 1 {

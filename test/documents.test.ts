@@ -1,15 +1,19 @@
-/** What the README says is what the product does. */
+/** What the documents say is what the product does. */
 import { expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { $ } from "bun";
 import { optionsTable } from "../src/commands/help.ts";
+import { DEBIAN_PACKAGES } from "./needs.ts";
 import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
 
-const README = readFileSync(join(import.meta.dir, "../README.md"), "utf8");
+const ROOT = join(import.meta.dir, "..");
+const document = (name: string) => readFileSync(join(ROOT, name), "utf8");
+const README = document("README.md");
+const REFERENCE = document("REFERENCE.md");
 
 test("the table of options is the table of options", () => {
-  const shown = README.match(/<!-- options -->\n([\s\S]*)\n<!-- \/options -->/)?.[1];
+  const shown = REFERENCE.match(/<!-- options -->\n([\s\S]*)\n<!-- \/options -->/)?.[1];
   expect(shown).toBe(optionsTable());
 });
 
@@ -40,11 +44,41 @@ test("a case of the conformance list has a test, or stands in the limits", () =>
   const cases: { case: number; limit?: string; test?: object }[] = JSON.parse(
     readFileSync(join(import.meta.dir, "conformance/cases.json"), "utf8"),
   );
-  const limits = README.slice(README.indexOf("## Limits"));
+  const limits = REFERENCE.slice(REFERENCE.indexOf("## Limits"));
   for (const { case: number, limit, test } of cases) {
     expect([number, test !== undefined || limits.includes(limit ?? "?")]).toEqual([number, true]);
   }
   expect([...new Set(cases.map((one) => one.case))]).toEqual(
     Array.from({ length: 50 }, (_, index) => index + 1),
   );
+});
+
+/** As GitHub names the place of a heading. */
+function anchor(heading: string): string {
+  return heading
+    .toLowerCase()
+    .replaceAll(/[^\p{L}\p{N} _-]/gu, "")
+    .replaceAll(" ", "-");
+}
+
+test("a link between the documents leads somewhere", () => {
+  const broken: string[] = [];
+  for (const name of new Bun.Glob("*.md").scanSync(ROOT)) {
+    for (const [, target = ""] of document(name).matchAll(/\]\((?!https?:)([^)]*)\)/g)) {
+      const [file = "", place] = target.split("#");
+      const linked = file === "" ? name : file;
+      const anchors = () =>
+        [...document(linked).matchAll(/^#+ (.*)$/gm)].map(([, h = ""]) => anchor(h));
+      if (!existsSync(join(ROOT, linked)) || (place !== undefined && !anchors().includes(place))) {
+        broken.push(`${name}: ${target}`);
+      }
+    }
+  }
+  expect(broken).toEqual([]);
+});
+
+test(".ci/setup installs every package that a test may miss", () => {
+  const setup = document(".ci/setup");
+  expect([...DEBIAN_PACKAGES].filter((name) => !setup.includes(name))).toEqual([]);
+  expect(DEBIAN_PACKAGES.size).toBeGreaterThan(8);
 });
