@@ -30,7 +30,7 @@ export const VERDICT_ANSWERS = 3;
 /** Over at least this time Key4C must not give back what it wrapped, or know no such key. */
 export const MISMATCH_MS = 10_000;
 /** While describe tells an older version than before, it is a replica that lags, at most for so long. */
-export const OLDER_VERSION_MS = 10 * 60_000;
+export const OLDER_VERSION_MS = 600_000;
 /** Probes while a verdict is pending come at least this often. */
 const MAX_VERDICT_INTERVAL_MS = 2_000;
 const MIN_VERDICT_INTERVAL_MS = 50;
@@ -47,7 +47,7 @@ const MIN_PROBE_INTERVAL_MS = 250;
 const FIRST_THROTTLED_PAUSE_MS = 1_000;
 const MAX_THROTTLED_PAUSE_MS = 30_000;
 /** A Retry-After is obeyed up to this long, and up to the second where there is no local KEK to go on with. */
-const MAX_RETRY_AFTER_MS = 5 * 60_000;
+const MAX_RETRY_AFTER_MS = 300_000;
 const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15_000;
 /** The client itself tries a refused secret every 30 s only: so soon a changed one is used. */
 const DENIED_INTERVAL_MS = 2_000;
