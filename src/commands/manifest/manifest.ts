@@ -105,12 +105,15 @@ function probes({ host, port }: { readonly host: string; readonly port: number }
 }
 
 function systemdServiceText(line: CommandLine): string {
+  const files = serveFiles(line);
   return fill(systemdService, {
     binary: required(line.config.binary),
-    environment: serveSettings(line).map(([name, text]) => `Environment=${unitWord(name, text)}`),
-    credentials: serveFiles(line).map(
-      ([name, path]) => `LoadCredential=${credentialName(name)}:${path}`,
+    environment: [...serveSettings(line), ...files.filter(isReadInPlace)].map(
+      ([name, text]) => `Environment=${unitWord(name, text)}`,
     ),
+    credentials: files
+      .filter((file) => !isReadInPlace(file))
+      .map(([name, path]) => `LoadCredential=${credentialName(name)}:${path}`),
   });
 }
 
@@ -202,7 +205,9 @@ function configurationPath({ config }: CommandLine, fallback: string): string {
 
 /** What serve must be told and is neither a secret nor a file. */
 function serveSettings({ config, given }: CommandLine): [string, string][] {
-  const missing = ["KEY4C_URL", "KMS_KEY_ID"].filter((name) => !given.has(name));
+  const missing = ["KEY4C_URL", "KMS_KEY_ID"].filter(
+    (name) => !given.has(name) && !given.has(`${name}_FILE`),
+  );
   if (missing.length > 0) {
     throw new ExitError(2, missing.map((name) => `${name} is missing`).join("\n"));
   }
@@ -225,6 +230,11 @@ function serveFiles({ given }: CommandLine): [string, string][] {
     files.set("KMS_API_KEY_FILE", `${SECRETS_DIRECTORY}/api-key`);
   }
   return [...files].map(([name, text]) => [name, path(name, text)]);
+}
+
+/** The names of keys are no secrets, and change while the plugin runs: a copy made at its start would not. */
+function isReadInPlace([name]: readonly [string, string]): boolean {
+  return name === "KMS_KEY_ID_FILE" || name === "KMS_PREVIOUS_KEY_IDS_FILE";
 }
 
 function isFile(name: string): boolean {
