@@ -84,7 +84,7 @@ for (const name of process.argv.slice(2)) {
   tell(`${name}: ${what}`);
   counts.push(await suite());
 }
-rmSync(scratch, { recursive: true });
+rmSync(scratch, { recursive: true, force: true });
 const total = sum(counts);
 tellEnd(total);
 process.exit(total.failed === 0 && total.passed > 0 ? 0 : 1);
