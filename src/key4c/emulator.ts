@@ -1,5 +1,13 @@
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  writeSync,
+} from "node:fs";
 import { dirname } from "node:path";
 
 /**
@@ -258,6 +266,9 @@ function newKey(): string {
 
 function loadKeys(file: string | undefined): Keys {
   let text: string;
+  if (file !== undefined && statSync(file, { throwIfNoEntry: false })?.isFile() === false) {
+    throw new Error(`${file} is no regular file`); // it would be replaced by one: /dev/null, for the whole machine
+  }
   try {
     text = file === undefined ? "[]" : readFileSync(file, "utf8");
   } catch (error) {

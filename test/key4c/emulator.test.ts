@@ -88,3 +88,9 @@ test("keys and versions are in the data file before the answer, for the owner on
   expect(await answer(again.url, "/v1/keys/a")).toMatchObject([200, { version: 2 }]);
   expect(await answer(again.url, "/v1/keys/b")).toMatchObject([200, { version: 1 }]);
 });
+
+test("a data file that is no regular file is refused, and stays what it is", () => {
+  const directory = temporaryDirectory();
+  expect(() => emulator({ dataFile: directory })).toThrow("is no regular file");
+  expect(statSync(directory).isDirectory()).toBe(true);
+});
