@@ -14,7 +14,7 @@ import {
 } from "../support.ts";
 
 const DEK = randomBytes(32);
-const UNUSABLE = [status.FAILED_PRECONDITION, "the Key4C key is missing, disabled or deleted"];
+const UNUSABLE = [status.FAILED_PRECONDITION, "the Key4C key is disabled or deleted"];
 
 test("revoked after a minute of refusals, not sooner; a gateway's 403 never; enabling heals", async () => {
   const key4c = emulator({ keyIds: ["demo", "old"] });
