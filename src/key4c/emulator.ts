@@ -217,7 +217,10 @@ interface ControlContext {
   readonly save: () => void;
 }
 
-/** `POST keys/ID/rotate|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `GET stats`. */
+/**
+ * `POST keys/ID/rotate|replace|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `GET stats`. To replace is what a
+ * wrong restore of an HSM does: other key material behind the same versions.
+ */
 async function control(
   request: Request,
   parts: readonly string[],
@@ -243,6 +246,10 @@ async function control(
   const states = { disable: "DISABLED", enable: "ENABLED", delete: "DELETED" } as const;
   if (action === "rotate") {
     key.versions.push(newKey());
+  } else if (action === "replace") {
+    key.versions.forEach((_, index) => {
+      key.versions[index] = newKey();
+    });
   } else if (Object.hasOwn(states, action)) {
     key.state = states[action as keyof typeof states]; // own key, just checked
   } else {

@@ -79,6 +79,26 @@ test("control rotates, disables, enables, deletes, slows and counts", async () =
   }
 });
 
+test("control replaces the key material behind the same versions, for good", async () => {
+  const dataFile = join(temporaryDirectory(), "keys.json");
+  const { url, control } = emulator({ dataFile });
+  await control("POST", "keys/demo/rotate");
+  const body = JSON.stringify({ plaintext: "AAAA" });
+  const encrypted = (await answer(url, "/v1/keys/demo/encrypt", { method: "POST", body }))[1];
+  const before = (await answer(url, "/v1/keys/demo"))[1] as { kcv: string };
+  expect(await control("POST", "keys/demo/replace")).toMatchObject({ version: 2 });
+  const again = emulator({ dataFile });
+  for (const one of [url, again.url]) {
+    const after = (await answer(one, "/v1/keys/demo"))[1] as { kcv: string };
+    expect(after.kcv).not.toBe(before.kcv);
+    const decrypt = { method: "POST", body: JSON.stringify(encrypted) };
+    expect(await answer(one, "/v1/keys/demo/decrypt", decrypt)).toMatchObject([
+      400,
+      { code: "INVALID_CIPHERTEXT" },
+    ]);
+  }
+});
+
 test("keys and versions are in the data file before the answer, for the owner only", async () => {
   const dataFile = join(temporaryDirectory(), "keys.json");
   const { control } = emulator({ dataFile, keyIds: ["a", "b"] });
