@@ -205,7 +205,8 @@ function bytesOf(body: unknown, name: string): Buffer {
   const value = typeof body === "object" && body !== null ? Reflect.get(body, name) : undefined;
   const bytes = Buffer.from(typeof value === "string" ? value : "", "base64");
   if ((value !== undefined || name !== "aad") && bytes.toString("base64") !== value) {
-    throw new Refusal(400, "INVALID_REQUEST", `${name} is not base64`);
+    const code = name === "ciphertext" ? "INVALID_CIPHERTEXT" : "INVALID_REQUEST";
+    throw new Refusal(400, code, `${name} is not base64`);
   }
   return bytes;
 }

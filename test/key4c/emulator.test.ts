@@ -33,6 +33,7 @@ test("answers by the contract, errors with code and message", async () => {
     ["/v1/keys/none", {}, 404, "KEY_NOT_FOUND"],
     ["/v1/keys/demo", { headers: {} }, 401, "DENIED"],
     ["/v1/keys/demo/decrypt", post({ ciphertext: "AAAA" }), 400, "INVALID_CIPHERTEXT"],
+    ["/v1/keys/demo/decrypt", post({ ciphertext: "?" }), 400, "INVALID_CIPHERTEXT"],
     ["/v1/keys/demo/encrypt", post({ plaintext: 1 }), 400, "INVALID_REQUEST"],
     ["/v1/keys/demo/encrypt", post({}), 400, "INVALID_REQUEST"],
     ["/v1/keys/demo/encrypt", { method: "POST", body: "{" }, 400, "INVALID_REQUEST"],
