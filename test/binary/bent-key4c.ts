@@ -183,14 +183,14 @@ export async function unwrap({ client }: Plugin, wrapped: Wrapped): Promise<void
 export function keepCalling({ client }: Plugin, known: Wrapped, callers = 1) {
   const seen = new Sightings();
   const dek = randomBytes(32);
-  /** What Encrypt (v2) returned, and when it did. */
-  const acknowledged: { readonly wrapped: Wrapped; readonly atMs: number }[] = [];
+  /** What Encrypt returned, in the order of time. */
+  const acknowledged: Wrapped[] = [];
   let isOver = false;
   const loops = Array.from({ length: callers }, async () => {
     while (!isOver) {
       await seen.see("status", () => rpcs.status(client));
       await seen.see("encrypt", async () => {
-        acknowledged.push({ wrapped: await wrapBoth(client, dek), atMs: performance.now() });
+        acknowledged.push(await wrapBoth(client, dek));
       });
       await seen.see("known", () => rpcs.decrypt1(client, known));
       await seen.see("known", () => rpcs.decrypt2(client, known));
