@@ -131,7 +131,9 @@ export class Health {
   async #probeCurrent(standing: Standing): Promise<void> {
     const { keys, keyring } = this.#options;
     keys.reload();
-    if (keys.configuredId !== standing.kmsKeyId && (await this.#changeKey(keys.configuredId))) {
+    if (keys.configuredId === standing.kmsKeyId) {
+      this.keyChangeFailure = undefined; // a change may have been taken back
+    } else if (await this.#changeKey(keys.configuredId)) {
       return;
     }
     const wasMismatch = standing.memory.verdict?.state === "mismatch";

@@ -213,7 +213,8 @@ function bytesOf(body: unknown, name: string): Buffer {
   const value = typeof body === "object" && body !== null ? Reflect.get(body, name) : undefined;
   const bytes = Buffer.from(typeof value === "string" ? value : "", "base64");
   if ((value !== undefined || name !== "aad") && bytes.toString("base64") !== value) {
-    throw new Refusal(400, "INVALID_REQUEST", `${name} is not base64`);
+    const code = name === "ciphertext" ? "INVALID_CIPHERTEXT" : "INVALID_REQUEST";
+    throw new Refusal(400, code, `${name} is not base64`);
   }
   return bytes;
 }
@@ -225,7 +226,10 @@ interface ControlContext {
   readonly save: () => void;
 }
 
-/** `POST keys/ID/rotate|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `GET stats`. */
+/**
+ * `POST keys/ID/rotate|replace|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `GET stats`. To replace is what a
+ * wrong restore of an HSM does: other key material behind the same versions.
+ */
 async function control(
   request: Request,
   parts: readonly string[],
@@ -251,6 +255,10 @@ async function control(
   const states = { disable: "DISABLED", enable: "ENABLED", delete: "DELETED" } as const;
   if (action === "rotate") {
     key.versions.push(newKey());
+  } else if (action === "replace") {
+    key.versions.forEach((_, index) => {
+      key.versions[index] = newKey();
+    });
   } else if (Object.hasOwn(states, action)) {
     key.state = states[action as keyof typeof states]; // own key, just checked
   } else {

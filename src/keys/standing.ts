@@ -43,7 +43,7 @@ const FIRST_PROBE_AFTER_FAILURE_MS = 250;
 const MAX_FAILING_INTERVAL_MS = 5_000;
 /** Failures of callers bring the probe of a well key forward, but not more often than this. */
 const MIN_PROBE_INTERVAL_MS = 250;
-/** Where Key4C throttles without a Retry-After, the pause doubles from the first to the second. */
+/** Where Key4C throttles without a Retry-After, or with a shorter one, the pause doubles from the first to the second. */
 const FIRST_THROTTLED_PAUSE_MS = 1_000;
 const MAX_THROTTLED_PAUSE_MS = 30_000;
 /** A Retry-After is obeyed up to this long, and up to the second where there is no local KEK to go on with. */
@@ -163,9 +163,7 @@ export function hear(
     throttledAnswers,
     ...(heard.kind === "throttled" && {
       pausedFromMs: nowMs,
-      pauseMs:
-        heard.retryAfterMs ??
-        Math.min(MAX_THROTTLED_PAUSE_MS, FIRST_THROTTLED_PAUSE_MS * 2 ** (throttledAnswers - 1)),
+      pauseMs: throttledPauseMs(heard, throttledAnswers),
     }),
   };
 }
@@ -199,6 +197,13 @@ export function stateOf(memory: Memory, hasLocalKek: boolean): State {
     return "mismatch";
   }
   return memory.isExpired ? "expired" : memory.failure === undefined ? "ok" : "degraded";
+}
+
+/** @param answers throttled ones in a row, this one among them */
+function throttledPauseMs({ retryAfterMs = 0 }: PluginError, answers: number): number {
+  return retryAfterMs >= FIRST_THROTTLED_PAUSE_MS
+    ? retryAfterMs
+    : Math.min(MAX_THROTTLED_PAUSE_MS, FIRST_THROTTLED_PAUSE_MS * 2 ** (answers - 1));
 }
 
 /** When the key may be asked again; 0: at any time. */

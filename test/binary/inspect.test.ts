@@ -106,15 +106,19 @@ const fields = (stdout: Buffer) =>
     .split("\n")
     .map((line) => line.split("\t"));
 
-const KEY_1 = "k4c-fbajn2fxsguq6aegzffhmyn5zi.v1";
-const KEY_2 = "k4c-fbajn2fxsguq6aegzffhmyn5zi.v2";
+/** One that could be. */
+const KEY_ID = "k4c-fbajn2fxsguq6aegzffhmyn5zi.v1";
+/** As Status tells it now. */
+const keyIdOf = async ({ client }: Plugin) => (await callRpc(client, V2.method.status, {})).keyId;
 
 test("one line an object, a verdict against Status, a summary; --stale lists what must be rewritten", async () => {
   const key4c = emulator();
   const plugin = await startPlugin(key4c.url, { KMS_PROBE_INTERVAL: "100ms" });
   const old = { "/a": await v1Value(plugin), "/b": await v2Value(plugin, true) };
+  const first = await keyIdOf(plugin);
   await key4c.control("POST", "keys/demo/rotate");
-  await plugin.until(/new local KEK.*\.v2"/);
+  await plugin.until(/new local KEK.*\.v2\./);
+  const second = await keyIdOf(plugin);
   const values = {
     ...old,
     "/c": await v2Value(plugin, false),
@@ -125,15 +129,15 @@ test("one line an object, a verdict against Status, a summary; --stale lists wha
   expect(exitCode).toBe(0);
   const hex = expect.stringMatching(/^[0-9a-f]{16}$/);
   expect(fields(stdout)).toEqual([
-    ["/a", "key4c", "v1", KEY_1, hex, "stale", ""],
-    ["/b", "key4c", "v2", KEY_1, hex, "stale", ""],
-    ["/c", "key4c", "v2", KEY_2, hex, "current", ""],
+    ["/a", "key4c", "v1", first, hex, "stale", ""],
+    ["/b", "key4c", "v2", first, hex, "stale", ""],
+    ["/c", "key4c", "v2", second, hex, "current", ""],
     ["/d", "-", "-", "-", "-", "plaintext", "not encrypted"],
   ]);
-  expect(stderr).toContain(`4 objects, 2 local KEKs, current key_id ${KEY_2}`);
-  expect(stderr).toContain(`2 ${KEY_1} stale`);
+  expect(stderr).toContain(`4 objects, 2 local KEKs, current key_id ${second}`);
+  expect(stderr).toContain(`2 ${first} stale`);
   expect(stderr).toContain("3 not under the current key: rewrite them");
-  const stale = await run(["--stale", "--json", "--current", KEY_2], etcdctl(values));
+  const stale = await run(["--stale", "--json", "--current", second], etcdctl(values));
   expect(
     stale.stdout
       .toString()
@@ -141,7 +145,7 @@ test("one line an object, a verdict against Status, a summary; --stale lists wha
       .split("\n")
       .map((line) => JSON.parse(line).etcdKey),
   ).toEqual(["/a", "/b", "/d"]);
-  const fine = await run(["--current", KEY_2], etcdctl({ "/c": values["/c"] }));
+  const fine = await run(["--current", second], etcdctl({ "/c": values["/c"] }));
   expect(fine.stderr).toContain("everything is under the current key: nothing to do");
   const unknown = await run(
     ["--endpoint", "unix:///nowhere/kms.sock"],
@@ -155,11 +159,12 @@ test("one line an object, a verdict against Status, a summary; --stale lists wha
 
 test("one raw value on standard input", async () => {
   const plugin = await startPlugin(emulator().url);
+  const keyId = await keyIdOf(plugin);
   const { stdout } = await run(
-    ["--etcd-key", ETCD_KEY, "--current", KEY_1],
+    ["--etcd-key", ETCD_KEY, "--current", keyId],
     await v2Value(plugin, true),
   );
-  expect(fields(stdout)[0]?.slice(0, 4)).toEqual([ETCD_KEY, "key4c", "v2", KEY_1]);
+  expect(fields(stdout)[0]?.slice(0, 4)).toEqual([ETCD_KEY, "key4c", "v2", keyId]);
 });
 
 test("garbage, truncations, plaintext and others' values get a clear line each, never a crash", async () => {
@@ -201,7 +206,7 @@ test("garbage, truncations, plaintext and others' values get a clear line each, 
     ["tabs\tand\nlines", Buffer.from("x"), "plaintext", /not encrypted/],
   ];
   const { stdout } = await run(
-    ["--current", KEY_1],
+    ["--current", KEY_ID],
     etcdctl(Object.fromEntries(cases.map(([name, value]) => [name, value]))),
   );
   const lines = fields(stdout);
@@ -216,14 +221,14 @@ test("garbage, truncations, plaintext and others' values get a clear line each, 
   const truncated = Object.fromEntries(
     [...cut(v1), ...cut(v2)].map((value, index) => [`/${index}`, value]),
   );
-  const { stdout: report, exitCode } = await run(["--current", KEY_1], etcdctl(truncated));
+  const { stdout: report, exitCode } = await run(["--current", KEY_ID], etcdctl(truncated));
   expect([exitCode, fields(report).length]).toEqual([0, v1.length + v2.length - 2]);
 });
 
 test.each(["", "{", "[]", '{"kvs":[{"key":1}]}', '{"kvs":7}'])(
   "input that is no output of etcdctl is refused: %p",
   async (input) => {
-    const { stderr, exitCode } = await run(["--current", KEY_1], input);
+    const { stderr, exitCode } = await run(["--current", KEY_ID], input);
     expect([exitCode, stderr.split("\n").length]).toEqual([1, 2]);
     expect(stderr).toContain("etcdctl get --prefix");
   },
@@ -259,7 +264,7 @@ test("--decrypt shows a Secret as JSON and anything else as it is, without a plu
 test.each(["BUN_CONFIG_VERBOSE_FETCH", "NODE_TLS_REJECT_UNAUTHORIZED"])(
   "refuses to run with %s set, as serve does",
   async (name) => {
-    const { stderr, exitCode } = await run(["--current", KEY_1], "{}", { [name]: "0" });
+    const { stderr, exitCode } = await run(["--current", KEY_ID], "{}", { [name]: "0" });
     expect(exitCode).toBe(2);
     expect(stderr).toContain(name);
   },

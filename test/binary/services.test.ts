@@ -52,5 +52,5 @@ test("a failure that the service answers with 200 is one", async () => {
     KMS_KEY_ID: "demo",
     KMS_API_KEY: "wrong",
   });
-  await running.until(/Key4C is (?:not usable|away).*"kind":"denied".*HTTP status 200 401/);
+  await running.until(/Key4C refuses the credential.*"kind":"denied".*HTTP status 200 401/);
 });

@@ -34,7 +34,7 @@ async function failure(url: string, env: Record<string, string>): Promise<string
     KMS_USER_ID: "u",
     ...env,
   });
-  return (await running.until(/Key4C is (?:not usable|away).*"cause":"([^"]*)"/))[1] ?? "";
+  return (await running.until(/"state":"starting".*"cause":"([^"]*)"/))[1] ?? "";
 }
 
 test.each([

@@ -1,7 +1,7 @@
 /** One cell of the campaign: a plugin of its own goes into a fault of a Key4C of its own, and out of it. */
 import { randomBytes } from "node:crypto";
 import { copyFileSync, writeFileSync } from "node:fs";
-import { rpcs, Sightings } from "./callers.ts";
+import { rpcs, Sightings, wrapBoth } from "./callers.ts";
 import { type Fault, hosts, type Setup } from "./faults.ts";
 import type { Wrapped } from "./material.ts";
 import {
@@ -107,10 +107,7 @@ function call(
 
 /** What the plugin itself has made: known to it. */
 async function own(plugin: Plugin): Promise<Wrapped[]> {
-  const [client] = plugin.clients as [Plugin["clients"][number]];
-  const { ciphertext, keyId, annotations } = await rpcs.encrypt2(client, DEK);
-  const v1 = { cipher: await rpcs.encrypt1(client, DEK) };
-  return [{ dek: DEK, v1, v2: { ciphertext, keyId, annotations } }];
+  return [await wrapBoth(plugin.clients[0] as Plugin["clients"][number], DEK)];
 }
 
 export async function play(

@@ -176,6 +176,11 @@ async function checkKey(key4c: Key4C, config: Config): Promise<Check[]> {
           pass("credential", "accepted"),
           fail("key", message, "let KMS_KEY_ID name a key that exists and is enabled"),
         ];
+      case "keyNotFound":
+        return [
+          skip("credential", "no such key, which another tenant's credential may be told, too"),
+          fail("key", message, "check KMS_KEY_ID, KMS_USER_ID (another tenant?) and KEY4C_URL"),
+        ];
       default:
         return [
           skip("credential", "no answer to judge by"),
