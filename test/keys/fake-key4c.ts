@@ -1,3 +1,4 @@
+import { Health } from "../../src/health/health.ts";
 import type { KeyDescription } from "../../src/key4c/client.ts";
 import { kcvHash } from "../../src/keys/key-id.ts";
 import { KeySet } from "../../src/keys/key-set.ts";
@@ -5,7 +6,8 @@ import { Keyring, type KeyringOptions, type Snapshot } from "../../src/keys/keyr
 import { type Limits, Standings } from "../../src/keys/standing.ts";
 import type { CallOptions, WrappedKek, WrappingService } from "../../src/keys/wrapping.ts";
 import { PluginError } from "../../src/system/errors.ts";
-import { silentLog } from "../support.ts";
+import { TestClock } from "../clock.ts";
+import { onTestEnd, recordingLog, silentLog } from "../support.ts";
 
 /** A Key4C in the same process that can be made to misbehave in ways a real one hardly does. */
 export class FakeKey4C implements WrappingService {
@@ -149,4 +151,18 @@ export function verdict(kind: "keyUnusable" | "keyNotFound"): PluginError {
 export function revoke({ ring, standings }: RingParts, kmsKeyId: string): void {
   standings.of(kmsKeyId).hear(verdict("keyUnusable"));
   ring.revoke(kmsKeyId);
+}
+
+/** Keyring and probes, as `serve` joins them, in the test's time; the probes have not begun. */
+export function plugin(
+  key4c: FakeKey4C,
+  { intervalMs = 30_000, ...options }: RingOptions & { readonly intervalMs?: number } = {},
+) {
+  const clock = new TestClock();
+  const { log, lines } = recordingLog();
+  const parts = ringParts(key4c, { clock, log, ...options });
+  const { ring: keyring, keys, standings } = parts;
+  const health = new Health({ key4c, keyring, keys, standings, intervalMs, log, clock });
+  onTestEnd(() => health.stop());
+  return { ...parts, health, clock, lines };
 }
