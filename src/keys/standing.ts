@@ -163,9 +163,11 @@ export function hear(
     throttledAnswers,
     ...(heard.kind === "throttled" && {
       pausedFromMs: nowMs,
-      pauseMs:
+      pauseMs: Math.max(
+        FIRST_THROTTLED_PAUSE_MS, // also for a Retry-After of 0, or of a time that has passed
         heard.retryAfterMs ??
-        Math.min(MAX_THROTTLED_PAUSE_MS, FIRST_THROTTLED_PAUSE_MS * 2 ** (throttledAnswers - 1)),
+          Math.min(MAX_THROTTLED_PAUSE_MS, FIRST_THROTTLED_PAUSE_MS * 2 ** (throttledAnswers - 1)),
+      ),
     }),
   };
 }
@@ -223,7 +225,8 @@ export function probeAfterMs(memory: Memory, nowMs: number, limits: Limits, pace
     return isNeeded ? Math.min(intervalMs, MIN_PROBE_INTERVAL_MS) : intervalMs;
   }
   if (failure.kind === "throttled") {
-    return pausedUntilMs(memory, hasLocalKek) - nowMs;
+    // The probe may not have come at the end of the pause: that of a previous key waits for the current one.
+    return Math.max(MIN_PROBE_INTERVAL_MS, pausedUntilMs(memory, hasLocalKek) - nowMs);
   }
   const { outageGraceMs } = limits;
   const graceEndsInMs =
