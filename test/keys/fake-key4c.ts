@@ -1,8 +1,9 @@
 import { Health } from "../../src/health/health.ts";
 import type { KeyDescription } from "../../src/key4c/client.ts";
+import type { Snapshot } from "../../src/keys/held.ts";
 import { kcvHash } from "../../src/keys/key-id.ts";
 import { KeySet } from "../../src/keys/key-set.ts";
-import { Keyring, type KeyringOptions, type Snapshot } from "../../src/keys/keyring.ts";
+import { Keyring, type KeyringOptions } from "../../src/keys/keyring.ts";
 import { type Limits, Standings } from "../../src/keys/standing.ts";
 import type { CallOptions, WrappedKek, WrappingService } from "../../src/keys/wrapping.ts";
 import { PluginError } from "../../src/system/errors.ts";

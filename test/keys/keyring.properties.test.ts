@@ -218,8 +218,8 @@ const COMMANDS: fc.Arbitrary<Command>[] = [
   ),
   fc.constant(command("renew", (_, system) => renew(system))),
   fc.constant(
-    command("begin to examine", (_, { ring, pending }) => {
-      const verifying = kindOf(ring.examine());
+    command("begin to ask for what is missing", (_, { ring, pending }) => {
+      const verifying = kindOf(ring.missingKeks());
       pending.push(verifying.then((kind) => expect(DOCUMENTED).toContain(kind)));
     }),
   ),

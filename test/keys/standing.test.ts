@@ -57,7 +57,7 @@ function stand(limits: Partial<Limits> = {}, hasLocalKek = true) {
  * does on a revocation.
  * @returns the states, each with the second it was entered in, and the number of probes
  */
-async function stays(
+function stays(
   { clock, standing }: ReturnType<typeof stand>,
   heard: Heard,
   forMs: number,
@@ -79,39 +79,39 @@ async function stays(
     if (!(afterMs >= 50)) {
       throw new Error(`${heard}: the next probe comes after ${afterMs} ms`);
     }
-    await clock.pass(afterMs);
+    clock.skip(afterMs);
   }
   return { states: states.join(", "), probes };
 }
 
 /** Brings a standing into a state, by the shortest way. */
-const MET: Readonly<Record<State, () => Promise<ReturnType<typeof stand>>>> = {
-  async starting() {
+const MET: Readonly<Record<State, () => ReturnType<typeof stand>>> = {
+  starting() {
     return stand({ outageGraceMs: MINUTE_MS }, false);
   },
-  async ok() {
+  ok() {
     const met = stand({ outageGraceMs: MINUTE_MS });
     met.standing.hear(undefined);
     return met;
   },
-  async degraded() {
-    const met = await MET.ok();
+  degraded() {
+    const met = MET.ok();
     met.standing.hear(HEARD.unavailable);
     return met;
   },
-  async expired() {
-    const met = await MET.ok();
-    await stays(met, "unavailable", MINUTE_MS);
+  expired() {
+    const met = MET.ok();
+    stays(met, "unavailable", MINUTE_MS);
     return met;
   },
-  async mismatch() {
-    const met = await MET.ok();
-    await stays(met, "mismatch", MISMATCH_MS);
+  mismatch() {
+    const met = MET.ok();
+    stays(met, "mismatch", MISMATCH_MS);
     return met;
   },
-  async revoked() {
-    const met = await MET.ok();
-    await stays(met, "keyUnusable", MINUTE_MS);
+  revoked() {
+    const met = MET.ok();
+    stays(met, "keyUnusable", MINUTE_MS);
     return met;
   },
 };
@@ -134,10 +134,10 @@ const AFTER_ONE: Readonly<Record<Heard, readonly State[]>> = {
   internal: ["starting", "degraded", "degraded", "expired", "mismatch", "revoked"],
 };
 
-test.each(Object.keys(AFTER_ONE) as Heard[])("one answer in each state: %s", async (heard) => {
+test.each(Object.keys(AFTER_ONE) as Heard[])("one answer in each state: %s", (heard) => {
   const after: State[] = [];
   for (const state of STATES) {
-    const { standing, clock } = await MET[state]();
+    const { standing, clock } = MET[state]();
     expect(standing.state).toBe(state);
     standing.hear(HEARD[heard]);
     after.push(standing.state);
@@ -271,11 +271,11 @@ const FOR_A_WEEK: Readonly<Record<Heard, readonly [string, string, string, strin
 
 test.each(Object.keys(FOR_A_WEEK) as Heard[])(
   "what if it stays for a week: %s",
-  async (heard) => {
+  (heard) => {
     for (const [at, [graces, limits]] of Object.entries(GRACES).entries()) {
       const met = stand(limits);
       met.standing.hear(undefined);
-      const { states, probes } = await stays(met, heard, WEEK_MS);
+      const { states, probes } = stays(met, heard, WEEK_MS);
       expect([graces, states]).toEqual([graces, FOR_A_WEEK[heard][at] as string]);
       expect(probes).toBeLessThan(WEEK_MS / (2 * SECOND_MS) + 100); // nowhere more than one in 2 s
       met.standing.hear(undefined);
@@ -286,50 +286,50 @@ test.each(Object.keys(FOR_A_WEEK) as Heard[])(
   60_000,
 );
 
-test("there is no way out of revoked and mismatch but a success", async () => {
+test("there is no way out of revoked and mismatch but a success", () => {
   for (const [state, answers] of [
     ["revoked", Object.keys(HEARD)],
     ["mismatch", Object.keys(HEARD).filter((one) => one !== "keyUnusable")],
   ] as const) {
     for (const heard of answers.filter((one) => one !== "ok") as Heard[]) {
-      const met = await MET[state]();
+      const met = MET[state]();
       met.standing.hasLocalKek = true;
-      const { states } = await stays(met, heard, 60 * MINUTE_MS);
+      const { states } = stays(met, heard, 60 * MINUTE_MS);
       expect([heard, states]).toEqual([heard, `${state} 0s`]);
     }
   }
 });
 
-test("a revoked key says why to whom, whatever is heard after it", async () => {
-  const { standing } = await MET.revoked();
+test("a revoked key says why to whom, whatever is heard after it", () => {
+  const { standing } = MET.revoked();
   standing.hear(HEARD.unavailable);
   expect(standing.revocation).toBe(HEARD.keyUnusable);
   expect(standing.refusal).toMatchObject({ kind: "keyUnusable", message: "the key is revoked" });
   expect(standing.failure?.kind).toBe("unavailable");
 });
 
-test("three answers make a verdict, however long the grace has been over, and two never do", async () => {
+test("three answers make a verdict, however long the grace has been over, and two never do", () => {
   const { standing, clock } = stand();
   standing.hear(HEARD.keyUnusable);
-  await clock.pass(WEEK_MS);
+  clock.skip(WEEK_MS);
   standing.hear(HEARD.keyUnusable);
   expect(standing.state).toBe("degraded");
   standing.hear(HEARD.keyUnusable);
   expect(standing.state).toBe("revoked");
 });
 
-test("a success between starts all counts anew, an outage between none", async () => {
+test("a success between starts all counts anew, an outage between none", () => {
   for (const heard of ["keyUnusable", "keyNotFound", "mismatch"] as const) {
     const { standing, clock } = stand();
     for (let round = 0; round < 10; round++) {
       standing.hear(HEARD[heard]);
       standing.hear(HEARD[heard]);
-      await clock.pass(MINUTE_MS);
+      clock.skip(MINUTE_MS);
       standing.hear(undefined);
     }
     standing.hear(HEARD[heard]);
     standing.hear(HEARD[heard]);
-    await clock.pass(MINUTE_MS);
+    clock.skip(MINUTE_MS);
     standing.hear(HEARD.unavailable);
     expect(standing.state).toBe("degraded");
     standing.hear(HEARD[heard]);
@@ -337,15 +337,15 @@ test("a success between starts all counts anew, an outage between none", async (
   }
 });
 
-test("an outage that another answer interrupts is counted from its new beginning", async () => {
+test("an outage that another answer interrupts is counted from its new beginning", () => {
   const { standing, clock } = stand({ outageGraceMs: MINUTE_MS });
   standing.hear(HEARD.unavailable);
-  await clock.pass(50 * SECOND_MS);
+  clock.skip(50 * SECOND_MS);
   standing.hear(HEARD.olderVersion); // Key4C was reached
-  await clock.pass(50 * SECOND_MS);
+  clock.skip(50 * SECOND_MS);
   standing.hear(HEARD.unavailable);
   expect(standing.state).toBe("degraded");
-  await clock.pass(MINUTE_MS);
+  clock.skip(MINUTE_MS);
   expect(standing.state).toBe("degraded"); // not before a probe has failed
   standing.hear(HEARD.denied);
   expect(standing.state).toBe("expired");
@@ -363,24 +363,24 @@ test("without a local KEK a Retry-After is obeyed for 15 s, with one for five mi
   }
 });
 
-test("a Retry-After of nothing is no leave to ask without a pause", async () => {
+test("a Retry-After of nothing is no leave to ask without a pause", () => {
   const { standing, clock } = stand();
   const heard = new PluginError("throttled", "fake", { retryAfterMs: 0 });
   standing.hear(heard);
   expect(standing.probeAfterMs(INTERVAL_MS)).toBe(1_000);
-  await clock.pass(1_000);
+  clock.skip(1_000);
   standing.hear(heard);
   expect(standing.probeAfterMs(INTERVAL_MS)).toBeGreaterThanOrEqual(1_000);
 });
 
-test("a pause that is over, with no probe since, lets the next one come soon and not at once", async () => {
+test("a pause that is over, with no probe since, lets the next one come soon and not at once", () => {
   const { standing, clock } = stand();
   standing.hear(HEARD.throttled);
-  await clock.pass(MINUTE_MS);
+  clock.skip(MINUTE_MS);
   expect(standing.probeAfterMs(INTERVAL_MS)).toBeGreaterThanOrEqual(250);
 });
 
-test("who needs an away Key4C makes the probe come every 0.5 s in the first minute, then every 2 s", async () => {
+test("who needs an away Key4C makes the probe come every 0.5 s in the first minute, then every 2 s", () => {
   const { standing, clock } = stand();
   const wantedMs: number[] = [];
   for (let probes = 0; probes < 200; probes++) {
@@ -388,11 +388,10 @@ test("who needs an away Key4C makes the probe come every 0.5 s in the first minu
     expect(standing.probeAfterMs(INTERVAL_MS)).toBe(Math.min(5_000, 250 * 2 ** probes)); // nobody needs it
     standing.need();
     const ms = standing.probeAfterMs(INTERVAL_MS);
-    wantedMs[Math.floor(clock.nowMs() / MINUTE_MS)] ??= ms;
     wantedMs[Math.floor(clock.nowMs() / MINUTE_MS)] = ms;
-    await clock.pass(ms);
+    clock.skip(ms);
   }
-  expect(wantedMs).toEqual([500, 2_000, 2_000]);
+  expect(wantedMs.slice(0, 4)).toEqual([500, 2_000, 2_000, 2_000]);
 });
 
 test("a probe is planned anew when a caller first needs it, and not for each that follows", () => {
@@ -446,12 +445,12 @@ const historyOf = (kinds: readonly Heard[]) =>
 const hasLocalKek = fc.oneof({ weight: 4, arbitrary: fc.constant(true) }, fc.constant(false));
 
 /** Plays a history; `look` sees each moment. */
-async function play(
+function play(
   history: readonly (readonly [Heard, number])[],
   given: Limits,
   hasKek: boolean,
   look: (standing: Standing, heard: Heard, nowMs: number) => void,
-): Promise<void> {
+): void {
   let nowMs = 0;
   const clock = { nowMs: () => nowMs, after: () => () => {}, random: () => 0 };
   const standing = new Standing("demo", given, clock);
@@ -466,7 +465,7 @@ async function play(
 holds(
   "without a verdict that the key is unusable, nothing is ever revoked",
   3_000,
-  fc.asyncProperty(
+  fc.property(
     historyOf(KINDS.filter((kind) => kind !== "keyUnusable")),
     limits,
     hasLocalKek,
@@ -480,7 +479,7 @@ holds(
 holds(
   "without a verdict that there is no such key, and without a finding of ours, nothing is ever a mismatch",
   3_000,
-  fc.asyncProperty(
+  fc.property(
     historyOf(KINDS.filter((kind) => kind !== "keyNotFound" && kind !== "mismatch")),
     limits,
     hasLocalKek,
@@ -500,7 +499,7 @@ const isOutage = (heard: Heard) => {
 holds(
   "the states, by counting: what was heard since the last success, how often and since when",
   5_000,
-  fc.asyncProperty(historyOf(KINDS), limits, hasLocalKek, (history, given, hasKek) => {
+  fc.property(historyOf(KINDS), limits, hasLocalKek, (history, given, hasKek) => {
     const { outageGraceMs = Number.POSITIVE_INFINITY, revocationGraceMs } = given;
     const mismatchMs = {
       keyNotFound: Math.max(revocationGraceMs, MISMATCH_MS),
@@ -556,7 +555,7 @@ holds(
 holds(
   "the next probe comes in a bounded time, and never at once",
   3_000,
-  fc.asyncProperty(
+  fc.property(
     historyOf(KINDS),
     limits,
     hasLocalKek,
