@@ -54,7 +54,7 @@ const DENIED_INTERVAL_MS = 2_000;
 
 /** What a probe of a key heard, if it did not succeed. */
 interface Rule {
-  /** Counts towards KMS_OUTAGE_GRACE. */
+  /** Counts towards KMS_OUTAGE_GRACE; what {@link becomes} something and is no verdict does too. */
   readonly isOutage: boolean;
   /** Whether callers are refused at once until a probe succeeds: of this key, or of all keys. */
   readonly refusesCallers: "ofThisKey" | "ofAllKeys" | "no";
@@ -141,11 +141,14 @@ export function hear(
     return { ...NOTHING_HEARD, lastSuccessMs: nowMs };
   }
   const rule = RULES[heard.kind] ?? RULES.unavailable;
-  const outageSinceMs = rule.isOutage ? (memory.outageSinceMs ?? nowMs) : undefined;
+  const mayBecomeVerdict = isVerdict(heard);
+  // What would be a verdict by its kind, and is none by who said it, is an outage like all else that nobody knows.
+  const isOutage = rule.isOutage || (rule.becomes !== undefined && !mayBecomeVerdict);
+  const outageSinceMs = isOutage ? (memory.outageSinceMs ?? nowMs) : undefined;
   const { outageGraceMs } = limits;
   const before = memory.pending[heard.kind];
   const counted = { answers: (before?.answers ?? 0) + 1, sinceMs: before?.sinceMs ?? nowMs };
-  const pending = isVerdict(heard) ? { ...memory.pending, [heard.kind]: counted } : memory.pending;
+  const pending = mayBecomeVerdict ? { ...memory.pending, [heard.kind]: counted } : memory.pending;
   const verdict = verdictOf(memory, heard, counted, nowMs, limits);
   const throttledAnswers = heard.kind === "throttled" ? memory.throttledAnswers + 1 : 0;
   return {
@@ -155,9 +158,9 @@ export function hear(
     failingSinceMs: memory.failingSinceMs ?? nowMs,
     ...(outageSinceMs !== undefined && { outageSinceMs }),
     isExpired:
-      outageSinceMs !== undefined &&
-      outageGraceMs !== undefined &&
-      nowMs - outageSinceMs >= outageGraceMs,
+      outageSinceMs === undefined
+        ? memory.isExpired && mayBecomeVerdict // on the way to something worse nothing is acknowledged again
+        : outageGraceMs !== undefined && nowMs - outageSinceMs >= outageGraceMs,
     pending,
     ...(verdict && { verdict }),
     throttledAnswers,
@@ -228,7 +231,8 @@ export function probeAfterMs(memory: Memory, nowMs: number, limits: Limits, pace
     return isNeeded ? Math.min(intervalMs, MIN_PROBE_INTERVAL_MS) : intervalMs;
   }
   if (failure.kind === "throttled") {
-    return pausedUntilMs(memory, hasLocalKek) - nowMs;
+    // The probe may not have come at the end of the pause: that of a previous key waits for the current one.
+    return Math.max(MIN_PROBE_INTERVAL_MS, pausedUntilMs(memory, hasLocalKek) - nowMs);
   }
   const { outageGraceMs } = limits;
   const graceEndsInMs =

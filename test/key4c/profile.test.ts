@@ -31,7 +31,19 @@ function changed(change: (profile: Draft) => void): unknown {
 
 test("the default profile is the documented contract", () => {
   expect(DEFAULT_PROFILE.encrypt.path).toBe("/v1/keys/{keyId}/encrypt");
-  expect(DEFAULT_PROFILE.errors.kinds["KEY_DISABLED"]).toBe("keyUnusable");
+  expect(DEFAULT_PROFILE.describe?.result.kcv).toBe("/kcv");
+  expect(DEFAULT_PROFILE.errors).toEqual({
+    code: "/code",
+    codes: {
+      DENIED: "denied",
+      KEY_NOT_FOUND: "keyNotFound",
+      KEY_DISABLED: "keyUnusable",
+      KEY_DELETED: "keyUnusable",
+      INVALID_CIPHERTEXT: "invalid",
+      THROTTLED: "throttled",
+    },
+    statuses: { "401": "denied", "403": "denied", "429": "throttled" },
+  });
 });
 
 test.each([
@@ -96,8 +108,38 @@ test.each([
   ],
   [
     "an unknown kind",
-    changed((p) => (p.errors["kinds"] = { "401": "forbidden" })),
-    "/errors/kinds/401: must be one of denied, keyUnusable, throttled, invalid",
+    changed((p) => (p.errors["statuses"] = { "401": "forbidden" })),
+    "/errors/statuses/401: must be one of denied, keyUnusable, keyNotFound, throttled, invalid",
+  ],
+  [
+    "an unknown kind of a code",
+    changed((p) => (p.errors["codes"] = { "a/b": "unavailable" })),
+    "/errors/codes/a~1b: must be one of denied, keyUnusable, keyNotFound, throttled, invalid",
+  ],
+  [
+    "a code among the statuses",
+    changed((p) => (p.errors["statuses"] = { KEY_DELETED: "keyUnusable" })),
+    "/errors/statuses/KEY_DELETED: is not an HTTP status",
+  ],
+  [
+    "a status that does not exist",
+    changed((p) => (p.errors["statuses"] = { "600": "throttled" })),
+    "/errors/statuses/600: is not an HTTP status",
+  ],
+  [
+    "codes without their place",
+    changed((p) => delete p.errors["code"]),
+    "/errors/code: must be there when codes is",
+  ],
+  [
+    "codes and statuses in one map",
+    changed((p) => (p.errors["kinds"] = { "401": "denied" })),
+    "/errors/kinds: is unknown; known are code, codes, statuses",
+  ],
+  [
+    "a key check value without a pointer",
+    changed((p) => (p.describe["result"] = { kcv: "kcv" })),
+    "/describe/result/kcv: must be a JSON pointer",
   ],
   [
     "a header with a line break",
