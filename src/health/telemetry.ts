@@ -1,6 +1,7 @@
 import { readdirSync, statSync } from "node:fs";
 import { formatKeyId, keyNameHash } from "../keys/key-id.ts";
 import type { Keyring } from "../keys/keyring.ts";
+import { stderr } from "../system/stderr.ts";
 import { type Health, STATES } from "./health.ts";
 import type { Metrics } from "./metrics.ts";
 
@@ -9,6 +10,8 @@ export interface TelemetrySources {
   readonly keyring: Keyring;
   readonly health: Health;
   readonly connections: () => number;
+  /** Whether the path of the socket leads here. */
+  readonly live: () => boolean;
   readonly kmsKeyIds: readonly string[];
   /** By the name of their option. */
   readonly secretFiles: Readonly<Record<string, string | undefined>>;
@@ -16,7 +19,7 @@ export interface TelemetrySources {
 
 /** Adds every metric that is read from the state of the plugin; RPCs and calls record themselves. */
 export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): void {
-  const { version, keyring, health, connections, kmsKeyIds, secretFiles } = sources;
+  const { version, keyring, health, connections, live, kmsKeyIds, secretFiles } = sources;
   metrics.gauge("key4c_kms_build_info", "The version of the plugin; always 1.", () => ({
     labels: { version },
     value: 1,
@@ -73,6 +76,14 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     () => keyring.unwrapsUnderWay,
   );
   metrics.gauge("key4c_kms_connections", "Open connections on the socket.", connections);
+  metrics.gauge("key4c_kms_socket_live", "1 while the path of the socket leads to it.", () =>
+    live() ? 1 : 0,
+  );
+  metrics.counter(
+    "key4c_kms_log_lines_dropped_total",
+    "Lines of the log that standard error did not take.",
+    () => stderr.droppedLines,
+  );
   metrics.gauge(
     "key4c_kms_secret_file_age_seconds",
     "Time since a secret file was last written.",

@@ -89,6 +89,44 @@ test("a secret in the environment is not printed; its file is named", async () =
   }
 });
 
+interface Probe {
+  readonly exec: { readonly command: readonly string[] };
+}
+
+test("the static pod is asked through its socket, and by no TCP port", async () => {
+  const pod = Bun.YAML.parse((await print("static-pod")).stdout) as {
+    spec: { containers: Record<"startupProbe" | "livenessProbe" | "readinessProbe", Probe>[] };
+  };
+  const [container] = pod.spec.containers;
+  const binary =
+    /^ENTRYPOINT \["(.*)"\]$/m.exec(
+      readFileSync(join(import.meta.dir, "../../Containerfile"), "utf8"),
+    )?.[1] ?? "";
+  const plugin = await startPlugin(emulator().url);
+  for (const [probe, command] of [
+    ["startupProbe", [binary, "status", "--live"]],
+    ["livenessProbe", [binary, "status", "--live"]],
+    ["readinessProbe", [binary, "status"]],
+  ] as const) {
+    expect([probe, container?.[probe].exec.command]).toEqual([probe, command]);
+    const [, ...args] = container?.[probe].exec.command ?? [];
+    const env = { KMS_ENDPOINT: `unix://${plugin.socket}` };
+    expect((await run([BINARY, ...args], env)).exitCode).toBe(0);
+  }
+});
+
+test("the metrics have an address in what is printed, unless it is empty", async () => {
+  for (const name of ["static-pod", "systemd-service"]) {
+    const text = async (flags: string[], env = {}) =>
+      (await print(name, flags, { ...SERVE, ...env })).stdout;
+    expect(await text([])).toMatch(/KMS_HTTP_ADDRESS\W+(value: ")?127\.0\.0\.1:9640"/);
+    expect(await text([], { KMS_HTTP_ADDRESS: "[::1]:99" })).toMatch(
+      /KMS_HTTP_ADDRESS.*\s*.*\[::1\]:99/,
+    );
+    expect(await text(["--http-address", ""])).not.toContain("KMS_HTTP_ADDRESS");
+  }
+});
+
 testWith("systemd-analyze")(
   "units: systemd-analyze verify has nothing to say, exposure is at most 1.5",
   async () => {
