@@ -41,8 +41,7 @@ class LineWriter {
       this.droppedLines += 1;
       return;
     }
-    this.#waiting.push(bytes);
-    this.#waitingBytes += bytes.length;
+    this.#keep(bytes);
     if (this.#timer === undefined) {
       this.#flush();
     }
@@ -55,6 +54,11 @@ class LineWriter {
       await Bun.sleep(RETRY_INTERVAL_MS / 10);
       this.#flush();
     }
+  }
+
+  #keep(bytes: Buffer): void {
+    this.#waiting.push(bytes);
+    this.#waitingBytes += bytes.length;
   }
 
   #flush(): void {
@@ -75,9 +79,8 @@ class LineWriter {
         this.#waiting.shift();
       }
       if (this.#waiting.length === 0 && this.#lost > 0) {
-        const lost = this.#lost;
+        this.#keep(Buffer.from(this.describeLoss?.(this.#lost) ?? ""));
         this.#lost = 0;
-        this.write(this.describeLoss?.(lost) ?? "");
       }
     }
   }
