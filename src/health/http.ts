@@ -14,7 +14,7 @@ const RETRY_INTERVAL_MS = 1_000;
 const MAX_REQUEST_BYTES = 8 * 1024;
 /** From the first byte of a connection to the last. */
 const MAX_CONNECTION_MS = 5_000;
-/** All metrics are made at most once in this time; who asks in between gets the same text. */
+/** All metrics are made at most once in this time; who asks sooner waits for the next ones. */
 const METRICS_INTERVAL_MS = 1_000;
 
 const OK = "200 OK";
@@ -51,7 +51,7 @@ export function serveHttp(options: HttpOptions): HttpServer {
       listener = new SparingListener(host, port, (socket) => {
         open.add(socket);
         socket.once("close", () => open.delete(socket));
-        converse(socket, (line) => answer(line, { ...options, metrics }));
+        converse(socket, (line) => answer(line, options, metrics));
       });
       const shown = host.includes(":") ? `[${host}]` : host;
       log.info("health and metrics", { url: `http://${shown}:${listener.port}/` });
@@ -83,7 +83,7 @@ export function serveHttp(options: HttpOptions): HttpServer {
 }
 
 /** Reads one request, answers it and ends the connection, whatever else was sent. */
-function converse(socket: Socket, respond: (requestLine: string) => string): void {
+function converse(socket: Socket, respond: (requestLine: string) => Promise<string>): void {
   const timer = setTimeout(() => socket.destroy(), MAX_CONNECTION_MS);
   socket.once("close", () => clearTimeout(timer));
   let request = "";
@@ -92,22 +92,28 @@ function converse(socket: Socket, respond: (requestLine: string) => string): voi
     if (request.length > MAX_REQUEST_BYTES) {
       socket.destroy();
     } else if (request.includes("\r\n\r\n")) {
-      socket.off("data", read).resume(); // the rest is nobody's
-      socket.end(respond(request.slice(0, request.indexOf("\r\n"))));
+      socket.off("data", read).pause(); // the rest is nobody's: to read it would cost time
+      void respond(request.slice(0, request.indexOf("\r\n"))).then((text) =>
+        socket.end(text, () => socket.destroy()),
+      );
     }
   };
   socket.on("data", read);
 }
 
 /** The whole answer to a request of which only the first line matters. */
-function answer(requestLine: string, options: HttpOptions): string {
+async function answer(
+  requestLine: string,
+  options: HttpOptions,
+  metrics: () => Promise<string>,
+): Promise<string> {
   const [, method, path = ""] =
     /^([A-Z]+) (\/[^ ?]*)(?:\?[^ ]*)? HTTP\/1\.[01]$/.exec(requestLine) ?? [];
   const [status, text] =
     method === undefined
       ? ["400 Bad Request", "not a request of HTTP/1.1\n"]
       : method === "GET" || method === "HEAD"
-        ? resource(path, options)
+        ? await resource(path, options, metrics)
         : ["405 Method Not Allowed", "only GET\n"];
   const head = [
     `HTTP/1.1 ${status}`,
@@ -118,10 +124,11 @@ function answer(requestLine: string, options: HttpOptions): string {
   return `${head.join("\r\n")}\r\n\r\n${method === "HEAD" ? "" : text}`;
 }
 
-function resource(
+async function resource(
   path: string,
-  { live, ready, metrics }: HttpOptions,
-): [status: string, text: string] {
+  { live, ready }: HttpOptions,
+  metrics: () => Promise<string>,
+): Promise<[status: string, text: string]> {
   switch (path) {
     case "/livez":
       return live() ? [OK, "ok\n"] : [UNAVAILABLE, "the socket is gone or somebody else's\n"];
@@ -130,21 +137,22 @@ function resource(
       return [ok ? OK : UNAVAILABLE, `${text}\n`];
     }
     case "/metrics":
-      return [OK, metrics()];
+      return [OK, await metrics()];
     default:
       return ["404 Not Found", "there are /livez, /readyz and /metrics\n"];
   }
 }
 
-/** A function that makes its text anew only when the last one is older than this. */
-function atMostEvery(intervalMs: number, make: () => string): () => string {
-  let text = "";
-  let madeMs = Number.NEGATIVE_INFINITY;
+/** Makes a text for all who ask meanwhile: at once, or when the last one is as old as this. Never an old one. */
+function atMostEvery(intervalMs: number, make: () => string): () => Promise<string> {
+  let nextMs = Number.NEGATIVE_INFINITY;
+  let next: Promise<string> | undefined;
   return () => {
-    if (performance.now() - madeMs >= intervalMs) {
-      text = make();
-      madeMs = performance.now();
-    }
-    return text;
+    next ??= Bun.sleep(Math.max(0, nextMs - performance.now())).then(() => {
+      next = undefined;
+      nextMs = performance.now() + intervalMs;
+      return make();
+    });
+    return next;
   };
 }
