@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -275,6 +276,21 @@ func (p *plugin) logText(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// hold makes the listening socket that systemd would make, and keeps it for the plugin.
+func (p *plugin) hold(t *testing.T) {
+	t.Helper()
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	p.held, err = listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.held.Close() })
 }
 
 // stop ends the plugin in the way of the kubelet and systemd.

@@ -13,15 +13,22 @@ import (
 	"time"
 )
 
+// serviceManager is the notify socket of one.
+func serviceManager(t *testing.T, name string) *net.UnixConn {
+	t.Helper()
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = manager.Close() })
+	return manager
+}
+
 // TellsSystemd listens where systemd would: READY comes when the socket accepts, though Key4C is away; signs of
 // life come at least as often as asked for; the end is told.
 func TellsSystemd(t *testing.T) {
 	for _, name := range []string{filepath.Join(t.TempDir(), "notify"), fmt.Sprintf("@k4c-notify-%d", os.Getpid())} {
-		manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer manager.Close()
+		manager := serviceManager(t, name)
 		next := func(want string) {
 			t.Helper()
 			buffer := make([]byte, 4096)
@@ -84,11 +91,7 @@ func TellsSystemd(t *testing.T) {
 // plugin works all the while, and what matters is told when there is room for it.
 func UnreadNotificationsHoldNothingUp(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "notify")
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer manager.Close()
+	manager := serviceManager(t, name)
 	// Its queue is full from the start.
 	filler, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
 	if err != nil {
@@ -133,22 +136,9 @@ func UnreadNotificationsHoldNothingUp(t *testing.T) {
 // start the service again would not help. Everybody who asks is told, and whoever is connected is served.
 func PathOfAHeldSocketIsMissed(t *testing.T) {
 	plugin := newPlugin(t, startEmulator(t), probeInterval)
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: plugin.socket, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	plugin.held, err = listener.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer plugin.held.Close()
+	plugin.hold(t)
 	name := filepath.Join(t.TempDir(), "notify")
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer manager.Close()
+	manager := serviceManager(t, name)
 	plugin.env = append(plugin.env, "KMS_HTTP_ADDRESS=127.0.0.1:0", "NOTIFY_SOCKET="+name, "WATCHDOG_USEC=100000")
 	plugin.start(t)
 	livez := func() int {
