@@ -346,7 +346,11 @@ export function startBinary(
   if (!existsSync(BINARY)) {
     throw new Error("dist/key4c-kms-plugin is missing: npm run build");
   }
-  const running = startProcess([BINARY, ...args], env);
+  return withUntil(startProcess([BINARY, ...args], env));
+}
+
+/** A process that can be waited for by what it prints. */
+export function withUntil(running: Running): RunningBinary {
   return {
     ...running,
     async until(pattern) {

@@ -16,6 +16,7 @@ export const API_SERVER_TIMEOUT_MS = 3_000;
  * One call to a running plugin, as kube-apiserver makes it.
  * @param socket path of the plugin's socket
  * @param authority what to send as `:authority`; undefined: what grpc-js does
+ * @param timeoutMs how long it may take
  * @throws ExitError 1 with the status of the answer
  */
 export async function callPlugin<
@@ -26,6 +27,7 @@ export async function callPlugin<
   method: { readonly input: I; readonly output: O } & DescMethodUnary,
   request: MessageInitShape<I>,
   authority?: string,
+  timeoutMs = API_SERVER_TIMEOUT_MS,
 ): Promise<MessageShape<O>> {
   const client = new Client(`unix://${socket}`, credentials.createInsecure(), {
     "grpc.use_local_subchannel_pool": 1, // a connection of another authority is not this one's
@@ -38,7 +40,7 @@ export async function callPlugin<
         (message: MessageShape<I>) => Buffer.from(toBinary(method.input, message)),
         (bytes: Buffer) => fromBinary(method.output, bytes),
         create(method.input, request),
-        { deadline: Date.now() + API_SERVER_TIMEOUT_MS },
+        { deadline: Date.now() + timeoutMs },
         (error: ServiceError | null, response?: MessageShape<O>) => {
           if (error === null && response !== undefined) {
             resolve(response);

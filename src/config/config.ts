@@ -1,6 +1,7 @@
 import { parseArgs } from "node:util";
 import { ExitError, PluginError } from "../system/errors.ts";
 import { credentialFile } from "../system/systemd.ts";
+import { fitTogether } from "./option-types.ts";
 import { COMMANDS, type Command, OPTIONS, type Option } from "./options.ts";
 
 type OptionName = keyof typeof OPTIONS;
@@ -99,12 +100,12 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
 }
 
 /** What the environment, or else a credential of systemd, says of an option. */
-function textOf({ env, value, emptyIsValue }: Option, from: Environment, command: Command) {
+function textOf({ env, value }: Option, from: Environment, command: Command) {
   if (env === undefined) {
     return undefined;
   }
   const variable = from[env];
-  if (variable !== undefined && (variable !== "" || emptyIsValue === true)) {
+  if (variable !== undefined && variable !== "") {
     return variable;
   }
   return value === "FILE" && command !== "manifest"
@@ -193,6 +194,17 @@ function missingOrConflicting(
       );
     }
   };
+  const mustFit = (certificate: "certFile" | "tlsCertFile", key: "certKeyFile" | "tlsKeyFile") => {
+    const pair = [config[certificate], config[key]] as const;
+    const fits = pair[0] && pair[1] ? fitTogether(pair[0].current, pair[1].current) : true;
+    if (fits !== true) {
+      const why =
+        fits === false ? "is not the key of that certificate" : "cannot be read: is it encrypted?";
+      problems.push(
+        `${optionLabel(OPTIONS[certificate])} and ${optionLabel(OPTIONS[key])} do not fit: ${pair[1]?.path} ${why}`,
+      );
+    }
+  };
   const reachesKey4C =
     command === "serve" || command === "doctor" || (command === "inspect" && given.has("decrypt"));
   if (reachesKey4C) {
@@ -220,12 +232,14 @@ function missingOrConflicting(
     notBoth("kmsUserId", "kmsUserIdFile");
     notBoth("kmsApiKey", "kmsApiKeyFile");
     bothOrNone("certFile", "certKeyFile");
+    mustFit("certFile", "certKeyFile");
     if (config.kmsKeyId !== undefined && config.previousKeyIds?.includes(config.kmsKeyId)) {
       problems.push("KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must not name KMS_KEY_ID itself");
     }
   }
   if (command === "emulator") {
     bothOrNone("tlsCertFile", "tlsKeyFile");
+    mustFit("tlsCertFile", "tlsKeyFile");
   }
   return problems;
 }

@@ -49,8 +49,6 @@ export interface Option<T = unknown> {
   readonly value?: string;
   /** Shown, and parsed like any input; undefined when there is none. */
   readonly default?: string;
-  /** Whether an empty value means something, instead of "not set". */
-  readonly emptyIsValue?: boolean;
   readonly help: string;
   /** @throws Error whose message completes "NAME …", never with a secret */
   readonly parse: (text: string) => T;
@@ -252,9 +250,7 @@ export const OPTIONS = {
     flag: "http-address",
     commands: SERVE,
     value: "HOST:PORT",
-    default: "127.0.0.1:9640",
-    emptyIsValue: true,
-    help: "Address of /livez, /readyz and /metrics; empty: none",
+    help: "Address of /metrics, /readyz and /livez, such as 127.0.0.1:9640 (default: no HTTP)",
     parse: httpAddress,
   },
   logLevel: {
@@ -414,6 +410,12 @@ export const OPTIONS = {
     default: "/usr/local/bin/key4c-kms-plugin",
     help: "Where systemd finds the plugin",
     parse: absolutePath,
+  },
+  live: {
+    flag: "live",
+    commands: ["status"],
+    help: "Ask only whether the plugin serves its socket, which never depends on Key4C: at most 2 s",
+    parse: yes,
   },
   wait: {
     flag: "wait",

@@ -2,9 +2,19 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { join } from "node:path";
 import { version } from "../../package.json";
-import { emulator, runBinary, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
+import {
+  BINARY,
+  emulator,
+  onTestEnd,
+  runBinary,
+  startBinary,
+  startPlugin,
+  startProcess,
+  temporaryDirectory,
+} from "../support.ts";
 
 const DEK = randomBytes(32);
 
@@ -79,6 +89,45 @@ test("status: one line of JSON and exit code 0 only if ok; --wait waits", async 
   expect(JSON.parse(stdout.toString())).toEqual({ ...line, kmsKeyId: "demo" });
   const other = await runBinary(["status"], { env: { ...env, KMS_KEY_ID: "other" } });
   expect(JSON.parse(other.stdout.toString())).toEqual(line);
+});
+
+test("status --live: one line of JSON, whatever Key4C does; without a plugin exit code 1, soon", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const env = { KMS_ENDPOINT: `unix://${socket}` };
+  const nobody = await runBinary(["status", "--live"], { env });
+  expect(nobody.exitCode).toBe(1);
+  expect(nobody.stderr).toMatch(/^key4c-kms-plugin: .*kms.sock is gone: .*socket.*\n$/);
+  startBinary(["serve"], {
+    ...env,
+    KEY4C_URL: "http://127.0.0.1:9", // nobody listens there
+    KMS_KEY_ID: "demo",
+    KMS_USER_ID: "u",
+  });
+  const { stdout, exitCode } = await runBinary(["status", "--live", "--wait", "10s"], { env });
+  expect(exitCode).toBe(0);
+  const line = { live: true, runtimeName: "key4c-kms-plugin", runtimeVersion: version };
+  expect(JSON.parse(stdout.toString())).toEqual(line);
+  expect((await runBinary(["status"], { env })).exitCode).toBe(1); // is another question
+});
+
+test("status --live does not wait for a plugin that is stuck", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const stuck = createServer();
+  await new Promise<void>((resolve) => stuck.listen(socket, resolve));
+  onTestEnd(() => stuck.close());
+  const { stderr, exitCode } = await runBinary(["status", "--live"], {
+    env: { KMS_ENDPOINT: `unix://${socket}` },
+  });
+  expect(exitCode).toBe(1);
+  expect(stderr).toMatch(/^key4c-kms-plugin: Version through .* failed: DEADLINE_EXCEEDED.*\n$/);
+});
+
+test("a result that nobody takes is an error of one line", async () => {
+  const plugin = await startPlugin(emulator().url);
+  const script = 'exec "$0" status --endpoint "$1" >/dev/full';
+  const status = startProcess(["sh", "-c", script, BINARY, `unix://${plugin.socket}`]);
+  expect(await status.exited).toBe(1);
+  expect(status.output()).toBe("key4c-kms-plugin: cannot write the result (ENOSPC)\n");
 });
 
 test("serve --emulator prints what to paste into a second shell, and warns", async () => {

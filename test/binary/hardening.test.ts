@@ -14,14 +14,13 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { testWith } from "../needs.ts";
+import { asNobody, DROPPING, NOBODY } from "../nobody.ts";
 import {
   BINARY,
   emulator,
   fakeServer,
-  type Running,
   startBinary,
   startPlugin,
-  startProcess,
   temporaryDirectory,
   temporaryFile,
 } from "../support.ts";
@@ -36,6 +35,10 @@ test.each([
   ["BUN_INSPECT_NOTIFY", "tcp://127.0.0.1:9"],
   ["BUN_INSPECT_PRELOAD", join(import.meta.dir, "../profiles/kes.json")], // runs, and does nothing
   ["BUN_OPTIONS", "--smol"],
+  ["BUN_ENABLE_CRASH_REPORTING", "1"],
+  ["BUN_CRASH_REPORT_URL", "http://127.0.0.1:9"],
+  ["BUN_BYTECODE_DIGEST_OUT", "/dev/null"],
+  ["BUN_BYTECODE_ORDER_OUT", "/dev/null"],
 ])("refuses to serve with %s set", async (name, value) => {
   const running = startBinary(SERVE, { [name]: value });
   expect(await running.exited).toBe(2);
@@ -75,16 +78,6 @@ test("a proxy sees a tunnel to Key4C, and nothing of what is on loopback", async
   expect(proxy.requests.length).toBe(0);
 });
 
-const NOBODY = 65_534;
-
-/** As another user than root, because root may read everything. */
-function asNobody(command: readonly string[], setup = ""): Running {
-  const drop = `setpriv --reuid ${NOBODY} --regid ${NOBODY} --clear-groups --`;
-  const script = `${setup} exec ${drop} "$@"`;
-  const path = process.env["PATH"] ?? "";
-  return startProcess(["sh", "-c", script, "sh", ...command], { PATH: path });
-}
-
 /** The binary and an empty directory, where nobody reaches them. */
 function reachable() {
   const directory = temporaryDirectory();
@@ -106,12 +99,9 @@ async function until(what: () => boolean): Promise<void> {
 
 const serveIn = (binary: string, work: string) => [
   ...["env", "-C", work, binary, ...SERVE, "--endpoint", `unix://${work}/kms.sock`],
-  ...["--http-address", ""],
 ];
 
-const dropping = ["root", "setpriv"] as const;
-
-testWith(...dropping)(
+testWith(...DROPPING)(
   "another process of the same user reads neither memory nor environment",
   async () => {
     const { binary, work } = reachable();
@@ -129,7 +119,7 @@ testWith(...dropping)(
   },
 );
 
-testWith(...dropping, "core files").each(["SIGSEGV", "SIGABRT", "SIGQUIT"] as const)(
+testWith(...DROPPING, "core files").each(["SIGSEGV", "SIGABRT", "SIGQUIT"] as const)(
   "%s leaves no core file",
   async (signal) => {
     const { binary, work } = reachable();

@@ -3,6 +3,7 @@ import { expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { STATES } from "../../src/keys/standing.ts";
+import { KINDS } from "../../src/system/errors.ts";
 import { testWith } from "../needs.ts";
 import { BINARY, emulator, startPlugin, startProcess, temporaryDirectory } from "../support.ts";
 
@@ -86,6 +87,44 @@ test("a secret in the environment is not printed; its file is named", async () =
     expect(stdout).not.toContain("the-key");
     expect(stdout).toContain("/etc/key4c-kms/user-id");
     expect(stdout).toContain("/etc/key4c-kms/api-key");
+  }
+});
+
+interface Probe {
+  readonly exec: { readonly command: readonly string[] };
+}
+
+test("the static pod is asked through its socket, and by no TCP port", async () => {
+  const pod = Bun.YAML.parse((await print("static-pod")).stdout) as {
+    spec: { containers: Record<"startupProbe" | "livenessProbe" | "readinessProbe", Probe>[] };
+  };
+  const [container] = pod.spec.containers;
+  const binary =
+    /^ENTRYPOINT \["(.*)"\]$/m.exec(
+      readFileSync(join(import.meta.dir, "../../Containerfile"), "utf8"),
+    )?.[1] ?? "";
+  const plugin = await startPlugin(emulator().url);
+  for (const [probe, command] of [
+    ["startupProbe", [binary, "status", "--live"]],
+    ["livenessProbe", [binary, "status", "--live"]],
+    ["readinessProbe", [binary, "status"]],
+  ] as const) {
+    expect([probe, container?.[probe].exec.command]).toEqual([probe, command]);
+    const [, ...args] = container?.[probe].exec.command ?? [];
+    const env = { KMS_ENDPOINT: `unix://${plugin.socket}` };
+    expect((await run([BINARY, ...args], env)).exitCode).toBe(0);
+  }
+});
+
+test("the metrics have an address in what is printed, unless it is empty", async () => {
+  for (const name of ["static-pod", "systemd-service"]) {
+    const text = async (flags: string[], env = {}) =>
+      (await print(name, flags, { ...SERVE, ...env })).stdout;
+    expect(await text([])).toMatch(/KMS_HTTP_ADDRESS\W+(value: ")?127\.0\.0\.1:9640"/);
+    expect(await text([], { KMS_HTTP_ADDRESS: "[::1]:99" })).toMatch(
+      /KMS_HTTP_ADDRESS.*\s*.*\[::1\]:99/,
+    );
+    expect(await text(["--http-address", ""])).not.toContain("KMS_HTTP_ADDRESS");
   }
 });
 
@@ -237,11 +276,16 @@ testWith("promtool")(
 
 test("labels in rules have values that exist", async () => {
   const rules = (await print("prometheus-rules")).stdout;
-  const named = [...rules.matchAll(/state=~?"([^"]+)"/g)].flatMap(([, states = ""]) =>
-    states.split("|"),
-  );
-  expect(named.length).toBeGreaterThan(3);
-  for (const state of named) {
-    expect(STATES as readonly string[]).toContain(state);
+  for (const [label, values] of [
+    ["state", STATES],
+    ["kind", Object.keys(KINDS)],
+  ] as const) {
+    const named = [...rules.matchAll(new RegExp(`${label}[!=]=?~?"([^"]+)"`, "g"))].flatMap(
+      ([, texts = ""]) => texts.split("|"),
+    );
+    expect(named.length).toBeGreaterThan(1);
+    for (const one of named) {
+      expect(values as readonly string[]).toContain(one);
+    }
   }
 });

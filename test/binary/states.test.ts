@@ -125,9 +125,8 @@ const get = async ({ http }: Plugin, path: string) => {
   return [response.status, await response.text()] as const;
 };
 
-/** The state in the metrics. */
-const stateOf = async (plugin: Plugin) =>
-  (await get(plugin, "metrics"))[1].match(/key4c_kms_state\{state="(\w+)"\} 1/)?.[1];
+/** The state, which /readyz tells first; the metrics are made only once a second. */
+const stateOf = async (plugin: Plugin) => (await get(plugin, "readyz"))[1].match(/^\w+/)?.[0];
 
 async function until(plugin: Plugin, state: string): Promise<void> {
   while ((await stateOf(plugin)) !== state) {

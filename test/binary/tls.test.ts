@@ -2,6 +2,7 @@
 import { beforeAll, expect } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { $ } from "bun";
 import { missing, testWith } from "../needs.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import { fakeServer, onTestEnd, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
@@ -75,4 +76,25 @@ test("loopback is not proxied, and a redirect is not followed with the credentia
   const env = { HTTP_PROXY: elsewhere.url, http_proxy: elsewhere.url };
   expect(await failure(server.url, env)).toContain("HTTP status 307");
   expect(elsewhere.requests.length).toBe(0);
+});
+
+test("a client certificate and a key that do not fit each other are refused at the start, by name", async () => {
+  const encrypted = join(temporaryDirectory(), "encrypted.key");
+  await $`openssl ec -in ${file("client.key")} -aes256 -passout pass:x -out ${encrypted}`.quiet();
+  const names =
+    "KEY4C_CERT_FILE (--key4c-cert-file) and KEY4C_CERT_KEY_FILE (--key4c-cert-key-file)";
+  for (const [key, why] of [
+    [file("server.key"), "is not the key of that certificate"],
+    [encrypted, "cannot be read: is it encrypted?"],
+  ] as const) {
+    const plugin = startBinary(["serve"], {
+      KEY4C_URL: "https://127.0.0.1:9",
+      KMS_KEY_ID: "demo",
+      KMS_USER_ID: "u",
+      KEY4C_CERT_FILE: file("client.pem"),
+      KEY4C_CERT_KEY_FILE: key,
+    });
+    expect(await plugin.exited).toBe(2);
+    expect(plugin.output()).toBe(`key4c-kms-plugin: ${names} do not fit: ${key} ${why}\n`);
+  }
 });

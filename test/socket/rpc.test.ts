@@ -24,7 +24,7 @@ async function serve(encrypt: Handlers<typeof V2>["encrypt"]) {
   };
   addService(grpc, V2, { status: unused, decrypt: unused, encrypt }, { api: "v2", log });
   const path = join(temporaryDirectory(), "kms.sock");
-  const listener = await listen(grpc, { path, mode: 0o600, gid: undefined, log }, log);
+  const listener = await listen(grpc, { path, mode: 0o600, gid: undefined }, log);
   onTestEnd(() => listener.close());
   const client = grpcClient(path);
   const call = (options = {}) => callRpc(client, V2.method.encrypt, { uid: "u-1" }, options);

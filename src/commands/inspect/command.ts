@@ -5,6 +5,7 @@ import { Standings } from "../../keys/standing.ts";
 import { describeError, ExitError } from "../../system/errors.ts";
 import type { Log } from "../../system/log.ts";
 import { print } from "../../system/process.ts";
+import { stderr } from "../../system/stderr.ts";
 import { fetchStatus, readStdin } from "../cli.ts";
 import { configuredKeys, key4cClient } from "../configured.ts";
 import {
@@ -39,7 +40,7 @@ export async function inspectCommand(config: Config, log: Log): Promise<void> {
   const shown = config.stale === true ? all.filter(({ verdict }) => verdict !== "current") : all;
   const line = config.json === true ? (one: Inspected) => JSON.stringify(one) : reportLine;
   await print(shown.map((one) => `${line(one)}\n`).join(""));
-  process.stderr.write(summary(all, current));
+  stderr.write(summary(all, current));
 }
 
 /** What a running plugin's Status tells; undefined when none answers. */
@@ -51,7 +52,7 @@ async function currentKeyId(config: Config): Promise<string | undefined> {
 }
 
 async function decryptPairs(pairs: readonly EtcdPair[], config: Config, log: Log): Promise<void> {
-  process.stderr.write("WARNING: what follows on standard output are secrets in clear text\n");
+  stderr.write("WARNING: what follows on standard output are secrets in clear text\n");
   const keyring = new Keyring({
     service: key4cClient(config, undefined, log, new Metrics()),
     keys: configuredKeys(config),
@@ -69,7 +70,7 @@ async function decryptPairs(pairs: readonly EtcdPair[], config: Config, log: Log
       await print(isAlone ? object : `${decryptedLine(pair.key, object)}\n`);
     } catch (error) {
       failed += 1;
-      process.stderr.write(`${pair.key}: ${describeError(error)}\n`);
+      stderr.write(`${pair.key}: ${describeError(error)}\n`);
     }
   }
   if (failed > 0) {

@@ -10,7 +10,6 @@ import kubeApiserverPatch from "./templates/kube-apiserver-patch.yaml.txt";
 import kubeadmConfig from "./templates/kubeadm-config.yaml.txt";
 import prometheusRules from "./templates/prometheus-rules.yaml.txt";
 import staticPod from "./templates/static-pod.yaml.txt";
-import staticPodProbes from "./templates/static-pod-probes.yaml.txt";
 import systemdService from "./templates/systemd-service.txt";
 import systemdSocket from "./templates/systemd-socket.txt";
 
@@ -65,6 +64,8 @@ export function manifestCommand(line: CommandLine): string {
 
 /** Where the credentials lie when no file is named. */
 const SECRETS_DIRECTORY = "/etc/key4c-kms";
+/** Where Prometheus finds the metrics, unless told otherwise: a flag that is empty means nowhere. */
+const METRICS_ADDRESS = "127.0.0.1:9640";
 /** kubeadm mounts this directory into the API server. */
 const KUBEADM_PKI = "/etc/kubernetes/pki";
 
@@ -80,7 +81,6 @@ function staticPodText(line: CommandLine): string {
     image: quoted(required(config.image)),
     user: String(required(config.runAsUser)),
     env: settings.flatMap(([name, text]) => [`- name: ${name}`, `  value: ${quoted(text)}`]),
-    probes: config.httpAddress ? probes(config.httpAddress) : [],
     socketDirectory,
     fileMounts: directories
       .map(mount)
@@ -94,14 +94,6 @@ function staticPodText(line: CommandLine): string {
         "    type: Directory",
       ]),
   });
-}
-
-function probes({ host, port }: { readonly host: string; readonly port: number }): string[] {
-  const called = { "0.0.0.0": "127.0.0.1", "::": "::1" }[host] ?? host;
-  const get = (path: string) => `{ host: ${quoted(called)}, port: ${port}, path: ${path} }`;
-  return fill(staticPodProbes, { livez: get("/livez"), readyz: get("/readyz") })
-    .trimEnd()
-    .split("\n");
 }
 
 function systemdServiceText(line: CommandLine): string {
@@ -129,7 +121,6 @@ function systemdSocketText({ config, given }: CommandLine): string {
     path: required(config.kmsEndpoint),
     mode: required(config.socketMode).toString(8).padStart(4, "0"),
     group: group === undefined ? [] : [`SocketGroup=${group}`],
-    directoryMode: group === undefined ? "0700" : "0711",
   });
 }
 
@@ -211,11 +202,17 @@ function serveSettings({ config, given }: CommandLine): [string, string][] {
   if (missing.length > 0) {
     throw new ExitError(2, missing.map((name) => `${name} is missing`).join("\n"));
   }
-  const settings = [...given].filter(([name]) => name.startsWith("KMS_") || name === "KEY4C_URL");
+  const settings = new Map([
+    ["KMS_HTTP_ADDRESS", METRICS_ADDRESS],
+    ...[...given].filter(([name]) => name.startsWith("KMS_") || name === "KEY4C_URL"),
+  ]);
   return [
     ["KMS_ENDPOINT", endpointUrl(required(config.kmsEndpoint))],
-    ...settings.filter(
-      ([name]) => !["KMS_ENDPOINT", "KMS_USER_ID", "KMS_API_KEY"].includes(name) && !isFile(name),
+    ...[...settings].filter(
+      ([name, text]) =>
+        !["KMS_ENDPOINT", "KMS_USER_ID", "KMS_API_KEY"].includes(name) &&
+        !isFile(name) &&
+        text !== "", // as good as not set
     ),
   ];
 }

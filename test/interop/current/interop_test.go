@@ -100,6 +100,14 @@ func TestTellsSystemd(t *testing.T) {
 	scenarios.TellsSystemd(t)
 }
 
+func TestUnreadNotificationsHoldNothingUp(t *testing.T) {
+	scenarios.UnreadNotificationsHoldNothingUp(t)
+}
+
+func TestPathOfAHeldSocketIsMissed(t *testing.T) {
+	scenarios.PathOfAHeldSocketIsMissed(t)
+}
+
 func TestOthersOfSystemdAreRefused(t *testing.T) {
 	scenarios.OthersOfSystemdAreRefused(t)
 }

@@ -2,7 +2,6 @@ package scenarios
 
 import (
 	"fmt"
-	"net"
 	"testing"
 	"time"
 )
@@ -43,16 +42,7 @@ func RestartUnderCallers(t *testing.T) {
 func HandOverOfAHeldSocket(t *testing.T) {
 	forEachAPI(t, func(t *testing.T, api string) {
 		plugin := newPlugin(t, startEmulator(t), probeInterval)
-		listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: plugin.socket, Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close()
-		plugin.held, err = listener.File()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer plugin.held.Close()
+		plugin.hold(t)
 		plugin.start(t)
 		var pool []*connection
 		for range 8 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -25,6 +26,8 @@ const (
 	// maxAttackedMiB is the most the plugin may hold at any moment of an attack: idle it has about 60 MiB,
 	// its own load brings it to 200, and the manifests that people write give it 256 to 512.
 	maxAttackedMiB = 400
+	// maxAttackedLogBytes is what is logged at most, at the default level.
+	maxAttackedLogBytes = 16 << 10
 )
 
 // HostileNeighboursHoldNobodyUp has clients that break or strain HTTP/2 in every way we know of, one way
@@ -35,12 +38,17 @@ func HostileNeighboursHoldNobodyUp(t *testing.T) {
 	for _, attack := range attacks() {
 		t.Run(attack.name, func(t *testing.T) {
 			emulator := startEmulator(t)
-			plugin := startPlugin(t, emulator, time.Hour) // no probe but the first
+			plugin := newPlugin(t, emulator, time.Hour) // no probe but the first
+			plugin.env = append(plugin.env, "KMS_HTTP_ADDRESS=127.0.0.1:0")
+			plugin.start(t)
 			honest := connect(t, plugin.socket, "")
 			alone := callHonestly(t, honest, func() { time.Sleep(aloneTime) })
 			filesBefore := plugin.openFiles(t)
 
-			a := &attacker{socket: plugin.socket, stopped: make(chan struct{})}
+			a := &attacker{network: "unix", address: plugin.socket, stopped: make(chan struct{})}
+			if attack.overHTTP {
+				a.network, a.address = "tcp", plugin.httpAddress(t)
+			}
 			if attack.prepare != nil {
 				attack.prepare(t, a, honest)
 			}
@@ -48,10 +56,16 @@ func HostileNeighboursHoldNobodyUp(t *testing.T) {
 			beside := callHonestly(t, honest, func() {
 				attack.run(a)
 				time.Sleep(attackTime)
+				if attack.overHTTP {
+					plugin.expectLive(t) // who has the socket may well make it miss 2 s
+				}
 			})
 			a.stop()
 			memory := plugin.peakMiB(t)
 			after := emulator.calls(t)
+			if size := plugin.logBytes(t); size > maxAttackedLogBytes {
+				t.Errorf("the plugin logged %d bytes, want at most %d", size, maxAttackedLogBytes)
+			}
 			called := after.Encrypt + after.Decrypt + after.Describe -
 				(callsBefore.Encrypt + callsBefore.Decrypt + callsBefore.Describe)
 
@@ -161,6 +175,25 @@ func (p *plugin) peakMiB(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return kib / 1024
+}
+
+func (p *plugin) logBytes(t *testing.T) int64 {
+	t.Helper()
+	info, err := p.log.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// expectLive asks as a liveness probe does.
+func (p *plugin) expectLive(t *testing.T) {
+	t.Helper()
+	command := exec.Command(pluginBinary(t), "status", "--live")
+	command.Env = p.env
+	if text, err := command.CombinedOutput(); err != nil {
+		t.Errorf("status --live: %v: %.300s", err, text)
+	}
 }
 
 func (p *plugin) openFiles(t *testing.T) int {

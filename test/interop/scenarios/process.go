@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -253,6 +255,42 @@ func (p *plugin) launch(t *testing.T) {
 	command := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" serve`, pluginBinary(t))
 	command.ExtraFiles = []*os.File{p.held} // descriptor 3
 	p.running = startCommand(t, nil, p.log, p.env, command)
+}
+
+var httpURL = regexp.MustCompile(`"health and metrics","url":"http://([^/"]+)/"`)
+
+// httpAddress is where the plugin serves HTTP, by its log.
+func (p *plugin) httpAddress(t *testing.T) string {
+	t.Helper()
+	found := httpURL.FindStringSubmatch(p.logText(t))
+	if found == nil {
+		t.Fatal("the log names no address of HTTP")
+	}
+	return found[1]
+}
+
+func (p *plugin) logText(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(p.log.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// hold makes the listening socket that systemd would make, and keeps it for the plugin.
+func (p *plugin) hold(t *testing.T) {
+	t.Helper()
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	p.held, err = listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.held.Close() })
 }
 
 // stop ends the plugin in the way of the kubelet and systemd.
