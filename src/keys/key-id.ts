@@ -45,6 +45,11 @@ export function parseKeyId(
     : { hashText: match[1], version };
 }
 
+/** Whether a key_id is one of a Key4C key, of whatever version. */
+export function standsFor(keyId: string, kmsKeyId: string): boolean {
+  return parseKeyId(keyId)?.hashText === base32(keyNameHash(kmsKeyId));
+}
+
 /** 16 bytes as 26 lower-case base32 digits without padding (RFC 4648 §6). */
 export function base32(hash: Uint8Array): string {
   let text = "";

@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { version } from "../../package.json";
+import { version as VERSION, version } from "../../package.json";
 import { emulator, runBinary, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
 
 const DEK = randomBytes(32);
@@ -74,10 +74,21 @@ test("status: one line of JSON and exit code 0 only if ok; --wait waits", async 
   startBinary(["serve", "--emulator"], env);
   const { stdout, exitCode } = await waiting;
   expect(exitCode).toBe(0);
-  const line = { version: "v2", healthz: "ok", keyId: "k4c-fbajn2fxsguq6aegzffhmyn5zi.v1" };
+  const line = {
+    version: "v2",
+    healthz: "ok",
+    keyId: "k4c-fbajn2fxsguq6aegzffhmyn5zi.v1",
+    pluginVersion: VERSION,
+  };
   expect(JSON.parse(stdout.toString())).toEqual({ ...line, kmsKeyId: "demo" });
+  const unnamed = await runBinary(["status"], { env });
+  expect(JSON.parse(unnamed.stdout.toString())).toEqual(line);
   const other = await runBinary(["status"], { env: { ...env, KMS_KEY_ID: "other" } });
-  expect(JSON.parse(other.stdout.toString())).toEqual(line);
+  expect([other.exitCode, other.stderr, other.stdout.length]).toEqual([
+    1,
+    expect.stringContaining("ok, and of another key"),
+    0,
+  ]);
 });
 
 test("serve --emulator prints what to paste into a second shell, and warns", async () => {
