@@ -2,7 +2,7 @@
 import type { CommandLine } from "../../config/config.ts";
 import type { Log } from "../../system/log.ts";
 import { forbiddenEnvironment, hardenProcess } from "../../system/process.ts";
-import { printable } from "../printable.ts";
+import { printable, printableJson } from "../printable.ts";
 import { type Check, fail, pass } from "./check.ts";
 import { checkEncryptionConfiguration } from "./encryption-configuration.ts";
 import { checkKey4C } from "./key4c.ts";
@@ -40,7 +40,7 @@ export async function doctorCommand(
       : checkKubeApiserver(found, config.encryptionConfiguration, config.kmsEndpoint)),
   ];
   return {
-    text: config.json === true ? `${JSON.stringify(checks)}\n` : checks.map(line).join(""),
+    text: config.json === true ? `${printableJson(checks)}\n` : checks.map(line).join(""),
     ok: checks.every(({ result }) => result !== "fail"),
   };
 }

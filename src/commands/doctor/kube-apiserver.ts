@@ -69,7 +69,8 @@ function readKubeApiserver(path: string): KubeApiserver {
   const mounts = mountsOf(found.container, spec);
   const configuration = flags.get(CONFIGURATION_FLAG);
   const minor = /:v1\.(\d+)\./.exec(String(found.container["image"]))?.[1];
-  const hasGate = /(^|,)KMSv1=true(,|$)/i.test(flags.get("feature-gates") ?? "");
+  const gates = (flags.get("feature-gates") ?? "").split(",").map((gate) => gate.split("="));
+  const hasGate = gates.some(([name, value]) => name === "KMSv1" && isOn(value));
   const isOld = minor !== undefined && Number(minor) < FIRST_MINOR_WITHOUT_KMS_V1;
   return {
     path,

@@ -4,6 +4,7 @@ import { version as VERSION } from "../../../package.json";
 import type { Config } from "../../config/config.ts";
 import { KeyManagementService as V1 } from "../../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../gen/v2/api_pb.ts";
+import { readBody } from "../../key4c/answer.ts";
 import { standsFor } from "../../keys/key-id.ts";
 import { describeError } from "../../system/errors.ts";
 import { API_SERVER_TIMEOUT_MS, callPlugin, runtimeVersion, SLOW_MS } from "../client.ts";
@@ -63,7 +64,8 @@ async function checkState({ httpAddress }: Config): Promise<Check[]> {
       signal: AbortSignal.timeout(STATE_TIMEOUT_MS),
       redirect: "manual",
     });
-    const [state = ""] = (await response.text()).slice(0, MAX_STATE_LENGTH).split("\n");
+    const body = (await readBody(response)) ?? "";
+    const [state = ""] = body.slice(0, MAX_STATE_LENGTH).split("\n");
     return [
       response.status === 200 && /^ok\b/.test(state)
         ? pass(check, state)

@@ -66,7 +66,7 @@ export class Decoder {
   }
 
   /** Empty where it is null; undefined where it is not a text, and that is said. */
-  text(place: Place): string | undefined {
+  text(place: Place, remedy = "write it in quotes"): string | undefined {
     const { node } = place;
     if (node.kind === "string") {
       return node.text;
@@ -74,7 +74,7 @@ export class Decoder {
     if (node.kind === "null") {
       return "";
     }
-    this.fault(place, `${told(node)} where a text must be`, "write it in quotes");
+    this.fault(place, `${told(node)} where a text must be`, remedy);
     return undefined;
   }
 }

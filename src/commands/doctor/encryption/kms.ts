@@ -85,10 +85,11 @@ export class KmsReader {
     if (place.node.kind === "null") {
       return; // 3s
     }
-    const text = this.#decoder.text(place);
+    const remedy = "write `timeout: 3s`";
+    const text = this.#decoder.text(place, remedy);
     const ns = parseDuration(text ?? "");
     if (text !== undefined && (ns === undefined || ns <= 0)) {
-      this.#decoder.fault(place, `"${text}" is not a duration above zero`, "write `timeout: 3s`");
+      this.#decoder.fault(place, `"${text}" is not a duration above zero`, remedy);
     }
   }
 

@@ -42,6 +42,9 @@ export function loadConfiguration(bytes: Uint8Array, server: Server): Loaded {
     if (error instanceof Unclear) {
       return { ...none, unclear: [error.message] };
     }
+    if (error instanceof RangeError) {
+      return { ...none, unclear: ["it is nested too deeply"] };
+    }
     throw error;
   }
   return new Loader(server).load(root);

@@ -45,9 +45,9 @@ export class Refused extends Error {
 export class Unclear extends Error {}
 
 /** Nobody's configuration has so many, and aliases can multiply few lines without end. */
-const MAX_NODES = 50_000;
+const MAX_NODES = 10_000;
 
-/** @throws Refused or Unclear */
+/** @throws Refused or Unclear; RangeError where it is nested too deeply for our stack */
 export function readTree(bytes: Uint8Array): Node {
   if (/^(\xff\xfe|\xfe\xff)/.test(Buffer.from(bytes.subarray(0, 2)).toString("latin1"))) {
     throw new Unclear("it is UTF-16");
@@ -58,40 +58,38 @@ export function readTree(bytes: Uint8Array): Node {
   const text = isJson
     ? whole
     : whole.replace(/^\ufeff/, "").replace(/\r\n|[\r\u0085\u2028\u2029]/g, "\n");
-  const lines = new LineCounter();
-  let documents: readonly Document[];
-  try {
-    documents = [
-      ...parseAllDocuments(text, {
-        version: "1.1",
-        schema: "failsafe", // every scalar as it is written: what it is, resolve() says
-        merge: false,
-        uniqueKeys: false,
-        lineCounter: lines,
-        logLevel: "silent",
-      }),
-    ];
-  } catch {
-    throw new Unclear("it is nested too deeply");
-  }
-  const document = documents[0];
   if (isJson) {
-    checkJson(text, document);
-  } else {
+    checkJson(text);
+  }
+  const lines = new LineCounter();
+  const documents: readonly Document[] = [
+    ...parseAllDocuments(text, {
+      version: "1.1",
+      schema: "failsafe", // every scalar as it is written: what it is, scalar.ts says
+      merge: false,
+      uniqueKeys: false,
+      lineCounter: lines,
+      logLevel: "silent",
+    }),
+  ];
+  const document = documents[0];
+  if (!isJson) {
     checkCharacters(bytes, text, documents.length > 1);
     checkYaml(text, document);
+  } else if (document === undefined || document.errors.length > 0) {
+    throw new Unclear("it is JSON that cannot be read as YAML");
   }
-  return new TreeReader(text, document, lines, isJson).read(document?.contents);
+  return new TreeReader(text, lines, isJson).read(document?.contents);
 }
 
-function checkJson(text: string, document: Document | undefined): void {
+function checkJson(text: string): void {
   try {
     JSON.parse(text);
-  } catch {
+  } catch (error) {
+    if (error instanceof RangeError) {
+      throw error;
+    }
     throw new Refused(1, "it begins with a brace, so it must be JSON, and it is not");
-  }
-  if (document === undefined || document.errors.length > 0) {
-    throw new Unclear("it is JSON that cannot be read as YAML");
   }
 }
 
@@ -140,6 +138,9 @@ function checkYaml(text: string, document: Document | undefined): void {
         `brackets or quotes of line ${place?.line ?? 1} go on further left, or do not end`,
       );
     }
+    if (error.code === "RESOURCE_EXHAUSTION") {
+      throw new RangeError(error.message);
+    }
     // Not its message, which quotes the text: it may be a key's secret.
     const what = error.code.toLowerCase().replaceAll("_", " ");
     throw new Refused(place?.line ?? 1, `it is not YAML: ${what}`);
@@ -148,15 +149,17 @@ function checkYaml(text: string, document: Document | undefined): void {
 
 class TreeReader {
   readonly #text: string;
-  readonly #document: Document | undefined;
   readonly #lines: LineCounter;
   readonly #isJson: boolean;
+  /** The newest one of each name, up to where we are. */
+  readonly #anchors = new Map<string, YamlNode>();
   readonly #open = new Set<YamlNode>();
   #count = 0;
+  /** What an alias leads to was read before, and is older than what came since. */
+  #aliasDepth = 0;
 
-  constructor(text: string, document: Document | undefined, lines: LineCounter, isJson: boolean) {
+  constructor(text: string, lines: LineCounter, isJson: boolean) {
     this.#text = text;
-    this.#document = document;
     this.#lines = lines;
     this.#isJson = isJson;
   }
@@ -166,12 +169,12 @@ class TreeReader {
     if (this.#count > MAX_NODES) {
       throw new Unclear(`it has more than ${MAX_NODES} nodes`);
     }
-    if (isAlias(node)) {
-      return this.read(this.#target(node));
-    }
     const line = this.#lineOf(node);
-    if (isNode(node) && node.anchor !== undefined && !/^[\w-]+$/.test(node.anchor)) {
-      throw new Refused(line, "an anchor has letters, digits, _ and - only");
+    if (isAlias(node)) {
+      return this.#aliased(node.source, line);
+    }
+    if (isNode(node) && node.anchor !== undefined) {
+      this.#anchor(node.anchor, node, line);
     }
     if (isScalar(node)) {
       return this.#scalar(node, line);
@@ -197,13 +200,24 @@ class TreeReader {
     return read;
   }
 
-  #target(node: unknown): YamlNode {
-    const target =
-      isAlias(node) && this.#document !== undefined ? node.resolve(this.#document) : undefined;
-    if (target === undefined) {
-      throw new Refused(this.#lineOf(node), "there is no anchor for this alias");
+  #anchor(name: string, node: YamlNode, line: number): void {
+    if (!/^[\w-]+$/.test(name)) {
+      throw new Refused(line, "an anchor has letters, digits, _ and - only");
     }
-    return target;
+    if (this.#aliasDepth === 0) {
+      this.#anchors.set(name, node);
+    }
+  }
+
+  #aliased(name: string, line: number): Node {
+    const target = this.#anchors.get(name);
+    if (target === undefined) {
+      throw new Refused(line, "there is no anchor for this alias");
+    }
+    this.#aliasDepth += 1;
+    const read = this.read(target);
+    this.#aliasDepth -= 1;
+    return read;
   }
 
   #entries({ key, value }: Pair): Entry[] {
