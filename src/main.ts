@@ -244,7 +244,7 @@ async function run(argv: readonly string[]): Promise<void> {
       hardenProcess(log);
       return command === "serve" ? serve(config, log) : runEmulator(config, log);
     case "doctor": {
-      const { text, ok } = await doctorCommand(line);
+      const { text, ok } = await doctorCommand(line, log);
       await print(text);
       process.exitCode = ok ? 0 : 1;
       return;

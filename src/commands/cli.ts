@@ -2,9 +2,10 @@ import { existsSync } from "node:fs";
 import { type Config, required } from "../config/config.ts";
 import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../gen/v2/api_pb.ts";
-import { base32, keyNameHash, parseKeyId } from "../keys/key-id.ts";
+import { standsFor } from "../keys/key-id.ts";
 import { ExitError } from "../system/errors.ts";
-import { callPlugin } from "./client.ts";
+import { callPlugin, runtimeVersion } from "./client.ts";
+import { printable } from "./printable.ts";
 
 const WAIT_INTERVAL_MS = 200;
 /** Above the largest input that the plugin takes (128 KiB), in base64 and JSON. */
@@ -13,7 +14,10 @@ const MAX_INPUT_BYTES = 256 * 1024;
 /** With the start of the process, `status --live` takes at most 2 s. */
 const LIVE_TIMEOUT_MS = 1_500;
 
-/** One line of JSON with what Status, or Version, says. @throws ExitError 1 unless it says ok */
+/**
+ * One line of JSON with what Status says, and the plugin's version; with --live what Version says.
+ * @throws ExitError 1 unless it says ok, of KMS_KEY_ID where that is set
+ */
 export async function statusCommand(config: Config): Promise<string> {
   const endMs = performance.now() + (config.wait ?? 0);
   for (;;) {
@@ -22,13 +26,16 @@ export async function statusCommand(config: Config): Promise<string> {
         return `${JSON.stringify(await fetchVersion(config))}\n`;
       }
       const { version, healthz, keyId } = await fetchStatus(config);
-      const named = config.kmsKeyId;
-      const stands =
-        named !== undefined && parseKeyId(keyId)?.hashText === base32(keyNameHash(named));
-      if (healthz === "ok") {
-        return `${JSON.stringify({ version, healthz, keyId, ...(stands && { kmsKeyId: named }) })}\n`;
+      const { kmsKeyId } = config;
+      if (healthz !== "ok") {
+        throw new ExitError(1, printable(`the plugin is not ok: ${healthz}`));
       }
-      throw new ExitError(1, `the plugin is not ok: ${healthz}`);
+      if (kmsKeyId !== undefined && !standsFor(keyId, kmsKeyId)) {
+        const told = `its key_id ${keyId} does not stand for KMS_KEY_ID (${kmsKeyId})`;
+        throw new ExitError(1, printable(`the plugin is ok, and of another key: ${told}`));
+      }
+      const pluginVersion = await runtimeVersion(socketOf(config)).catch(() => undefined);
+      return `${JSON.stringify({ version, healthz, keyId, kmsKeyId, pluginVersion })}\n`;
     } catch (error) {
       if (performance.now() >= endMs) {
         throw error;

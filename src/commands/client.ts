@@ -7,10 +7,14 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import { Client, credentials, type ServiceError, status } from "@grpc/grpc-js";
+import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { ExitError } from "../system/errors.ts";
+import { printable } from "./printable.ts";
 
 /** What kube-apiserver waits by default. */
 export const API_SERVER_TIMEOUT_MS = 3_000;
+/** Half of it is a warning: a busy day brings the other half. */
+export const SLOW_MS = API_SERVER_TIMEOUT_MS / 2;
 
 /**
  * One call to a running plugin, as kube-apiserver makes it.
@@ -46,7 +50,12 @@ export async function callPlugin<
             resolve(response);
           } else {
             const text = `${status[error?.code ?? status.UNKNOWN]}: ${error?.details ?? "no answer"}`;
-            reject(new ExitError(1, `${method.name} through unix://${socket} failed: ${text}`));
+            reject(
+              new ExitError(
+                1,
+                printable(`${method.name} through unix://${socket} failed: ${text}`),
+              ),
+            );
           }
         },
       );
@@ -54,4 +63,10 @@ export async function callPlugin<
   } finally {
     client.close();
   }
+}
+
+/** The version of the plugin itself; only KMS v1 asks for it. @throws ExitError 1 */
+export async function runtimeVersion(socket: string): Promise<string> {
+  const request = { version: "v1beta1" };
+  return (await callPlugin(socket, V1.method.version, request)).runtimeVersion;
 }

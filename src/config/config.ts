@@ -205,8 +205,9 @@ function missingOrConflicting(
       );
     }
   };
+  const asksKey4C = given.has("decrypt") || given.has("verify");
   const reachesKey4C =
-    command === "serve" || command === "doctor" || (command === "inspect" && given.has("decrypt"));
+    command === "serve" || command === "doctor" || (command === "inspect" && asksKey4C);
   if (reachesKey4C) {
     if (!given.has("emulator")) {
       const demo = command === "serve" ? "; or try --emulator" : "";
@@ -236,6 +237,9 @@ function missingOrConflicting(
     if (config.kmsKeyId !== undefined && config.previousKeyIds?.includes(config.kmsKeyId)) {
       problems.push("KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must not name KMS_KEY_ID itself");
     }
+  }
+  if (command === "inspect") {
+    notBoth("decrypt", "verify");
   }
   if (command === "emulator") {
     bothOrNone("tlsCertFile", "tlsKeyFile");

@@ -60,7 +60,7 @@ const yes = () => true;
 const SERVE = ["serve"] as const;
 const MANIFEST = ["manifest"] as const;
 const CLIENTS = ["status", "encrypt", "decrypt", "inspect"] as const;
-/** What talks to Key4C itself: inspect only with --decrypt. */
+/** What talks to Key4C itself: inspect only with --decrypt or --verify. */
 const KEY4C = ["serve", "inspect"] as const;
 const MAX_DURATION_MS = 365 * NAMED_UNITS_MS.d;
 
@@ -351,7 +351,7 @@ export const OPTIONS = {
   stale: {
     flag: "stale",
     commands: ["inspect"],
-    help: "List only what is not under the current key",
+    help: "List only what is not under the current key; with --verify, what is not given back",
     parse: yes,
   },
   json: {
@@ -366,11 +366,24 @@ export const OPTIONS = {
     help: "Decrypt through Key4C, without an API server, and print in clear text: for emergencies",
     parse: yes,
   },
+  verify: {
+    flag: "verify",
+    commands: ["inspect"],
+    help: "Have Key4C itself unwrap each local KEK once: exit code 0 only if it gives all of them back",
+    parse: yes,
+  },
   encryptionConfiguration: {
     flag: "encryption-configuration",
-    commands: ["doctor", "manifest"],
+    commands: ["doctor", "inspect", "manifest"],
     value: "FILE",
-    help: "kube-apiserver's EncryptionConfiguration: doctor checks it, manifests name its path",
+    help: "kube-apiserver's EncryptionConfiguration: doctor checks it (default: that of --kube-apiserver), inspect compares its names, manifests name its path",
+    parse: text,
+  },
+  kubeApiserver: {
+    flag: "kube-apiserver",
+    commands: ["doctor"],
+    value: "FILE",
+    help: "kube-apiserver's static pod: flags and mounts are checked (default: kubeadm's, where it is there)",
     parse: text,
   },
   migrated: {

@@ -45,21 +45,27 @@ export class ReloadedFile<T> {
 
 /** The text of a file. @throws Error with a sentence for the user, never with the content. */
 export function readSmallFile(path: string, mayBeEmpty = false): string {
+  const text = readSmallBytes(path).toString("utf8");
+  if (!mayBeEmpty && text.trim() === "") {
+    throw new Error(`${path} is empty`);
+  }
+  return text;
+}
+
+/** The same as it is, also without a byte. */
+export function readSmallBytes(path: string): Buffer {
   let size: number;
-  let text: string;
+  let bytes: Buffer;
   try {
     size = statSync(path).size;
-    text = size > MAX_FILE_BYTES ? "" : readFileSync(path, "utf8");
+    bytes = size > MAX_FILE_BYTES ? Buffer.alloc(0) : readFileSync(path);
   } catch (error) {
     throw new Error(`cannot read ${path} (${errorCode(error)})`);
   }
   if (size > MAX_FILE_BYTES) {
     throw new Error(`${path} is larger than ${MAX_FILE_BYTES} bytes`);
   }
-  if (!mayBeEmpty && text.trim() === "") {
-    throw new Error(`${path} is empty`);
-  }
-  return text;
+  return bytes;
 }
 
 /** The code of a system error, such as ENOENT; else its name. Messages may hold a whole URL. */

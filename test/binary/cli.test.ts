@@ -4,7 +4,7 @@ import { randomBytes } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
-import { version } from "../../package.json";
+import { version as VERSION, version } from "../../package.json";
 import {
   BINARY,
   emulator,
@@ -85,10 +85,16 @@ test("status: one line of JSON and exit code 0 only if ok; --wait waits", async 
   const { stdout, exitCode } = await waiting;
   expect(exitCode).toBe(0);
   const keyId = expect.stringMatching(/^k4c-fbajn2fxsguq6aegzffhmyn5zi\.v1\.k[a-z2-7]{8}$/);
-  const line = { version: "v2", healthz: "ok", keyId };
+  const line = { version: "v2", healthz: "ok", keyId, pluginVersion: VERSION };
   expect(JSON.parse(stdout.toString())).toEqual({ ...line, kmsKeyId: "demo" });
+  const unnamed = await runBinary(["status"], { env });
+  expect(JSON.parse(unnamed.stdout.toString())).toEqual(line);
   const other = await runBinary(["status"], { env: { ...env, KMS_KEY_ID: "other" } });
-  expect(JSON.parse(other.stdout.toString())).toEqual(line);
+  expect([other.exitCode, other.stderr, other.stdout.length]).toEqual([
+    1,
+    expect.stringContaining("ok, and of another key"),
+    0,
+  ]);
 });
 
 test("status --live: one line of JSON, whatever Key4C does; without a plugin exit code 1, soon", async () => {

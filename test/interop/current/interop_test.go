@@ -115,3 +115,7 @@ func TestOthersOfSystemdAreRefused(t *testing.T) {
 func TestHostileNeighboursHoldNobodyUp(t *testing.T) {
 	scenarios.HostileNeighboursHoldNobodyUp(t)
 }
+
+func TestDoctorJudgesAsTheLoader(t *testing.T) {
+	scenarios.DoctorJudgesAsTheLoader(t, client)
+}
