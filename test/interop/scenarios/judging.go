@@ -28,7 +28,7 @@ const (
 
 	// A plugin that is not there is waited for no longer. A healthy one may look so on a busy machine: then
 	// nobody is seen to write, which is counted.
-	judgingTimeout = time.Second
+	judgingTimeout = 5 * time.Second
 
 	corpus       = "../../commands/doctor/corpus"
 	corpusSocket = "/run/key4c-kms/kms.sock"
