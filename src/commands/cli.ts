@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { type Config, required } from "../config/config.ts";
+import { type Config, keyIdOf, required } from "../config/config.ts";
 import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../gen/v2/api_pb.ts";
 import { standsFor } from "../keys/key-id.ts";
@@ -26,7 +26,7 @@ export async function statusCommand(config: Config): Promise<string> {
         return `${JSON.stringify(await fetchVersion(config))}\n`;
       }
       const { version, healthz, keyId } = await fetchStatus(config);
-      const { kmsKeyId } = config;
+      const kmsKeyId = keyIdOf(config);
       if (healthz !== "ok") {
         throw new ExitError(1, printable(`the plugin is not ok: ${healthz}`));
       }

@@ -1,5 +1,5 @@
 import { version as VERSION } from "../../package.json";
-import { type Config, required } from "../config/config.ts";
+import { type Config, keyIdOf, previousKeyIdsOf, required } from "../config/config.ts";
 import type { Metrics } from "../health/metrics.ts";
 import { Key4C } from "../key4c/client.ts";
 import { DEFAULT_PROFILE } from "../key4c/profile.ts";
@@ -9,8 +9,8 @@ import type { Log } from "../system/log.ts";
 /** The configured keys. @param fallback the ID when none is set */
 export function configuredKeys(config: Config, fallback?: string): KeySet {
   return new KeySet(
-    () => required(config.kmsKeyIdFile?.current ?? config.kmsKeyId ?? fallback),
-    () => config.previousKeyIdsFile?.current ?? config.previousKeyIds ?? [],
+    () => required(keyIdOf(config) ?? fallback),
+    () => previousKeyIdsOf(config),
   );
 }
 

@@ -1,4 +1,4 @@
-import { type Config, required } from "../config/config.ts";
+import { type Config, keyIdOf, previousKeyIdsOf, required } from "../config/config.ts";
 import { type Emulator, startEmulator } from "../key4c/emulator.ts";
 import { describeError, ExitError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
@@ -16,7 +16,7 @@ export function emulatorInside(config: Config, log: Log): Emulator {
   return startEmulatorOrExit({
     host: "127.0.0.1",
     port: 0,
-    keyIds: [config.kmsKeyId ?? EMULATED_KEY_ID, ...(config.previousKeyIds ?? [])],
+    keyIds: [keyIdOf(config) ?? EMULATED_KEY_ID, ...previousKeyIdsOf(config)],
     dataFile: config.emulatorData,
     control: false,
   });

@@ -234,7 +234,8 @@ function missingOrConflicting(
     notBoth("kmsApiKey", "kmsApiKeyFile");
     bothOrNone("certFile", "certKeyFile");
     mustFit("certFile", "certKeyFile");
-    if (config.kmsKeyId !== undefined && config.previousKeyIds?.includes(config.kmsKeyId)) {
+    const kmsKeyId = keyIdOf(config);
+    if (kmsKeyId !== undefined && previousKeyIdsOf(config).includes(kmsKeyId)) {
       problems.push("KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must not name KMS_KEY_ID itself");
     }
   }
@@ -246,6 +247,16 @@ function missingOrConflicting(
     mustFit("tlsCertFile", "tlsKeyFile");
   }
   return problems;
+}
+
+/** KMS_KEY_ID, from its file where that is named: asked anew, for the file may change. */
+export function keyIdOf({ kmsKeyId, kmsKeyIdFile }: Config): string | undefined {
+  return kmsKeyIdFile?.current ?? kmsKeyId;
+}
+
+/** KMS_PREVIOUS_KEY_IDS, likewise. */
+export function previousKeyIdsOf(config: Config): readonly string[] {
+  return config.previousKeyIdsFile?.current ?? config.previousKeyIds ?? [];
 }
 
 /** An option that has a default, or that parseCommandLine has insisted on. */

@@ -94,7 +94,7 @@ export const OPTIONS = {
   kmsKeyIdFile: {
     env: "KMS_KEY_ID_FILE",
     flag: "key-id-file",
-    commands: KEY4C,
+    commands: [...KEY4C, "status"],
     value: "FILE",
     help: "File with KMS_KEY_ID; read again when it changes: the other key wraps once it is proven, without a restart",
     parse: (path: string) => new ReloadedFile(path, (text) => keyId(text.trim())),

@@ -1,5 +1,5 @@
 /** Whether Key4C can do its part: the way to it, credential, key, and a real wrap and unwrap. */
-import { type Config, required } from "../../config/config.ts";
+import { type Config, keyIdOf, previousKeyIdsOf } from "../../config/config.ts";
 import { Metrics } from "../../health/metrics.ts";
 import type { Key4C, KeyDescription } from "../../key4c/client.ts";
 import { formatKeyId } from "../../keys/key-id.ts";
@@ -24,7 +24,8 @@ export interface Key4CChecks {
 
 /** @param isUsable whether the configuration is one that serve would take */
 export async function checkKey4C(config: Config, isUsable: boolean): Promise<Key4CChecks> {
-  if (!isUsable || config.key4cUrl === undefined || config.kmsKeyId === undefined) {
+  const kmsKeyId = keyIdOf(config);
+  if (!isUsable || config.key4cUrl === undefined || kmsKeyId === undefined) {
     const why = "not asked: the configuration is to be corrected first";
     return { checks: KEY4C_CHECKS.map((check) => skip(check, why)), keyId: undefined };
   }
@@ -37,12 +38,12 @@ export async function checkKey4C(config: Config, isUsable: boolean): Promise<Key
     return { checks, keyId: undefined };
   }
   const key4c = key4cClient(config, undefined, SILENT, new Metrics());
-  const key = await checkKey(key4c, config);
+  const key = await checkKey(key4c, kmsKeyId);
   if (isFailed(key)) {
     const checks = [...before, ...key, skip("wrap and unwrap", "the key is not usable")];
     return { checks, keyId: undefined };
   }
-  const { check, keyId } = await checkWrap(key4c, config.kmsKeyId);
+  const { check, keyId } = await checkWrap(key4c, kmsKeyId);
   const checks = [...before, ...key, check, ...(await checkPreviousKeys(key4c, config))];
   return { checks, keyId };
 }
@@ -51,8 +52,7 @@ function isFailed(checks: readonly Check[]): boolean {
   return checks.some(({ result }) => result === "fail");
 }
 
-async function checkKey(key4c: Key4C, config: Config): Promise<Check[]> {
-  const kmsKeyId = required(config.kmsKeyId);
+async function checkKey(key4c: Key4C, kmsKeyId: string): Promise<Check[]> {
   if (!key4c.canDescribe) {
     const why = "the profile has no describe: the wrap shows it";
     return [skip("credential", why), skip("key", why)];
@@ -174,7 +174,7 @@ function judgeTime(ms: number, check: string, detail: string, remedy: string): C
 
 async function checkPreviousKeys(key4c: Key4C, config: Config): Promise<Check[]> {
   return Promise.all(
-    (config.previousKeyIds ?? []).map(async (keyId) => {
+    previousKeyIdsOf(config).map(async (keyId) => {
       try {
         await key4c.describe(keyId);
         return pass("previous key", keyId);

@@ -1,7 +1,7 @@
 /** What answers on the socket: whether it is this plugin, of this key, and serves both APIs. */
 import { randomBytes } from "node:crypto";
 import { version as VERSION } from "../../../package.json";
-import type { Config } from "../../config/config.ts";
+import { type Config, keyIdOf } from "../../config/config.ts";
 import { KeyManagementService as V1 } from "../../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../gen/v2/api_pb.ts";
 import { readBody } from "../../key4c/answer.ts";
@@ -41,8 +41,8 @@ export async function checkPlugin(
     status.check,
     ...(await checkState(config)),
     await checkVersion(path),
-    checkKeyId(status.value?.keyId, config.kmsKeyId),
-    ...checkFreshKeyId(status.value?.keyId, freshKeyId, config.kmsKeyId),
+    checkKeyId(status.value?.keyId, keyIdOf(config)),
+    ...checkFreshKeyId(status.value?.keyId, freshKeyId, keyIdOf(config)),
     await checkRoundTrip("plugin, KMS v2", () => roundTripV2(path)),
     await checkRoundTrip("plugin, KMS v1", () => roundTripV1(path)),
     await checkAuthorities(path),
