@@ -387,6 +387,12 @@ export const OPTIONS = {
     help: "kube-apiserver's EncryptionConfiguration: doctor checks it, manifests name its path",
     parse: text,
   },
+  profileCheck: {
+    flag: "profile-check",
+    commands: ["doctor"],
+    help: "Go through the profile against the service, and nothing else: each request and answer, secrets and keys blacked out",
+    parse: yes,
+  },
   migrated: {
     flag: "migrated",
     commands: ["doctor"],

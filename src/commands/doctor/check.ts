@@ -6,6 +6,8 @@ export interface Check {
   readonly detail: string;
   /** What to do; empty unless it failed. */
   readonly remedy: string;
+  /** What it is judged by, line by line. Never a secret. */
+  readonly shown?: readonly string[];
 }
 
 export function pass(check: string, detail: string): Check {

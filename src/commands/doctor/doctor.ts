@@ -1,9 +1,11 @@
 /** Says before and after an installation what is wrong, and what to do. */
 import type { CommandLine } from "../../config/config.ts";
 import { forbiddenEnvironment } from "../../system/process.ts";
+import { printable } from "../printable.ts";
 import { type Check, fail, pass } from "./check.ts";
 import { checkEncryptionConfiguration } from "./encryption-configuration.ts";
 import { checkKey4C } from "./key4c.ts";
+import { checkProfile } from "./profile-check.ts";
 import { checkSocket } from "./socket.ts";
 
 /** All checks, in the order in which their faults should be mended. */
@@ -11,20 +13,27 @@ export async function doctorCommand({ config, problems }: CommandLine): Promise<
   readonly text: string;
   readonly ok: boolean;
 }> {
-  const checks = [
-    ...checkConfiguration(problems),
-    ...(await checkKey4C(config)),
-    ...(await checkSocket(config)),
-    ...(await checkEncryptionConfiguration(
-      config.encryptionConfiguration,
-      config.kmsEndpoint,
-      config.migrated,
-    )),
-  ];
+  const configuration = checkConfiguration(problems);
+  const checks = config.profileCheck
+    ? [...configuration, ...(await checkProfile(config, isFine(configuration)))]
+    : [
+        ...configuration,
+        ...(await checkKey4C(config)),
+        ...(await checkSocket(config)),
+        ...(await checkEncryptionConfiguration(
+          config.encryptionConfiguration,
+          config.kmsEndpoint,
+          config.migrated,
+        )),
+      ];
   return {
     text: config.json === true ? `${JSON.stringify(checks)}\n` : checks.map(line).join(""),
-    ok: checks.every(({ result }) => result !== "fail"),
+    ok: isFine(checks),
   };
+}
+
+function isFine(checks: readonly Check[]): boolean {
+  return checks.every(({ result }) => result !== "fail");
 }
 
 function checkConfiguration(problems: readonly string[]): Check[] {
@@ -42,6 +51,7 @@ function checkConfiguration(problems: readonly string[]): Check[] {
 
 const MARKS = { pass: "✓", fail: "✗", skip: "–" } as const;
 
-function line({ check, result, detail, remedy }: Check): string {
-  return `${MARKS[result]} ${check}: ${detail}${remedy === "" ? "" : ` → ${remedy}`}\n`;
+function line({ check, result, detail, remedy, shown = [] }: Check): string {
+  const judged = `${MARKS[result]} ${check}: ${detail}${remedy === "" ? "" : ` → ${remedy}`}`;
+  return [judged, ...shown.map((one) => `    ${printable(one)}`), ""].join("\n");
 }
