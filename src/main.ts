@@ -165,6 +165,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     secretFiles: {
       KMS_USER_ID_FILE: config.kmsUserIdFile?.path,
       KMS_API_KEY_FILE: config.kmsApiKeyFile?.path,
+      KMS_PIN_FILE: config.kmsPinFile?.path,
     },
   });
   const http =

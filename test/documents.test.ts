@@ -4,6 +4,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { $ } from "bun";
 import { optionsTable } from "../src/commands/help.ts";
+import { profileTable } from "../src/key4c/profile.ts";
 import { DEBIAN_PACKAGES } from "./needs.ts";
 import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
 
@@ -15,6 +16,11 @@ const REFERENCE = document("REFERENCE.md");
 test("the table of options is the table of options", () => {
   const shown = REFERENCE.match(/<!-- options -->\n([\s\S]*)\n<!-- \/options -->/)?.[1];
   expect(shown).toBe(optionsTable());
+});
+
+test("the table of profiles is that of the reader", () => {
+  const shown = REFERENCE.match(/<!-- profile -->\n([\s\S]*)\n<!-- \/profile -->/)?.[1];
+  expect(shown).toBe(profileTable());
 });
 
 test("the first screen works as it stands", async () => {

@@ -1,4 +1,5 @@
 import { parseArgs } from "node:util";
+import { DEFAULT_PROFILE, sends } from "../key4c/profile.ts";
 import { ExitError, PluginError } from "../system/errors.ts";
 import { credentialFile } from "../system/systemd.ts";
 import { fitTogether } from "./option-types.ts";
@@ -232,6 +233,13 @@ function missingOrConflicting(
     notBoth("previousKeyIds", "previousKeyIdsFile");
     notBoth("kmsUserId", "kmsUserIdFile");
     notBoth("kmsApiKey", "kmsApiKeyFile");
+    notBoth("kmsPin", "kmsPinFile");
+    const profile = given.has("profile") ? config.profile : DEFAULT_PROFILE;
+    if ((given.has("kmsPin") || given.has("kmsPinFile")) && profile && !sends(profile, "pin")) {
+      problems.push(
+        "KMS_PIN is set, and the profile (KEY4C_PROFILE) has no {pin} that would send it",
+      );
+    }
     bothOrNone("certFile", "certKeyFile");
     mustFit("certFile", "certKeyFile");
     const kmsKeyId = keyIdOf(config);

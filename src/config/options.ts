@@ -143,6 +143,20 @@ export const OPTIONS = {
     help: "File with KMS_API_KEY; read again when it changes",
     parse: secretFile,
   },
+  kmsPin: {
+    env: "KMS_PIN",
+    commands: KEY4C,
+    help: "PIN; a secret; only where the profile sends {pin}. A refused one is not tried again before it changes",
+    parse: parseSecret,
+  },
+  kmsPinFile: {
+    env: "KMS_PIN_FILE",
+    flag: "pin-file",
+    commands: KEY4C,
+    value: "FILE",
+    help: "File with KMS_PIN; read again when it changes",
+    parse: secretFile,
+  },
   profile: {
     env: "KEY4C_PROFILE",
     flag: "key4c-profile",
@@ -385,6 +399,12 @@ export const OPTIONS = {
     value: "FILE",
     help: "kube-apiserver's static pod: flags and mounts are checked (default: kubeadm's, where it is there)",
     parse: text,
+  },
+  profileCheck: {
+    flag: "profile-check",
+    commands: ["doctor"],
+    help: "Go through the profile against the service, and nothing else: each request and answer, secrets and keys blacked out",
+    parse: yes,
   },
   migrated: {
     flag: "migrated",

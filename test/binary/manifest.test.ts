@@ -2,6 +2,7 @@
 import { expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { PROFILE_SCHEMA } from "../../src/key4c/profile.ts";
 import { STATES } from "../../src/keys/standing.ts";
 import { KINDS } from "../../src/system/errors.ts";
 import { testWith } from "../needs.ts";
@@ -37,7 +38,7 @@ test("without a name: the list; each name of it prints something", async () => {
     .map((line) => line.split(" ")[0] ?? "");
   expect(exitCode).toBe(0);
   expect(names).toContain("static-pod");
-  expect(names).toHaveLength(9);
+  expect(names).toHaveLength(10);
   for (const name of names) {
     const { stdout: text, stderr } = await print(name);
     expect({ name, stderr, placeholder: name !== "grafana" && /\{\{\w+\}\}/.test(text) }).toEqual({
@@ -80,13 +81,15 @@ test("wrong usage: nothing is printed, exit code 2", async () => {
 });
 
 test("a secret in the environment is not printed; its file is named", async () => {
-  const env = { ...SERVE, KMS_USER_ID: "the-token", KMS_API_KEY: "the-key" };
+  const env = { ...SERVE, KMS_USER_ID: "the-token", KMS_API_KEY: "the-key", KMS_PIN: "the-pin" };
   for (const name of ["static-pod", "systemd-service"]) {
     const { stdout } = await print(name, [], env);
     expect(stdout).not.toContain("the-token");
     expect(stdout).not.toContain("the-key");
+    expect(stdout).not.toContain("the-pin");
     expect(stdout).toContain("/etc/key4c-kms/user-id");
     expect(stdout).toContain("/etc/key4c-kms/api-key");
+    expect(stdout).toContain("/etc/key4c-kms/pin");
   }
 });
 
@@ -126,6 +129,11 @@ test("the metrics have an address in what is printed, unless it is empty", async
     );
     expect(await text(["--http-address", ""])).not.toContain("KMS_HTTP_ADDRESS");
   }
+});
+
+test("the schema of profiles is that of the reader", async () => {
+  const { stdout } = await print("profile-schema", [], {});
+  expect(JSON.parse(stdout)).toEqual(PROFILE_SCHEMA);
 });
 
 testWith("systemd-analyze")(

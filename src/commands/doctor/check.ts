@@ -7,6 +7,8 @@ export interface Check {
   readonly detail: string;
   /** What to do; empty if it passed or was left out. */
   readonly remedy: string;
+  /** What it is judged by, line by line. Never a secret. */
+  readonly shown?: readonly string[];
 }
 
 export function pass(check: string, detail: string): Check {

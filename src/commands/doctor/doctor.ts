@@ -1,5 +1,5 @@
 /** Says before and after an installation what is wrong, and what to do. */
-import type { CommandLine } from "../../config/config.ts";
+import type { CommandLine, Config } from "../../config/config.ts";
 import type { Log } from "../../system/log.ts";
 import { forbiddenEnvironment, hardenProcess } from "../../system/process.ts";
 import { printable, printableJson } from "../printable.ts";
@@ -7,6 +7,7 @@ import { type Check, fail, pass } from "./check.ts";
 import { checkEncryptionConfiguration } from "./encryption-configuration.ts";
 import { checkKey4C } from "./key4c.ts";
 import { checkKubeApiserver, findKubeApiserver, hostPaths } from "./kube-apiserver.ts";
+import { checkProfile } from "./profile-check.ts";
 import { checkSocket } from "./socket.ts";
 
 /** All checks, in the order in which their faults should be mended. */
@@ -21,11 +22,25 @@ export async function doctorCommand(
   if (forbidden.length === 0) {
     hardenProcess(log);
   }
-  const key4c = await checkKey4C(config, problems.length + forbidden.length === 0);
+  const configuration = checkConfiguration(problems, forbidden);
+  const isUsable = problems.length + forbidden.length === 0;
+  const checks = [
+    ...configuration,
+    ...(config.profileCheck === true
+      ? await checkProfile(config, isUsable)
+      : await checkInstallation(config, isUsable)),
+  ];
+  return {
+    text: config.json === true ? `${printableJson(checks)}\n` : checks.map(line).join(""),
+    ok: checks.every(({ result }) => result !== "fail"),
+  };
+}
+
+async function checkInstallation(config: Config, isUsable: boolean): Promise<Check[]> {
+  const key4c = await checkKey4C(config, isUsable);
   const found = findKubeApiserver(config.kubeApiserver);
   const apiServer = "check" in found ? undefined : found;
-  const checks = [
-    ...checkConfiguration(problems, forbidden),
+  return [
     ...key4c.checks,
     ...(await checkSocket(config, key4c.keyId)),
     ...(await checkEncryptionConfiguration({
@@ -39,10 +54,6 @@ export async function doctorCommand(
       ? [found]
       : checkKubeApiserver(found, config.encryptionConfiguration, config.kmsEndpoint)),
   ];
-  return {
-    text: config.json === true ? `${printableJson(checks)}\n` : checks.map(line).join(""),
-    ok: checks.every(({ result }) => result !== "fail"),
-  };
 }
 
 function checkConfiguration(problems: readonly string[], forbidden: readonly string[]): Check[] {
@@ -59,7 +70,11 @@ function checkConfiguration(problems: readonly string[], forbidden: readonly str
 
 const MARKS = { pass: "✓", warn: "!", fail: "✗", skip: "–" } as const;
 
-function line({ check, result, detail, remedy }: Check): string {
+function line({ check, result, detail, remedy, shown = [] }: Check): string {
   const text = `${check}: ${detail}${remedy === "" ? "" : ` → ${remedy}`}`;
-  return `${MARKS[result]} ${printable(text)}\n`;
+  return [
+    `${MARKS[result]} ${printable(text)}`,
+    ...shown.map((one) => `    ${printable(one)}`),
+    "",
+  ].join("\n");
 }

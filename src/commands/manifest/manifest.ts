@@ -2,6 +2,7 @@
 import { dirname } from "node:path";
 import { type CommandLine, credentialName, required } from "../../config/config.ts";
 import { absolutePath } from "../../config/option-types.ts";
+import { PROFILE_SCHEMA } from "../../key4c/profile.ts";
 import { ExitError } from "../../system/errors.ts";
 import encryptionConfiguration from "./templates/encryption-configuration.yaml.txt";
 import grafana from "./templates/grafana.json";
@@ -40,6 +41,10 @@ const MANIFESTS: Readonly<Record<string, Manifest>> = {
   },
   k3s: { about: "k3s: its configuration file", text: k3sText },
   "prometheus-rules": { about: "alerts for Prometheus", text: () => prometheusRules },
+  "profile-schema": {
+    about: "the JSON Schema of profiles (KEY4C_PROFILE), for editors",
+    text: () => `${JSON.stringify(PROFILE_SCHEMA, undefined, 2)}\n`,
+  },
   grafana: {
     about: "a dashboard for Grafana",
     text: () => `${JSON.stringify(grafana, undefined, 2)}\n`,
@@ -210,7 +215,7 @@ function serveSettings({ config, given }: CommandLine): [string, string][] {
     ["KMS_ENDPOINT", endpointUrl(required(config.kmsEndpoint))],
     ...[...settings].filter(
       ([name, text]) =>
-        !["KMS_ENDPOINT", "KMS_USER_ID", "KMS_API_KEY"].includes(name) &&
+        !["KMS_ENDPOINT", "KMS_USER_ID", "KMS_API_KEY", "KMS_PIN"].includes(name) &&
         !isFile(name) &&
         text !== "", // as good as not set
     ),
@@ -223,8 +228,13 @@ function serveFiles({ given }: CommandLine): [string, string][] {
   if (!files.has("KMS_USER_ID_FILE")) {
     files.set("KMS_USER_ID_FILE", `${SECRETS_DIRECTORY}/user-id`);
   }
-  if (given.has("KMS_API_KEY") && !files.has("KMS_API_KEY_FILE")) {
-    files.set("KMS_API_KEY_FILE", `${SECRETS_DIRECTORY}/api-key`);
+  for (const [name, file] of [
+    ["KMS_API_KEY", "api-key"],
+    ["KMS_PIN", "pin"],
+  ] as const) {
+    if (given.has(name) && !files.has(`${name}_FILE`)) {
+      files.set(`${name}_FILE`, `${SECRETS_DIRECTORY}/${file}`);
+    }
   }
   return [...files].map(([name, text]) => [name, path(name, text)]);
 }

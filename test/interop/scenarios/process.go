@@ -118,6 +118,21 @@ func logFile(t *testing.T, path string) *os.File {
 // emulator is a Key4C of its own process: it outlives the plugins, keeps their keys and counts their calls.
 type emulator struct {
 	url string
+	// settings of the plugin, where it is another service: see serviceVariable.
+	settings []string
+}
+
+// serviceVariable has the environment of a plugin, one NAME=value a line, for a service of others that somebody
+// runs: test/e2e/profiles.e2e.ts does.
+const serviceVariable = "KEY4C_KMS_SERVICE"
+
+// startService is that service, and the emulator when there is none. It can be served, and not controlled.
+func startService(t *testing.T) *emulator {
+	t.Helper()
+	if settings := os.Getenv(serviceVariable); settings != "" {
+		return &emulator{settings: strings.Split(settings, "\n")}
+	}
+	return startEmulator(t)
 }
 
 func startEmulator(t *testing.T) *emulator {
@@ -222,13 +237,13 @@ func newPlugin(t *testing.T, emulator *emulator, probeInterval time.Duration) *p
 	socket := filepath.Join(directory, "kms.sock")
 	return &plugin{
 		socket: socket,
-		env: []string{
+		env: append([]string{
 			"KMS_ENDPOINT=unix://" + socket,
 			"KEY4C_URL=" + emulator.url,
 			"KMS_KEY_ID=" + keyID,
 			"KMS_USER_ID=test",
 			"KMS_PROBE_INTERVAL=" + fmt.Sprintf("%dms", probeInterval.Milliseconds()),
-		},
+		}, emulator.settings...), // of two with one name the last counts
 		log: logFile(t, filepath.Join(directory, "plugin.log")),
 	}
 }
