@@ -133,6 +133,7 @@ test("lengths that the format does not have are refused", async () => {
     const message = create(EnvelopeSchema, { ...fields, ...parts, ...wrong });
     const bytes = Buffer.concat([magic, toBinary(EnvelopeSchema, message)]);
     expect(await kindOf(open(bytes))).toBe("invalid");
+    expect(() => decodeEnvelope(bytes)).toThrow("malformed ciphertext"); // before anything is asked for
   }
 });
 
