@@ -46,6 +46,16 @@ async function well(...[key4c, options]: Parameters<typeof plugin>) {
   return { ...parts, answers, until };
 }
 
+function hasNo(key4c: FakeKey4C, missing: string): void {
+  const describe = key4c.describe.bind(key4c);
+  key4c.describe = async (kmsKeyId) => {
+    if (kmsKeyId === missing) {
+      throw verdict("keyNotFound");
+    }
+    return describe(kmsKeyId);
+  };
+}
+
 /** What a plugin that is started now can read of it. */
 async function readByFresh(key4c: FakeKey4C, wrapped: readonly Wrapped[]): Promise<string[]> {
   const ring = await ready(key4c);
@@ -407,13 +417,7 @@ test("a configured key that cannot become current leaves the former one, and one
   const { ring, health, clock, lines, answers, keys } = await well(key4c, {
     keys: new KeySet(() => now.current),
   });
-  const describe = key4c.describe.bind(key4c);
-  key4c.describe = async (kmsKeyId) => {
-    if (kmsKeyId === "typo") {
-      throw verdict("keyNotFound");
-    }
-    return describe(kmsKeyId);
-  };
+  hasNo(key4c, "typo");
   now.current = "typo";
   await clock.pass(HOUR_MS);
   expect([health.keyChangeFailure?.kind, health.state, await answers()]).toEqual([
@@ -443,13 +447,7 @@ test("a configured key that is taken back is no failure any more", async () => {
   const key4c = new FakeKey4C();
   const now = { current: "demo" };
   const { health, clock } = await well(key4c, { keys: new KeySet(() => now.current) });
-  const describe = key4c.describe.bind(key4c);
-  key4c.describe = async (kmsKeyId) => {
-    if (kmsKeyId === "typo") {
-      throw verdict("keyNotFound");
-    }
-    return describe(kmsKeyId);
-  };
+  hasNo(key4c, "typo");
   now.current = "typo";
   await clock.pass(34 * SECOND_MS);
   expect(health.keyChangeFailure?.kind).toBe("keyNotFound");
