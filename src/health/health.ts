@@ -122,7 +122,7 @@ export class Health {
       this.#firstProbeEnded();
       this.#changes.note(this.standing, this.#options.keyring.snapshot?.keyId);
       this.#lookAfter();
-    } else if (this.standing.failure === undefined) {
+    } else if (this.standing.refusalOfCallers("anotherKey") === undefined) {
       // While the current key says that Key4C is away or refuses the secret, the others would only say it again.
       await this.#probePrevious(standing);
     }

@@ -1,9 +1,11 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { EnvelopeSchema } from "../../src/gen/key4c/envelope/v1/envelope_pb.ts";
 import { decodeEnvelope, encodeEnvelope, kekHeader, LocalKek } from "../../src/keys/envelope.ts";
-import { kcvHash, keyNameHash, NO_KCV } from "../../src/keys/key-id.ts";
+import { formatKeyId, kcvHash, keyNameHash, NO_KCV } from "../../src/keys/key-id.ts";
 import { kindOf } from "../support.ts";
 
 const DEK = randomBytes(32);
@@ -131,6 +133,7 @@ test("lengths that the format does not have are refused", async () => {
     const message = create(EnvelopeSchema, { ...fields, ...parts, ...wrong });
     const bytes = Buffer.concat([magic, toBinary(EnvelopeSchema, message)]);
     expect(await kindOf(open(bytes))).toBe("invalid");
+    expect(() => decodeEnvelope(bytes)).toThrow("malformed ciphertext"); // before anything is asked for
   }
 });
 
@@ -157,4 +160,35 @@ test("inputs are not changed", () => {
   kek.open(decodeEnvelope(stored));
   expect(plaintext).toEqual(DEK);
   expect(stored).toEqual(copy);
+});
+
+const VECTORS = join(import.meta.dir, "../vectors");
+const vectorFiles = readdirSync(VECTORS).filter((name) => name.startsWith("format-"));
+
+interface Vector {
+  readonly ciphertext: string;
+  readonly keyId: string;
+  readonly annotations: Readonly<Record<string, string>>;
+}
+
+test.each(vectorFiles)("what %s holds is read to the key_id that it was given", (name) => {
+  const { v2 }: { readonly v2: readonly Vector[] } = JSON.parse(
+    readFileSync(join(VECTORS, name), "utf8"),
+  );
+  for (const { ciphertext, keyId, annotations } of v2) {
+    const wrapped = Buffer.from(Object.values(annotations).join(), "base64").toString();
+    const stored = Buffer.from(ciphertext, "base64");
+    const envelope = decodeEnvelope(stored, wrapped);
+    expect(formatKeyId(envelope.header)).toBe(keyId);
+    expect(encodeEnvelope(envelope, false)).toEqual(stored);
+  }
+  expect(v2.length).toBeGreaterThan(0);
+});
+
+test("there are vectors with a key check value, and without one", () => {
+  const texts = vectorFiles.map((name) => readFileSync(join(VECTORS, name), "utf8"));
+  const keyIds = texts.flatMap((text) => text.match(/"keyId": "[^"]*"/g) ?? []);
+  expect(keyIds.some((keyId) => /\.k.{8}"$/.test(keyId))).toBe(true);
+  expect(keyIds.some((keyId) => /\.v\d+"$/.test(keyId))).toBe(true);
+  expect(keyIds.some((keyId) => /"k4c-[a-z2-7]{26}"$/.test(keyId))).toBe(true);
 });

@@ -18,6 +18,8 @@ export class FakeKey4C implements WrappingService {
   kcv: string | undefined;
   /** Awaited by every call. */
   gate: Promise<unknown> = Promise.resolve();
+  /** Awaited by every call too: how long it takes. */
+  pace = (): Promise<unknown> => Promise.resolve();
   failure: PluginError | undefined;
   /** Names what was wrapped as the given one, counted from 0. */
   nameOf = (count: number) => `wrapped-${count}-v${this.version}`;
@@ -76,6 +78,7 @@ export class FakeKey4C implements WrappingService {
 
   async #turn(): Promise<void> {
     await this.gate;
+    await this.pace();
     if (this.failure !== undefined) {
       throw this.failure;
     }
