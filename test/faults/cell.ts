@@ -107,6 +107,11 @@ async function own(plugin: Plugin): Promise<Wrapped[]> {
   return [await wrapBoth(plugin.clients[0] as Plugin["clients"][number], DEK)];
 }
 
+/** Whether callers have been told of the fault. */
+export function isMet({ code, firstCode }: Fault, seen: Sightings): boolean {
+  return seen.codesOf("unseen").some((one) => one === code || one === firstCode);
+}
+
 export async function play(
   fault: Fault,
   situation: Situation,
@@ -163,7 +168,7 @@ export async function play(
   const noticedMs = performance.now() - beganMs;
   await Bun.sleep(situation === LASTING ? LASTING_HOLD_MS : HOLD_MS);
   if (crowd !== undefined) {
-    await until(() => phase.sightings.codesOf("unseen").includes(fault.code) || undefined);
+    await until(() => isMet(fault, phase.sightings) || undefined);
   }
   if (situation === "idle") {
     const asked: Phase = { ...phase };
