@@ -4,27 +4,13 @@ import { randomBytes } from "node:crypto";
 import { status } from "@grpc/grpc-js";
 import { rpcs, Sightings } from "../faults/callers.ts";
 import { peakMiB } from "../faults/plugin.ts";
-import { grpcClient, startBinary } from "../support.ts";
-import { launchOk, type Plugin } from "./bent-key4c.ts";
+import { grpcClient } from "../support.ts";
+import { launchOk, type Plugin, startKey4C } from "./bent-key4c.ts";
 
 const EACH = { KMS_LOCAL_KEK_MAX_USES: "1", KMS_PROBE_INTERVAL: "30s" };
 const RUN_MS = 6_000;
 /** What a busy machine may take from a rate; renewals that queue reach less than a tenth of it. */
 const RATE_MARGIN = 4;
-
-/** An emulator of its own process: it must not share one thread with the callers. */
-async function startKey4C() {
-  const flags = ["--listen", "127.0.0.1:0", "--control"];
-  const { until } = startBinary(["emulator", ...flags]);
-  const url = (await until(/export KEY4C_URL=(\S+)/))[1] ?? "";
-  return {
-    url,
-    setLatency: (ms: number) =>
-      fetch(`${url}/emulator/latency`, { method: "PUT", body: JSON.stringify({ ms }) }),
-    wraps: async () =>
-      ((await (await fetch(`${url}/emulator/stats`)).json()) as { encrypt: number }).encrypt,
-  };
-}
 
 const overLimit = async (plugin: Plugin) =>
   (await plugin.metric("key4c_kms_encrypts_over_limit_total")) ?? 0;
