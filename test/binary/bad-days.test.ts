@@ -104,6 +104,12 @@ const NO_VERDICTS = {
   "a gateway's 409 in JSON": () => isNoVerdict(says(409, { code: "409" })),
   "a gateway's page": () => isNoVerdict(page(404)),
   "INVALID_CIPHERTEXT to a describe": () => isNoVerdict(says(400, { code: "INVALID_CIPHERTEXT" })),
+  "every decrypt is called invalid, of what was just wrapped too": () =>
+    isNoVerdict((asked) =>
+      asked.path.endsWith("/decrypt")
+        ? says(400, { code: "INVALID_CIPHERTEXT" })(asked)
+        : asked.honest(),
+    ),
   "the credential is refused": () => isNoVerdict(says(401, { code: "DENIED" })),
   "no codes in the profile: sealed, 503": () =>
     isNoVerdict(says(503, { errors: ["Vault is sealed"] }), vaultOf()),
