@@ -75,6 +75,14 @@ const metricsOf = async (plugin: Plugin) => ({
   orphaned: (await plugin.metric("key4c_kms_local_keks_orphaned")) ?? 0,
 });
 
+/** As a careful administrator does it: never half a file. */
+function nameKey(file: string, keyId: string): void {
+  writeFileSync(`${file}.new`, `${keyId}\n`);
+  renameSync(`${file}.new`, file);
+}
+
+const changes = ({ output }: Plugin) => output().split("another key wraps from now on").length - 1;
+
 /** Other key material behind the same key and version, under callers; then a rotation, which heals. */
 async function isReplaced(
   env: Record<string, string>,
@@ -204,9 +212,8 @@ const REPLACED = {
     const known = await wrap(plugin);
     await emulated.control("POST", "keys/demo/replace");
     await plugin.untilState("mismatch");
-    writeFileSync(`${file}.new`, "next\n");
-    renameSync(`${file}.new`, file);
-    await plugin.untilLogged(/another key wraps from now on.*"kmsKeyId":"next"/);
+    nameKey(file, "next");
+    await eventually("next wraps", () => changes(plugin) === 1);
     await plugin.untilState("ok");
     const fresh = await wrap(plugin);
     expect(fresh.v2.keyId).not.toBe(known.v2.keyId);
@@ -338,30 +345,45 @@ const VERSIONS = {
 };
 
 const KEY_FILES = {
-  "under load: no call of anybody fails, and everything reads": async () => {
+  "under load, there and back and there again: no call of anybody fails": async () => {
     const emulated = emulator({ keyIds: ["demo", "next"] });
     const file = temporaryFile("demo\n");
     const env = { KMS_KEY_ID: "", KMS_KEY_ID_FILE: file };
     const plugin = await launchOk(emulated.url, { ...INTERVAL, ...env });
     const known = await wrap(plugin);
     const callers = keepCalling(plugin, known, 16);
-    await eventually("acknowledged", () => callers.acknowledged.length > 100);
-    writeFileSync(`${file}.new`, "next\n");
-    renameSync(`${file}.new`, file);
-    await plugin.untilLogged(/another key wraps from now on/);
-    const before = callers.acknowledged.length;
-    await eventually("acknowledged", () => callers.acknowledged.length > before + 100);
+    for (const [count, keyId] of ["next", "demo", "next"].entries()) {
+      nameKey(file, keyId);
+      await eventually(`${keyId} wraps`, () => changes(plugin) === count + 1);
+      const isFormer = (await rpcs.status(plugin.client)).keyId === known.v2.keyId;
+      expect(isFormer).toBe(keyId === "demo");
+      const before = callers.acknowledged.length;
+      await eventually("acknowledged", () => callers.acknowledged.length > before + 100);
+    }
     expect(toldTo(await callers.stop())).toEqual(ALL_WELL);
-    // Once, and never back.
-    const keyIds = callers.acknowledged.map(({ v2 }) => v2.keyId);
-    expect(keyIds.at(-1)).toBe((await rpcs.status(plugin.client)).keyId);
-    expect(new Set(keyIds).size).toBe(2);
-    expect(keyIds.lastIndexOf(keyIds[0] ?? "") < before).toBe(true);
+    expect(new Set(callers.acknowledged.map(({ v2 }) => v2.keyId)).size).toBe(2);
     await expectReadable(
       emulated.url,
       callers.acknowledged.filter((_, index) => index % 7 === 0),
       { ...env, KMS_PREVIOUS_KEY_IDS: "demo" },
     );
+  },
+  "while the key is revoked: healed, and what was revoked stays so": async () => {
+    const emulated = emulator({ keyIds: ["demo", "next"] });
+    const file = temporaryFile("demo\n");
+    const env = { KMS_KEY_ID: "", KMS_KEY_ID_FILE: file, KMS_REVOCATION_GRACE: "0s" };
+    const plugin = await launchOk(emulated.url, { ...INTERVAL, ...env });
+    const known = await wrap(plugin);
+    await emulated.control("POST", "keys/demo/disable");
+    await plugin.untilState("revoked");
+    nameKey(file, "next");
+    await plugin.untilState("ok");
+    const fresh = await wrap(plugin);
+    expect(fresh.v2.keyId).not.toBe(known.v2.keyId);
+    const seen = new Sightings();
+    await seen.see("known", () => rpcs.decrypt2(plugin.client, known));
+    expect([seen.codesOf("known"), [...seen.defects]]).toEqual([[FAILED_PRECONDITION], []]);
+    await expectReadable(emulated.url, [fresh], env);
   },
   "to one that does not exist: said, and the former goes on": async () => {
     const emulated = emulator();
@@ -369,12 +391,12 @@ const KEY_FILES = {
     const env = { KMS_KEY_ID: "", KMS_KEY_ID_FILE: file };
     const plugin = await launchOk(emulated.url, { ...INTERVAL, ...env });
     const callers = keepCalling(plugin, await wrap(plugin));
-    writeFileSync(file, "absent\n");
+    nameKey(file, "absent");
     await plugin.untilLogged(
       /"error","msg":"the configured key does not become current.*"kmsKeyId":"absent".*"kind":"keyNotFound"/,
     );
     expect(await plugin.metric("key4c_kms_key_change_failed")).toBe(1);
-    writeFileSync(file, "demo\n");
+    nameKey(file, "demo");
     await eventually(
       "well again",
       async () => (await plugin.metric("key4c_kms_key_change_failed")) === 0,
