@@ -70,6 +70,20 @@ export function bendKey4C(emulatorUrl: string): BentKey4C {
   return Object.assign(bent, { url: server.url.href.replace(/\/$/, "") });
 }
 
+/** An emulator of its own process: where it must not share a thread with many callers. */
+export async function startKey4C() {
+  const flags = ["--listen", "127.0.0.1:0", "--control"];
+  const { until } = startBinary(["emulator", ...flags]);
+  const url = (await until(/export KEY4C_URL=(\S+)/))[1] ?? "";
+  return {
+    url,
+    setLatency: (ms: number) =>
+      fetch(`${url}/emulator/latency`, { method: "PUT", body: JSON.stringify({ ms }) }),
+    wraps: async () =>
+      ((await (await fetch(`${url}/emulator/stats`)).json()) as { encrypt: number }).encrypt,
+  };
+}
+
 /** Answers with this JSON. */
 export const says =
   (code: number, body: object, headers: Record<string, string> = {}): Behaviour =>

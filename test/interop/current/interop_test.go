@@ -42,6 +42,10 @@ func TestHandOverOfAHeldSocket(t *testing.T) {
 	scenarios.HandOverOfAHeldSocket(t)
 }
 
+func TestHandOverFarFromKey4C(t *testing.T) {
+	scenarios.HandOverFarFromKey4C(t)
+}
+
 func TestSlowCallIsAnsweredBeforeTheEnd(t *testing.T) {
 	scenarios.SlowCallIsAnsweredBeforeTheEnd(t)
 }
