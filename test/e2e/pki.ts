@@ -8,8 +8,10 @@ export interface Pki {
   /** Of kube-apiserver and of the emulator: localhost and 127.0.0.1. */
   readonly serverCert: string;
   readonly serverKey: string;
-  /** Of a user in system:masters. */
+  /** Of a user in system:masters; the PEM texts. */
   readonly client: { readonly cert: string; readonly key: string };
+  readonly clientCertFile: string;
+  readonly clientKeyFile: string;
   /** What kube-apiserver signs service account tokens with. */
   readonly serviceAccountKey: string;
   /** The PEM text of the CA. */
@@ -61,6 +63,8 @@ export async function makePki(directory: string): Promise<Pki> {
       cert: readFileSync(file("client.crt"), "utf8"),
       key: readFileSync(file("client.key"), "utf8"),
     },
+    clientCertFile: file("client.crt"),
+    clientKeyFile: file("client.key"),
     serviceAccountKey: file("sa.key"),
     caText: readFileSync(file("ca.crt"), "utf8"),
   };
