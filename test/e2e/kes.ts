@@ -62,6 +62,15 @@ export class Kes {
     };
   }
 
+  /** The same for a client whom its policy does not name. */
+  get strangerEnv(): Record<string, string> {
+    return {
+      KEY4C_CA_FILE: this.#pki.ca,
+      KEY4C_CERT_FILE: this.#pki.strangerCertFile,
+      KEY4C_CERT_KEY_FILE: this.#pki.strangerKeyFile,
+    };
+  }
+
   async createKey(keyId: string): Promise<void> {
     await this.#call("POST", `key/create/${keyId}`);
     const path = join(this.#keyDirectory, keyId);

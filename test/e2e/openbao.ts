@@ -64,6 +64,21 @@ export class OpenBao {
     return this.#token;
   }
 
+  /** A token of its own with what the plugin needs, and no more. @param ttl such as `5s` */
+  async issueToken(keyId: string, ttl: string): Promise<string> {
+    const may = (path: string, capability: string) =>
+      `path "transit/${path}/${keyId}" { capabilities = ["${capability}"] }`;
+    const policy = [may("keys", "read"), may("encrypt", "update"), may("decrypt", "update")];
+    await this.#call("POST", "sys/policies/acl/plugin", { policy: policy.join("\n") });
+    const { auth } = (await this.#call("POST", "auth/token/create", {
+      policies: ["plugin"],
+      ttl,
+      renewable: false,
+    })) as { auth: { client_token: string } };
+    secret("OpenBao's token", auth.client_token);
+    return auth.client_token;
+  }
+
   async createKey(keyId: string): Promise<void> {
     await this.#call("POST", `transit/keys/${keyId}`, {});
   }
