@@ -70,7 +70,7 @@ export class ProbeLoop {
   }
 
   #afterMs(): number {
-    const wantedMs = this.#standing.probeAfterMs(this.#intervalMs);
+    const wantedMs = this.#standing.probeAfterMs(this.#intervalMs, this.#endedAtMs);
     if (this.#standing.failure?.kind === "throttled") {
       return wantedMs * (1 + PROBE_JITTER * Math.abs(this.#jitter)); // never before Key4C wants it
     }

@@ -42,6 +42,11 @@ export class HeldKeks {
     return [...new Set([this.#current, this.#witness])].filter((one) => one !== undefined);
   }
 
+  isPinned(header: KekHeader): boolean {
+    const key = cacheKey(header);
+    return this.pinned.some((one) => one.cacheKey === key);
+  }
+
   find(key: string): LocalKek | undefined {
     if (key === this.#current?.cacheKey) {
       return this.#current.localKek;

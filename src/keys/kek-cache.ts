@@ -65,6 +65,10 @@ export class KekCache {
     if (this.#orphaned.has(key)) {
       return;
     }
+    const former = this.#kept.get(key);
+    if (former !== undefined && former.localKek !== localKek) {
+      this.#drop(key);
+    }
     this.#kept.delete(key);
     this.#kept.set(key, { header, localKek, keptAtMs: this.#clock.nowMs() });
     for (const oldest of this.#kept.keys()) {
@@ -103,12 +107,12 @@ export class KekCache {
     return this.#orphaned.has(key);
   }
 
-  /** Key4C gives it back again. */
-  adopt(header: KekHeader): void {
+  /** Key4C gives it back again. @param isPinned whether somebody else holds it, who must not lose it for want of room */
+  adopt(header: KekHeader, isPinned: boolean): void {
     const key = cacheKey(header);
     const orphan = this.#orphaned.get(key);
-    if (orphan !== undefined) {
-      this.#orphaned.delete(key);
+    this.#orphaned.delete(key);
+    if (orphan !== undefined && !isPinned) {
       this.keep(header, orphan.localKek);
     }
   }
@@ -141,6 +145,6 @@ export class KekCache {
     const kept = this.#kept.get(key);
     this.#kept.delete(key);
     // Not before those who were just given it have used it, which they do in this turn.
-    setImmediate(() => kept?.localKek.drop());
+    this.#clock.after(0, () => kept?.localKek.drop());
   }
 }

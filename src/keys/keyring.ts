@@ -56,6 +56,8 @@ export class Keyring {
   readonly #unwraps: Unwraps;
   /** When Key4C last gave back what it must, or was asked to. */
   #provenAtMs = Number.NEGATIVE_INFINITY;
+  /** By key, of those that were current: a revocation and a change of keys lead to no older one either. */
+  readonly #highestVersions = new Map<string, number>();
   readonly #renewals: Renewals;
   /** Encrypts that went on above KMS_LOCAL_KEK_MAX_USES, because no new local KEK was to be had. */
   overLimit = 0;
@@ -268,8 +270,13 @@ export class Keyring {
     const isKnown = this.#held.current?.keyId === formatKeyId(made.header) || keyVersion === 0;
     if (expected.version === undefined && !isKnown) {
       const same = { ...expected, version: keyVersion };
-      const again = await makeLocalKek(service, kmsKeyId, same, { newConnection });
-      again.localKek.drop();
+      try {
+        const again = await makeLocalKek(service, kmsKeyId, same, { newConnection });
+        again.localKek.drop();
+      } catch (error) {
+        made.localKek.drop();
+        throw error;
+      }
     }
     return made;
   }
@@ -361,7 +368,8 @@ export class Keyring {
     const isOurs = replaced?.kmsKeyId === kmsKeyId;
     // The key may have been revoked, changed or rotated while Key4C was asked.
     const isWanted = isOurs || kmsKeyId === keys.configuredId;
-    const isOlder = isOurs && made.header.keyVersion < replaced.header.keyVersion;
+    const { keyVersion } = made.header;
+    const isOlder = keyVersion < (this.#highestVersions.get(kmsKeyId) ?? 0);
     if (standing.revocation !== revocation || !isWanted || isOlder) {
       made.localKek.drop();
       throw isOlder
@@ -372,13 +380,15 @@ export class Keyring {
     const createdAtMs = this.#clock.nowMs();
     const snapshot = snapshotOf(made, { kmsKeyId, expected, keyId, createdAtMs });
     this.#held.become(snapshot);
+    this.#highestVersions.set(kmsKeyId, keyVersion);
     if (replaced !== undefined && !isOurs) {
       standings.of(replaced.kmsKeyId).hasLocalKek = false;
     }
     keys.becomeCurrent(kmsKeyId);
     this.#standing = standing;
     standing.hasLocalKek = true;
-    log.info("new local KEK", {
+    // A rotation or another key is worth a line; with KMS_LOCAL_KEK_MAX_USES=1 a renewal is one a DEK.
+    log[replaced?.keyId === keyId ? "debug" : "info"]("new local KEK", {
       keyId,
       kmsKeyId,
       fingerprint: fingerprintOf(snapshot),

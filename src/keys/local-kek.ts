@@ -59,8 +59,15 @@ export async function makeLocalKek(
       wrappedLocalKek: wrapped.ciphertext,
     });
     const localKek = new LocalKek(Buffer.from(bytes));
-    if (!(await isGivenBack(service, kmsKeyId, { header, localKek }, options))) {
-      localKek.drop();
+    let isSame = false;
+    try {
+      isSame = await isGivenBack(service, kmsKeyId, { header, localKek }, options);
+    } finally {
+      if (!isSame) {
+        localKek.drop();
+      }
+    }
+    if (!isSame) {
       throw new PluginError(
         "unavailable",
         "Key4C does not give back the local KEK that it has just wrapped",

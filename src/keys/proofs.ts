@@ -60,7 +60,7 @@ export async function auditKeks(
           () => undefined, // it says neither: asked again the next time
         );
         if (isGiven === true) {
-          cache.adopt(one.header);
+          cache.adopt(one.header, held.isPinned(one.header));
         }
         const isLost = isGiven === false && !one.localKek.isDropped;
         return isLost && cache.orphan(one.header, one.localKek);

@@ -223,29 +223,37 @@ export interface Pace {
   readonly hasLocalKek: boolean;
 }
 
-/** How long after the last one the next probe comes, before jitter. */
-export function probeAfterMs(memory: Memory, nowMs: number, limits: Limits, pace: Pace): number {
+/**
+ * How long after the last one the next probe comes, before jitter.
+ * @param endedAtMs when the last one ended: who asks again later is told the same
+ */
+export function probeAfterMs(
+  memory: Memory,
+  endedAtMs: number,
+  limits: Limits,
+  pace: Pace,
+): number {
   const { failure, outageSinceMs, isExpired } = memory;
   const { intervalMs, isNeeded, hasLocalKek } = pace;
   if (failure === undefined) {
     return isNeeded ? Math.min(intervalMs, MIN_PROBE_INTERVAL_MS) : intervalMs;
   }
-  if (failure.kind === "throttled") {
-    // The probe may not have come at the end of the pause: that of a previous key waits for the current one.
-    return Math.max(MIN_PROBE_INTERVAL_MS, pausedUntilMs(memory, hasLocalKek) - nowMs);
+  const pauseMs = pausedUntilMs(memory, hasLocalKek) - endedAtMs;
+  if (pauseMs > 0) {
+    return pauseMs;
   }
   const { outageGraceMs } = limits;
   const graceEndsInMs =
     outageSinceMs === undefined || outageGraceMs === undefined || isExpired
       ? Number.POSITIVE_INFINITY
-      : Math.max(MIN_VERDICT_INTERVAL_MS, outageSinceMs + outageGraceMs - nowMs);
-  return Math.min(graceEndsInMs, failingAfterMs(memory, failure, nowMs, limits, pace));
+      : Math.max(MIN_VERDICT_INTERVAL_MS, outageSinceMs + outageGraceMs - endedAtMs);
+  return Math.min(graceEndsInMs, failingAfterMs(memory, failure, endedAtMs, limits, pace));
 }
 
 function failingAfterMs(
   { verdict, failures, failingSinceMs = 0 }: Memory,
   failure: PluginError,
-  nowMs: number,
+  endedAtMs: number,
   limits: Limits,
   { intervalMs, isNeeded }: Pace,
 ): number {
@@ -257,9 +265,10 @@ function failingAfterMs(
     const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
     return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
   }
+  // A pause that is over leads here too: a previous key's probe may have been put off.
   const doubledMs = FIRST_PROBE_AFTER_FAILURE_MS * 2 ** (failures - 1);
   const restingMs = Math.min(intervalMs, doubledMs, MAX_FAILING_INTERVAL_MS);
-  const isFresh = nowMs - failingSinceMs < FIRST_MINUTE_MS;
+  const isFresh = endedAtMs - failingSinceMs < FIRST_MINUTE_MS;
   return isNeeded
     ? Math.min(restingMs, isFresh ? NEEDED_INTERVAL_MS : NEEDED_LATER_INTERVAL_MS)
     : restingMs;
@@ -353,10 +362,10 @@ export class Standing {
     this.onChange();
   }
 
-  /** How long after the last one the next probe comes, before jitter. */
-  probeAfterMs(intervalMs: number): number {
+  /** How long after the last one, which ended then, the next probe comes, before jitter. */
+  probeAfterMs(intervalMs: number, endedAtMs = this.#clock.nowMs()): number {
     const { hasLocalKek } = this;
-    return probeAfterMs(this.#memory, this.#clock.nowMs(), this.#limits, {
+    return probeAfterMs(this.#memory, endedAtMs, this.#limits, {
       intervalMs,
       isNeeded: this.#isNeeded,
       hasLocalKek,

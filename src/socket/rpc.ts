@@ -14,6 +14,7 @@ import {
   status,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
+import { type Clock, systemClock } from "../system/clock.ts";
 import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 
@@ -65,6 +66,7 @@ export interface ServiceOptions {
     labels: { readonly api: string; readonly method: string; readonly code: string },
     seconds: number,
   ) => void;
+  readonly clock?: Clock;
 }
 
 type AnyHandler = (
@@ -77,12 +79,12 @@ type AnyHandler = (
  * never be answered, a response must be a Buffer, and every error becomes a status with a constant text.
  */
 export function addService<S extends DescService>(
-  server: Server,
+  server: Pick<Server, "addService">,
   service: S,
   handlers: Handlers<S>,
-  { api, log, record }: ServiceOptions,
+  { api, log, record, clock = systemClock }: ServiceOptions,
 ): void {
-  const logFailure = failureLog(log);
+  const logFailure = failureLog(log, clock);
   const implementation: UntypedServiceImplementation = {};
   const definition: Record<string, Parameters<Server["addService"]>[0][string]> = {};
   for (const method of service.methods) {
@@ -105,11 +107,11 @@ export function addService<S extends DescService>(
       grpcCall: ServerUnaryCall<Buffer, Buffer>,
       answer: sendUnaryData<Buffer>,
     ) => {
-      const startMs = performance.now();
+      const startMs = clock.nowMs();
       let requestId: string | undefined;
       let departure: Departure | undefined;
       const finish = (code: status) => {
-        const durationMs = performance.now() - startMs;
+        const durationMs = clock.nowMs() - startMs;
         record?.({ api, method: method.name, code: status[code] }, durationMs / 1000);
         log.debug("RPC", { method: path, uid: requestId, code: status[code], durationMs });
       };
@@ -131,7 +133,7 @@ export function addService<S extends DescService>(
         const hasLeft = () => departure?.hasLeft() ?? false;
         const response = handle(request, { hasLeft, userAgent, requestId });
         if (response instanceof Promise) {
-          departure = awaitDeparture(grpcCall);
+          departure = awaitDeparture(grpcCall, clock);
           Promise.race([response, departure.left])
             .finally(departure.dispose)
             .then(succeed)
@@ -155,7 +157,7 @@ interface Departure {
 }
 
 /** Only for calls that wait: most are answered at once, and a promise and a timer are dear beside them. */
-function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>): Departure {
+function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>, clock: Clock): Departure {
   const { promise: left, reject } = Promise.withResolvers<never>();
   let gone = false;
   let answered = false;
@@ -165,9 +167,9 @@ function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>): Departure {
       reject(new PluginError(kind, message)); // an end after the answer concerns nobody
     }
   };
-  const leftMs = Number(grpcCall.getDeadline()) - Date.now();
+  const leftMs = Number(grpcCall.getDeadline()) - Date.now(); // grpc-js counts by the wall clock
   const waitMs = Number.isFinite(leftMs) ? leftMs - ANSWER_BEFORE_DEADLINE_MS : DEFAULT_WAIT_MS;
-  const timer = setTimeout(() => leave("deadline", "the deadline is near"), Math.max(0, waitMs));
+  const cancel = clock.after(Math.max(0, waitMs), () => leave("deadline", "the deadline is near"));
   // grpc-js tells of every call's end in this way, an answered one's too: an error with its stack for each
   // would be the dearest thing on the path.
   grpcCall.once("cancelled", () => leave("cancelled", "the caller has gone"));
@@ -176,7 +178,7 @@ function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>): Departure {
     hasLeft: () => gone,
     dispose() {
       answered = true;
-      clearTimeout(timer);
+      cancel();
     },
   };
 }
@@ -195,7 +197,7 @@ function cleanId(uid: unknown): string | undefined {
 }
 
 /** Logs failures: each defect of ours, and of every other kind one line in a while with a count. */
-function failureLog(log: Log) {
+function failureLog(log: Log, clock: Clock) {
   const seen = new Map<string, { atMs: number; suppressed: number }>();
   return (method: string, uid: string | undefined, failure: PluginError) => {
     const fields = { method, uid, kind: failure.kind, cause: describeError(failure) };
@@ -203,7 +205,7 @@ function failureLog(log: Log) {
       log.error("RPC failed unexpectedly", fields);
       return;
     }
-    const nowMs = performance.now();
+    const nowMs = clock.nowMs();
     const last = seen.get(failure.kind);
     if (last !== undefined && nowMs - last.atMs < FAILURE_LOG_INTERVAL_MS) {
       last.suppressed += 1;

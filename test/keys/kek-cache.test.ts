@@ -16,13 +16,14 @@ const B = headerOf("b");
 const newKek = () => new LocalKek(randomBytes(32));
 
 test("what no longer fits is dropped and wiped, but not before this turn ends", async () => {
-  const cache = new KekCache(1, new TestClock());
+  const clock = new TestClock();
+  const cache = new KekCache(1, clock);
   const bytes = randomBytes(32);
   const first = new LocalKek(bytes);
   cache.keep(A, first);
   cache.keep(B, newKek());
   expect(first.isDropped).toBe(false); // who was just given it uses it in this turn
-  await new Promise((resolve) => setImmediate(resolve));
+  await clock.pass(0);
   expect(first.isDropped).toBe(true);
   expect(bytes.equals(Buffer.alloc(32))).toBe(true);
   expect([cache.get(cacheKey(A)), cache.size]).toEqual([undefined, 1]);
@@ -38,7 +39,8 @@ test("counts what it found and what it did not", () => {
 });
 
 test("an orphaned one is never forgotten, nor dropped with its key; given back it is like the others", async () => {
-  const cache = new KekCache(1, new TestClock());
+  const clock = new TestClock();
+  const cache = new KekCache(1, clock);
   const orphan = newKek();
   cache.keep(A, orphan);
   expect([cache.orphan(A, orphan), cache.orphan(A, orphan)]).toEqual([true, false]);
@@ -46,18 +48,19 @@ test("an orphaned one is never forgotten, nor dropped with its key; given back i
   cache.keep(headerOf("c"), newKek());
   cache.dropKey(A.keyNameHash);
   cache.keep(A, newKek()); // whatever else is taken for it
-  await new Promise((resolve) => setImmediate(resolve));
+  await clock.pass(0);
   expect([cache.get(cacheKey(A)), orphan.isDropped]).toEqual([orphan, false]);
   expect([cache.size, cache.orphans, cache.isOrphaned(cacheKey(A))]).toEqual([0, 1, true]);
-  cache.adopt(A);
+  cache.adopt(A, false);
   expect([cache.get(cacheKey(A)), cache.size, cache.orphans]).toEqual([orphan, 1, 0]);
   cache.keep(B, newKek());
-  await new Promise((resolve) => setImmediate(resolve));
+  await clock.pass(0);
   expect(orphan.isDropped).toBe(true);
 });
 
 test("only those of one key are dropped, and told, with it", async () => {
-  const cache = new KekCache(4, new TestClock());
+  const clock = new TestClock();
+  const cache = new KekCache(4, clock);
   const other = headerOf("a", "other");
   const [mine, orphan, theirs] = [newKek(), newKek(), newKek()];
   cache.keep(A, mine);
@@ -68,7 +71,7 @@ test("only those of one key are dropped, and told, with it", async () => {
   expect(cache.orphansFor(A.keyNameHash).map(({ localKek }) => localKek)).toEqual([orphan]);
   expect(cache.orphansFor(other.keyNameHash)).toEqual([]);
   cache.dropKey(A.keyNameHash);
-  await new Promise((resolve) => setImmediate(resolve));
+  await clock.pass(0);
   expect([mine, orphan, theirs].map(({ isDropped }) => isDropped)).toEqual([true, false, false]);
 });
 

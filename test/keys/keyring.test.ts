@@ -14,7 +14,7 @@ const HOUR_MS = 3_600_000;
 /** Lets everything that is already possible happen. */
 const settle = async () => {
   await turn();
-  await turn(); // what was dropped is wiped a turn later
+  await Bun.sleep(2); // what was dropped is wiped by a timer
 };
 
 const UNAVAILABLE = new PluginError("unavailable", "fake");

@@ -1,0 +1,114 @@
+/** What a run has really met: a simulation that meets nothing finds nothing. */
+import { STATES, type State } from "../../src/keys/standing.ts";
+import { endOf, FAULT_KINDS, type FaultKind, type History } from "./faults.ts";
+
+/** A fault that happens once overlaps with what comes so soon after it. */
+const ONCE_MS = 60_000;
+
+export const HEARD = [
+  "success",
+  "unavailable",
+  "throttled",
+  "denied",
+  "keyUnusable",
+  "keyNotFound",
+  "mismatch",
+  "olderVersion",
+] as const;
+
+/** Without a local KEK there is nothing that Key4C could fail to give back. */
+const UNREACHABLE = new Set(["starting/mismatch", "revoked/mismatch"]);
+
+export class Coverage {
+  histories = 0;
+  steps = 0;
+  simulatedMs = 0;
+  faults = 0;
+  rpcs = 0;
+  key4cCalls = 0;
+  writes = 0;
+  writesUnderLost = 0;
+  writesThatNobodyCouldKnow = 0;
+  knownReads = 0;
+  freshReads = 0;
+  freshReadsOfLost = 0;
+  pairsOfCalls = 0;
+  steadyChecks = 0;
+  healings = 0;
+  verdicts = 0;
+  logLines = 0;
+  readonly #cells = new Map<string, number>();
+  readonly #pairs = new Map<string, number>();
+
+  cell(state: State, heard: string): void {
+    const name = `${state}/${heard}`;
+    this.#cells.set(name, (this.#cells.get(name) ?? 0) + 1);
+  }
+
+  history({ faults }: History): void {
+    this.histories += 1;
+    this.faults += faults.length;
+    for (const [index, one] of faults.entries()) {
+      const endMs = Math.max(endOf(one), one.atMs + ONCE_MS);
+      for (const other of faults.slice(index + 1)) {
+        if (other.atMs < endMs) {
+          const name = pairOf(one.kind, other.kind);
+          this.#pairs.set(name, (this.#pairs.get(name) ?? 0) + 1);
+        }
+      }
+    }
+  }
+
+  /** Pairs of kinds that overlapped less often than that. */
+  rarePairs(than: number): string[] {
+    return FAULT_KINDS.flatMap((one, index) =>
+      FAULT_KINDS.slice(index)
+        .map((other) => pairOf(one, other))
+        .filter((name) => (this.#pairs.get(name) ?? 0) < than),
+    );
+  }
+
+  get leastPair(): number {
+    return Math.min(
+      ...FAULT_KINDS.flatMap((one) =>
+        FAULT_KINDS.map((other) => this.#pairs.get(pairOf(one, other)) ?? 0),
+      ),
+    );
+  }
+
+  /** Cells of the table that were never visited, and those that cannot be and were. */
+  get wrongCells(): string[] {
+    return STATES.flatMap((state) => HEARD.map((heard) => `${state}/${heard}`)).filter(
+      (name) => this.#cells.has(name) === UNREACHABLE.has(name),
+    );
+  }
+
+  text(): string {
+    const width = 13;
+    const row = (name: string, values: readonly (string | number)[]) =>
+      name.padEnd(width) + values.map((one) => String(one).padStart(width)).join("");
+    const cells = STATES.map((state) =>
+      row(
+        state,
+        HEARD.map((heard) => {
+          const name = `${state}/${heard}`;
+          return this.#cells.get(name) ?? (UNREACHABLE.has(name) ? "-" : 0);
+        }),
+      ),
+    );
+    const numbers = Object.entries(this)
+      .filter(([, value]) => typeof value === "number")
+      .map(([name, value]) => `${name} ${Math.round(value as number)}`); // just filtered
+    return [
+      numbers.join(", "),
+      `pairs of kinds of faults: each overlapped at least ${this.leastPair} times`,
+      "what a probe heard, by the state in which it did:",
+      row("", HEARD),
+      ...cells,
+    ].join("\n");
+  }
+}
+
+function pairOf(one: FaultKind, other: FaultKind): string {
+  return one < other ? `${one}+${other}` : `${other}+${one}`;
+}

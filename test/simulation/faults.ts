@@ -1,0 +1,253 @@
+/** What can go wrong, one by one, and for how long it may be seen afterwards. */
+import { HOUR, MINUTE, Random, SECOND } from "./clock.ts";
+
+export const KEY_IDS = ["former", "current", "next"] as const;
+export type KmsKeyId = (typeof KEY_IDS)[number];
+
+/** After it has ended a failing probe comes within so long, when nobody needs it: 5 s and a tenth. */
+const RESTING_MS = 5.5 * SECOND;
+/** A well probe comes at least this often: KMS_PROBE_INTERVAL and a tenth. */
+export const WELL_MS = 33 * SECOND;
+/** The longest probe where Key4C hangs: describe twice, then one call more. */
+const HUNG_MS = 8 * SECOND;
+/** The longest where each call takes what is just allowed. */
+const SLOW_MS = 25 * SECOND;
+/** A refused secret is tried again after 30 s, by a probe that comes every 2 s. */
+const DENIED_MS = 33 * SECOND;
+/** The longest Retry-After that is obeyed, and a tenth. */
+const THROTTLED_MS = 331 * SECOND;
+/** Replaced material is noticed: 1.1 × interval, 10 s, and the probes. */
+const MISMATCH_NOTICED_MS = 60 * SECOND;
+/** As long as describe tells an older version, that explains what is not given back (rule R11). */
+const OLDER_NOTICED_MS = 10 * MINUTE + MISMATCH_NOTICED_MS;
+
+interface FaultFacts {
+  /** `once`: it happens; `while`: it lasts; `for ever`: it may never end. */
+  readonly lasts: "once" | "while" | "for ever";
+  /** Whether one node alone can have it; `never`: it is of the whole. */
+  readonly ofOneNode: "always" | "maybe" | "never";
+  readonly aftermathMs: number;
+  /** How often it is drawn. */
+  readonly weight?: number;
+}
+
+export const FAULTS = {
+  // Between the plugin and Key4C.
+  refused: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS, weight: 2 },
+  hangs: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS + HUNG_MS, weight: 2 },
+  slow: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS + SLOW_MS },
+  flaky: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
+  status503: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
+  gatewayPage: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
+  foreignJson: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
+  mangled: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
+  throttled: { lasts: "while", ofOneNode: "maybe", aftermathMs: THROTTLED_MS },
+  denied: { lasts: "while", ofOneNode: "maybe", aftermathMs: DENIED_MS },
+  credentialReplacedLate: { lasts: "while", ofOneNode: "always", aftermathMs: DENIED_MS },
+  wrongAddress: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS },
+  staleReplica: { lasts: "while", ofOneNode: "never", aftermathMs: WELL_MS },
+  // The HSM and its keys.
+  rotated: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS, weight: 3 },
+  disabled: { lasts: "while", ofOneNode: "never", aftermathMs: RESTING_MS },
+  deleted: { lasts: "while", ofOneNode: "never", aftermathMs: RESTING_MS },
+  notFound: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
+  wrongBytes: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
+  materialReplaced: { lasts: "for ever", ofOneNode: "never", aftermathMs: MISMATCH_NOTICED_MS },
+  versionDestroyed: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS },
+  versionBack: { lasts: "for ever", ofOneNode: "never", aftermathMs: OLDER_NOTICED_MS },
+  absurdVersion: { lasts: "while", ofOneNode: "never", aftermathMs: RESTING_MS },
+  // The plugin, its host and who calls it.
+  pluginKilled: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS, weight: 3 },
+  pluginPaused: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS },
+  keyFileChanged: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS },
+  wallClockJumped: { lasts: "once", ofOneNode: "never", aftermathMs: 0 },
+  apiServerRestarted: { lasts: "once", ofOneNode: "always", aftermathMs: 0, weight: 3 },
+  etcdRestored: { lasts: "once", ofOneNode: "never", aftermathMs: 0 },
+  objectsRewritten: { lasts: "once", ofOneNode: "never", aftermathMs: 0 },
+} as const satisfies Readonly<Record<string, FaultFacts>>;
+
+export type FaultKind = keyof typeof FAULTS;
+export const FAULT_KINDS = Object.keys(FAULTS) as readonly FaultKind[]; // the keys of the table above
+
+/** One fault, whole: taken out of its history it leaves the others as they are. */
+export interface Fault {
+  readonly kind: FaultKind;
+  readonly atMs: number;
+  /** 0 for what happens once; infinite for what never ends. */
+  readonly durationMs: number;
+  /** undefined: all nodes. */
+  readonly node: number | undefined;
+  readonly kmsKeyId: KmsKeyId;
+  /** 0 to 1: which of its forms, how much, how slow. */
+  readonly variety: number;
+}
+
+export function endOf({ atMs, durationMs }: Fault): number {
+  return atMs + durationMs;
+}
+
+export function concerns(fault: Fault, node: number): boolean {
+  return fault.node === undefined || fault.node === node;
+}
+
+/** While a fault lasts, and as long as it may be seen after its end or, where it has none, after its beginning. */
+export function disturbedUntil(fault: Fault): number {
+  const { atMs, durationMs, kind } = fault;
+  // Once all is well again one more well probe has to come: for a rotation or a changed file meanwhile.
+  return (
+    atMs +
+    (Number.isFinite(durationMs) ? durationMs : 0) +
+    FAULTS[kind].aftermathMs +
+    WELL_MS +
+    2 * SECOND
+  );
+}
+
+export interface Settings {
+  readonly seed: number;
+  readonly nodes: number;
+  readonly apis: readonly ("v1" | "v2")[];
+  readonly tellsKcv: boolean;
+  readonly maxUses: number;
+  readonly maxAgeMs: number;
+  readonly cacheSize: number;
+  readonly intervalMs: number;
+  readonly outageGraceMs: number | undefined;
+  readonly revocationGraceMs: number;
+  /** Between two writes, and two reads, of one API server. */
+  readonly workEveryMs: number;
+}
+
+export interface History {
+  readonly settings: Settings;
+  readonly faults: readonly Fault[];
+  /** When the last fault that has an end has ended. */
+  readonly lengthMs: number;
+}
+
+const WEIGHTED: readonly FaultKind[] = FAULT_KINDS.flatMap((kind) => {
+  const facts: FaultFacts = FAULTS[kind];
+  return Array.from({ length: facts.weight ?? 1 }, () => kind);
+});
+
+/** Hours with a fault every few minutes, a day with fewer, or a week with one now and then. */
+const PACES = [
+  {
+    share: 0.45,
+    lengthMs: 2 * HOUR,
+    everyMs: MINUTE,
+    longestMs: 8 * MINUTE,
+    workEveryMs: 15 * SECOND,
+  },
+  {
+    share: 0.3,
+    lengthMs: 2 * HOUR,
+    everyMs: 3 * MINUTE,
+    longestMs: 15 * MINUTE,
+    workEveryMs: 15 * SECOND,
+  },
+  {
+    share: 0.22,
+    lengthMs: 5 * HOUR,
+    everyMs: 15 * MINUTE,
+    longestMs: HOUR,
+    workEveryMs: 30 * SECOND,
+  },
+  {
+    share: 0.025,
+    lengthMs: 24 * HOUR,
+    everyMs: HOUR,
+    longestMs: 8 * HOUR,
+    workEveryMs: 5 * MINUTE,
+  },
+  {
+    share: 0.005,
+    lengthMs: 7 * 24 * HOUR,
+    everyMs: 12 * HOUR,
+    longestMs: 60 * HOUR,
+    workEveryMs: 20 * MINUTE,
+  },
+] as const;
+
+/** The history of a seed. */
+export function historyOf(seed: number): History {
+  const random = new Random(seed * 2_654_435_761 + 17);
+  let share = random.next();
+  const pace = PACES.find((one) => (share -= one.share) < 0) ?? PACES[0];
+  const nodes = random.chance(0.8) ? 2 : 3;
+  const apis = random.pick([["v2"], ["v2"], ["v1"], ["v1", "v2"]] as const);
+  const settings: Settings = {
+    seed,
+    nodes,
+    apis,
+    tellsKcv: random.chance(0.6),
+    maxUses: random.pick([2 ** 20, 2 ** 20, 2 ** 20, 10, 1]),
+    maxAgeMs: random.pick([7 * 24 * HOUR, 7 * 24 * HOUR, 20 * MINUTE]),
+    cacheSize: random.pick([16_384, 16_384, 16_384, 3, 0]),
+    intervalMs: 30 * SECOND,
+    outageGraceMs: random.pick([undefined, undefined, 2 * MINUTE, HOUR]),
+    revocationGraceMs: random.pick([MINUTE, MINUTE, MINUTE, 10 * SECOND, 0]),
+    workEveryMs: pace.workEveryMs,
+  };
+  const faults: Fault[] = [];
+  const startMs = random.between(MINUTE, 5 * MINUTE);
+  for (let atMs = startMs; atMs < pace.lengthMs; atMs += random.between(0, 2 * pace.everyMs)) {
+    if (random.chance(0.02)) {
+      faults.push(...replacedAndRestarted(random, atMs, settings, pace.longestMs));
+    } else {
+      faults.push(faultOf(random, random.pick(WEIGHTED), atMs, settings, pace.longestMs));
+    }
+  }
+  return { settings, faults, lengthMs: lengthOf(faults) };
+}
+
+export function lengthOf(faults: readonly Fault[]): number {
+  return Math.max(
+    5 * MINUTE,
+    ...faults.map((one) => (Number.isFinite(one.durationMs) ? endOf(one) : one.atMs)),
+  );
+}
+
+function faultOf(
+  random: Random,
+  kind: FaultKind,
+  atMs: number,
+  { nodes }: Settings,
+  longestMs: number,
+): Fault {
+  const facts: FaultFacts = FAULTS[kind];
+  const isOfOne =
+    facts.ofOneNode === "always" || (facts.ofOneNode === "maybe" && random.chance(0.4));
+  const isForEver = facts.lasts === "for ever" && random.chance(0.3);
+  const lastsMs = random.logBetween(SECOND, longestMs);
+  return {
+    kind,
+    atMs: Math.round(atMs),
+    durationMs:
+      facts.lasts === "once" ? 0 : isForEver ? Number.POSITIVE_INFINITY : Math.round(lastsMs),
+    node: isOfOne ? random.int(nodes) : undefined,
+    kmsKeyId: random.pick(["current", "current", "current", "next", "former"]),
+    variety: random.next(),
+  };
+}
+
+/** Material replaced, plugins restarted, API servers not: they write on under a lost seed, if nobody tells them. */
+function replacedAndRestarted(
+  random: Random,
+  atMs: number,
+  settings: Settings,
+  longestMs: number,
+): Fault[] {
+  const replaced = faultOf(random, "materialReplaced", atMs, settings, longestMs);
+  const restarts = Array.from({ length: settings.nodes }, (_, node) => ({
+    ...faultOf(
+      random,
+      "pluginKilled",
+      atMs + random.between(0, 90 * SECOND),
+      settings,
+      20 * SECOND,
+    ),
+    node,
+  }));
+  return [{ ...replaced, kmsKeyId: "current", durationMs: Number.POSITIVE_INFINITY }, ...restarts];
+}

@@ -1,0 +1,438 @@
+/** What must hold, whatever happens: S1 to S8, with the bounds that we state. */
+import { status } from "@grpc/grpc-js";
+import type { Snapshot } from "../../src/keys/held.ts";
+import { parseKeyId } from "../../src/keys/key-id.ts";
+import type { Standing, State } from "../../src/keys/standing.ts";
+import type { PluginError } from "../../src/system/errors.ts";
+import {
+  type ApiServer,
+  type ApiServerEvents,
+  STATUS_EVERY_MS,
+  type Stored,
+  WRITES_AFTER_STATUS_MS,
+} from "./apiserver.ts";
+import { MINUTE, SECOND, type SimulatedTime } from "./clock.ts";
+import type { Coverage } from "./coverage.ts";
+import { type Settings, WELL_MS } from "./faults.ts";
+import type { Answered, SimulatedKey4C } from "./key4c.ts";
+import type { LogLine, Plugin, PluginEvents, Rpc } from "./plugin.ts";
+
+/** Answers that make a revocation (rule R4), when there is a grace. */
+const VERDICT_ANSWERS = 3;
+/** One attempt at Key4C, which may hang, and how long a probe takes that does not. */
+export const ATTEMPT_MS = 2.5 * SECOND;
+export const PROBE_MS = 0.3 * SECOND;
+/** Somebody needs Key4C: it is asked every 0.5 s in the first minute of an outage, later every 2 s; and a tenth. */
+export const NEEDED_MS = 0.55 * SECOND;
+export const NEEDED_LATER_MS = 2.2 * SECOND;
+export const FIRST_MINUTE_MS = MINUTE;
+
+/** A throttled answer: calls for the key that an operation of several had still to make. */
+const MAX_CALLS_WHILE_THROTTLED = 3;
+const MAX_RETRY_AFTER_MS = 5 * MINUTE;
+const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15 * SECOND;
+const FIRST_THROTTLED_PAUSE_MS = SECOND;
+/** The same refused secret is tried so often. */
+const DENIED_PAUSE_MS = 30 * SECOND;
+/** In each minute, of all keys: where callers fail though probes succeed, one every 250 ms less a tenth. */
+const MAX_DESCRIBES_A_MINUTE = 280;
+/** The current one's and two previous ones', each two or three times. */
+const MAX_DESCRIBES_AT_REST = 12;
+/** Calls at rest for each probe, each new local KEK and each one that was not known. */
+const MAX_CALLS_AT_REST = 24;
+const CALLS_OF_A_RENEWAL = 5;
+
+/** Local KEKs in memory that are in no cache: the current one and the witness. */
+const PINNED = 2;
+
+export class Violation extends Error {
+  readonly rule: string;
+
+  constructor(rule: `S${1 | 2 | 3 | 4 | 5 | 6 | 7 | 8}`, message: string) {
+    super(`${rule}: ${message}`);
+    this.rule = rule;
+  }
+}
+
+/** What is known of one process, besides what it says itself. */
+class Record {
+  /** Envelopes that it has made or opened: it can open them again. */
+  readonly known = new Map<string, Stored>();
+  /** The current local KEKs since the last one of another key_id: the first of them is the witness. */
+  run: Snapshot[] = [];
+  last: Snapshot | undefined;
+  readonly highestVersion = new Map<string, number>();
+  /** By key: when it was told that the key is disabled or deleted, since a success. */
+  readonly verdicts = new Map<string, number[]>();
+  /** By key: until when it was asked not to come, and how often it came all the same. */
+  readonly throttled = new Map<string, { sinceMs: number; untilMs: number; calls: Set<string> }>();
+  readonly throttledAnswers = new Map<string, number>();
+  /** By key. */
+  readonly denied = new Map<string, { secret: string; atMs: number }>();
+  minute = { startMs: 0, describes: 0, calls: 0, renewals: 0, asked: 0 };
+}
+
+export class Invariants implements PluginEvents, ApiServerEvents {
+  readonly #settings: Settings;
+  readonly #time: SimulatedTime;
+  readonly #key4c: SimulatedKey4C;
+  readonly #coverage: Coverage;
+  readonly #records = new WeakMap<Plugin, Record>();
+  /** By node: after that nothing that happened may be seen any more. */
+  readonly disturbedUntilMs: number[];
+  /** By node: when a read failed last because Key4C was not to be had. */
+  readonly neededAtMs: number[];
+  violation: Violation | undefined;
+
+  constructor(settings: Settings, time: SimulatedTime, key4c: SimulatedKey4C, coverage: Coverage) {
+    this.#settings = settings;
+    this.#time = time;
+    this.#key4c = key4c;
+    this.#coverage = coverage;
+    this.disturbedUntilMs = Array.from({ length: settings.nodes }, () => WELL_MS);
+    this.neededAtMs = Array.from({ length: settings.nodes }, () => Number.NEGATIVE_INFINITY);
+  }
+
+  fail(rule: ConstructorParameters<typeof Violation>[0], message: string): void {
+    this.violation ??= new Violation(rule, `${message} (at ${this.#time.nowMs.toFixed(0)} ms)`);
+  }
+
+  #of(plugin: Plugin): Record {
+    return this.#records.getOrInsertComputed(plugin, () => new Record());
+  }
+
+  isQuiet(node: number, forMs = 0): boolean {
+    return this.#time.nowMs - (this.disturbedUntilMs[node] ?? 0) >= forMs;
+  }
+
+  // S1: what is acknowledged is readable
+
+  stored({ api, host }: ApiServer, stored: Stored): void {
+    const { node } = host;
+    this.#coverage.writes += 1;
+    if (this.#key4c.wouldGiveBack(stored.wrapped, node)) {
+      return;
+    }
+    this.#coverage.writesUnderLost += 1;
+    const boundMs = api === "v1" ? 0 : WRITES_AFTER_STATUS_MS + STATUS_EVERY_MS;
+    const plugin = host.plugin();
+    if (plugin === undefined || !this.isQuiet(node, boundMs)) {
+      return;
+    }
+    const isHeld = this.#of(plugin).run.some(
+      ({ header }) => header.wrappedLocalKek === stored.wrapped,
+    );
+    if (!isHeld && !this.#settings.tellsKcv) {
+      // The stated limit: a fresh process behind which nobody tells a key check value cannot know.
+      this.#coverage.writesThatNobodyCouldKnow += 1;
+      return;
+    }
+    this.fail(
+      "S1",
+      `node ${node} acknowledges a write that Key4C cannot give back, and nobody says so`,
+    );
+  }
+
+  /** What a plugin must be once nothing disturbs it. */
+  expectSteady(plugin: Plugin, configured: string): void {
+    const { node, state, keyring } = plugin;
+    const { snapshot } = keyring;
+    const where = `node ${node}, quiet since ${((this.#time.nowMs - (this.disturbedUntilMs[node] ?? 0)) / 1_000).toFixed(0)} s`;
+    if (snapshot === undefined) {
+      return this.fail("S6", `${where}: no local KEK, state ${state}`);
+    }
+    if (snapshot.kmsKeyId !== configured) {
+      return this.fail("S6", `${where}: ${snapshot.kmsKeyId} wraps, ${configured} is configured`);
+    }
+    const view = this.#key4c.view(snapshot.kmsKeyId as Parameters<SimulatedKey4C["view"]>[0], node);
+    const { keyVersion } = snapshot.header;
+    if (view.version > keyVersion) {
+      return this.fail("S6", `${where}: version ${keyVersion} wraps, there is ${view.version}`);
+    }
+    const [witness = snapshot] = this.#of(plugin).run;
+    const isLost = [snapshot, witness].some(
+      ({ header }) => !this.#key4c.wouldGiveBack(header.wrappedLocalKek, node),
+    );
+    if (isLost && state !== "mismatch") {
+      return this.fail("S1", `${where}: Key4C does not give back what it wrapped, state ${state}`);
+    }
+    if (isLost && plugin.errors.length === 0) {
+      return this.fail("S1", `${where}: nothing was said of what is lost`);
+    }
+    const wanted = view.version < keyVersion ? "degraded" : "ok";
+    if (!isLost && state !== wanted) {
+      const cause = plugin.health.standing.failure?.message ?? "";
+      this.fail("S6", `${where}: state ${state} instead of ${wanted}: ${cause}`);
+    }
+  }
+
+  otherBytes(plugin: Plugin): void {
+    this.fail("S1", `node ${plugin.node}: Decrypt gave other bytes than were wrapped`);
+  }
+
+  // S2: local KEKs are dropped only as rule R4 says
+
+  known(plugin: Plugin, stored: Stored): void {
+    const { known } = this.#of(plugin);
+    known.set(Buffer.from(stored.cipher).toString("latin1"), stored);
+  }
+
+  knownTo(plugin: Plugin): readonly Stored[] {
+    return [...this.#of(plugin).known.values()];
+  }
+
+  /** @param code how a Decrypt of what the process knew has ended */
+  openedKnown(plugin: Plugin, stored: Stored, code: status): void {
+    this.#coverage.knownReads += 1;
+    if (code === status.OK || code === status.CANCELLED || plugin.clock.isDead) {
+      return;
+    }
+    const token = this.#key4c.token(stored.wrapped);
+    const { snapshot } = plugin.keyring;
+    const isPinned = snapshot?.header.wrappedLocalKek === stored.wrapped;
+    if (this.#settings.cacheSize < 1_000 && !isPinned) {
+      return; // it may have been forgotten for want of room
+    }
+    if (token === undefined || !this.#isRevoked(plugin, token.kmsKeyId)) {
+      this.fail(
+        "S2",
+        `node ${plugin.node} has lost a local KEK of ${token?.kmsKeyId}: ${status[code]}`,
+      );
+    }
+  }
+
+  #isRevoked(plugin: Plugin, kmsKeyId: string): boolean {
+    const { verdicts } = this.#of(plugin);
+    const { revocationGraceMs } = this.#settings;
+    const told = verdicts.get(kmsKeyId) ?? [];
+    const lastedMs = (told.at(-1) ?? 0) - (told[0] ?? 0);
+    return revocationGraceMs === 0
+      ? told.length > 0
+      : told.length >= VERDICT_ANSWERS && lastedMs >= revocationGraceMs - 100; // answers travel
+  }
+
+  heard(plugin: Plugin, standing: Standing, before: State, heard: PluginError | undefined): void {
+    this.#coverage.cell(before, heard?.kind ?? "success");
+    const { kmsKeyId, state } = standing;
+    if (state === "revoked" && before !== "revoked" && !this.#isRevoked(plugin, kmsKeyId)) {
+      this.fail("S2", `node ${plugin.node} revokes ${kmsKeyId}, which nobody disabled for so long`);
+    }
+    if (state === "revoked") {
+      const { known } = this.#of(plugin);
+      for (const [name, { wrapped }] of known) {
+        if (this.#key4c.token(wrapped)?.kmsKeyId === kmsKeyId) {
+          known.delete(name);
+        }
+      }
+    }
+    if (heard === undefined) {
+      this.#of(plugin).verdicts.delete(kmsKeyId);
+    }
+    if (heard?.kind === "throttled") {
+      this.#isThrottled(plugin, kmsKeyId, heard.retryAfterMs);
+    } else {
+      this.#of(plugin).throttledAnswers.delete(kmsKeyId);
+    }
+  }
+
+  // S3, S4, S5: what callers get
+
+  rpc(plugin: Plugin, { method, code, startedAtMs, hasLeft }: Rpc): void {
+    this.#coverage.rpcs += 1;
+    const { state, node } = plugin;
+    const lastedMs = this.#time.nowMs - startedAtMs;
+    if (code === status.INTERNAL || code === status.UNKNOWN) {
+      this.fail("S3", `node ${node}: ${method} is ${status[code]}`);
+    }
+    if (code === status.OK || hasLeft || code === status.CANCELLED) {
+      return;
+    }
+    const isPausedMeanwhile = plugin.clock.resumedAtMs >= startedAtMs;
+    if (method !== "Decrypt" && (state === "ok" || state === "degraded") && !isPausedMeanwhile) {
+      this.fail(
+        "S3",
+        `node ${node}: ${method} is ${status[code]} after ${lastedMs.toFixed(0)} ms in state ${state}`,
+      );
+    }
+  }
+
+  unanswered(plugin: Plugin, method: string, startedAtMs: number): void {
+    const { isDead, isPaused, resumedAtMs } = plugin.clock;
+    if (!isDead && !isPaused && resumedAtMs < startedAtMs) {
+      this.fail("S5", `node ${plugin.node}: ${method} was not answered before its deadline`);
+    }
+  }
+
+  /** Status and Encrypt at one moment. @param keyIds of each; undefined: it failed */
+  pair(plugin: Plugin, ofStatus: string | undefined, ofEncrypt: string | undefined): void {
+    this.#coverage.pairsOfCalls += 1;
+    if (ofStatus !== ofEncrypt) {
+      this.fail("S4", `node ${plugin.node}: Status tells ${ofStatus}, Encrypt ${ofEncrypt}`);
+    }
+  }
+
+  #followSnapshot(plugin: Plugin): void {
+    const record = this.#of(plugin);
+    const { snapshot } = plugin.keyring;
+    if (snapshot === record.last) {
+      return;
+    }
+    record.minute.renewals += 1;
+    if (snapshot !== undefined) {
+      const { kmsKeyId, keyId, header } = snapshot;
+      const highest = record.highestVersion.get(kmsKeyId) ?? 0;
+      if (header.keyVersion < highest) {
+        this.fail(
+          "S4",
+          `node ${plugin.node}: key_id goes back to ${parseKeyId(keyId)?.version} of ${kmsKeyId} after ${highest}`,
+        );
+      }
+      record.highestVersion.set(kmsKeyId, header.keyVersion);
+      record.run = record.last?.keyId === keyId ? [...record.run, snapshot] : [snapshot];
+    } else {
+      record.run = [];
+    }
+    record.last = snapshot;
+  }
+
+  // S6: see expectSteady, and what world.ts asks at a moment
+
+  needed(node: number): void {
+    this.neededAtMs[node] = this.#time.nowMs;
+  }
+
+  // S7: calls to Key4C
+
+  answered(plugin: Plugin, answered: Answered): void {
+    this.#coverage.key4cCalls += 1;
+    const record = this.#of(plugin);
+    const { kmsKeyId, operation, code, state, status: http } = answered;
+    const nowMs = this.#time.nowMs;
+    const isUnusable =
+      code === "KEY_DISABLED" ||
+      code === "KEY_DELETED" ||
+      state === "DISABLED" ||
+      state === "DELETED";
+    if (isUnusable) {
+      const told = record.verdicts.getOrInsertComputed(kmsKeyId, () => []);
+      told.push(nowMs);
+    }
+    this.#countCall(plugin, record, operation);
+    this.#obeysThrottling(plugin, record, answered);
+    const denied = record.denied.get(kmsKeyId);
+    if (
+      denied?.secret === answered.secret &&
+      answered.startedAtMs > denied.atMs &&
+      answered.startedAtMs < denied.atMs + DENIED_PAUSE_MS
+    ) {
+      this.fail(
+        "S7",
+        `node ${plugin.node} tries a refused secret again after ${(answered.startedAtMs - denied.atMs).toFixed(0)} ms`,
+      );
+    }
+    if (http === 401 || http === 403) {
+      record.denied.set(kmsKeyId, { secret: answered.secret, atMs: nowMs });
+    } else if (http === 200) {
+      record.denied.delete(kmsKeyId);
+    }
+  }
+
+  #isThrottled(plugin: Plugin, kmsKeyId: string, retryAfterMs: number | undefined): void {
+    const record = this.#of(plugin);
+    const answers = (record.throttledAnswers.get(kmsKeyId) ?? 0) + 1;
+    record.throttledAnswers.set(kmsKeyId, answers);
+    const hasKek = plugin.keyring.snapshot?.kmsKeyId === kmsKeyId;
+    const maxMs = hasKek ? MAX_RETRY_AFTER_MS : MAX_RETRY_AFTER_WITHOUT_KEK_MS;
+    const pauseMs =
+      retryAfterMs ?? Math.min(30 * SECOND, FIRST_THROTTLED_PAUSE_MS * 2 ** (answers - 1));
+    const sinceMs = this.#time.nowMs;
+    const untilMs = sinceMs + Math.min(maxMs, pauseMs);
+    record.throttled.set(kmsKeyId, { sinceMs, untilMs, calls: new Set() });
+  }
+
+  #obeysThrottling(plugin: Plugin, record: Record, answered: Answered): void {
+    const pause = record.throttled.get(answered.kmsKeyId);
+    if (
+      pause === undefined ||
+      answered.startedAtMs <= pause.sinceMs ||
+      answered.startedAtMs >= pause.untilMs
+    ) {
+      return;
+    }
+    pause.calls.add(answered.requestId);
+    if (pause.calls.size > MAX_CALLS_WHILE_THROTTLED) {
+      const afterS = ((answered.startedAtMs - pause.sinceMs) / 1_000).toFixed(1);
+      this.fail(
+        "S7",
+        `node ${plugin.node} is throttled, and asks again after ${afterS} s (${answered.operation})`,
+      );
+    }
+  }
+
+  #countCall(plugin: Plugin, record: Record, operation: Answered["operation"]): void {
+    const nowMs = this.#time.nowMs;
+    const { minute } = record;
+    if (nowMs - minute.startMs >= MINUTE) {
+      record.minute = { startMs: nowMs, describes: 0, calls: 0, renewals: 0, asked: 0 };
+    }
+    const { minute: now } = record;
+    now.describes += operation === "describe" ? 1 : 0;
+    now.calls += 1;
+    const { node, keyring } = plugin;
+    const isAtRest = this.isQuiet(node, MINUTE) && plugin.state === "ok";
+    if (now.describes > (isAtRest ? MAX_DESCRIBES_AT_REST : MAX_DESCRIBES_A_MINUTE)) {
+      this.fail(
+        "S7",
+        `node ${node}: ${now.describes} describes in a minute, state ${plugin.state}`,
+      );
+    }
+    const asked = keyring.cache.misses;
+    now.asked = now.asked === 0 ? asked : now.asked;
+    const allowed = MAX_CALLS_AT_REST + CALLS_OF_A_RENEWAL * now.renewals + (asked - now.asked);
+    if (isAtRest && now.calls > allowed + CALLS_OF_A_RENEWAL) {
+      this.fail(
+        "S7",
+        `node ${node}: ${now.calls} calls in a minute at rest, ${allowed} are explained`,
+      );
+    }
+  }
+
+  logged(_plugin: Plugin, { level }: LogLine): void {
+    this.#coverage.logLines += level === "error" ? 1 : 0;
+  }
+
+  /** After each step. */
+  step(plugins: readonly (Plugin | undefined)[]): void {
+    for (const plugin of plugins) {
+      if (plugin !== undefined) {
+        this.#followSnapshot(plugin);
+      }
+    }
+  }
+
+  // S8: nothing is left over
+
+  /** @param isServing whether its probes go on */
+  expectNothingLeft(plugin: Plugin, isServing: boolean): void {
+    const { node, keyring, keys, clock, inFlight } = plugin;
+    const timers = isServing ? 1 + keys.previousIds.length : 0;
+    if (clock.pendingTimers > timers) {
+      this.fail("S8", `node ${node}: ${clock.pendingTimers} timers are left, ${timers} are wanted`);
+    }
+    if (inFlight.count > 0 || plugin.unanswered > 0 || keyring.unwraps.underWay > 0) {
+      this.fail(
+        "S8",
+        `node ${node}: ${inFlight.count} requests, ${plugin.unanswered} RPCs, ${keyring.unwraps.underWay} unwraps are left`,
+      );
+    }
+    this.expectNoKeyLeft(plugin);
+  }
+
+  expectNoKeyLeft(plugin: Plugin): void {
+    const { node, keyring } = plugin;
+    const held = keyring.cache.size + keyring.cache.orphans + (keyring.snapshot ? PINNED : 0);
+    if (plugin.liveKeks > held) {
+      this.fail("S8", `node ${node}: ${plugin.liveKeks} local KEKs in memory, ${held} are held`);
+    }
+  }
+}

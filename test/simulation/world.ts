@@ -1,0 +1,466 @@
+/** One history, played: plugins, API servers, etcd and Key4C, and the faults that befall them. */
+
+import { status } from "@grpc/grpc-js";
+import { KeyManagementService as KmsV2 } from "../../src/gen/v2/api_pb.ts";
+import { ApiServer, decryptStored, type Etcd } from "./apiserver.ts";
+import { EPOCH_MS, MINUTE, Random, SECOND, SimulatedTime } from "./clock.ts";
+import type { Coverage } from "./coverage.ts";
+import {
+  concerns,
+  disturbedUntil,
+  type Fault,
+  type FaultKind,
+  type History,
+  KEY_IDS,
+  type KmsKeyId,
+  WELL_MS,
+} from "./faults.ts";
+import {
+  ATTEMPT_MS,
+  FIRST_MINUTE_MS,
+  Invariants,
+  NEEDED_LATER_MS,
+  NEEDED_MS,
+  PROBE_MS,
+  type Violation,
+} from "./invariants.ts";
+import { SimulatedKey4C } from "./key4c.ts";
+import { Plugin } from "./plugin.ts";
+
+/** After the last fault all must be well for so long. */
+const QUIET_MS = 7 * MINUTE;
+const STEADY_EVERY_MS = 10 * SECOND;
+const AUDIT_EVERY_MS = 45 * SECOND;
+const SNAPSHOT_EVERY_MS = 20 * MINUTE;
+const SNAPSHOTS = 4;
+/** Time for the last calls to end: the budget of a call that nobody waits for any more, and a well probe. */
+const LAST_CALLS_MS = 15 * SECOND;
+/** A process must have met so long a mismatch before it says so: see MISMATCH_NOTICED_MS. */
+const AWAY: readonly FaultKind[] = ["refused", "hangs", "status503", "gatewayPage", "foreignJson"];
+
+/** What a fault leads to if it is alone and lasts: within 1.1 × interval and what the rules add (S6). */
+const VERDICT_SLACK_MS = 6 * SECOND;
+
+export async function play(history: History, coverage: Coverage): Promise<Violation | undefined> {
+  const world = new World(history, coverage);
+  const reallyNow = Date.now;
+  Date.now = () => EPOCH_MS + world.time.nowMs + world.time.wallOffsetMs;
+  try {
+    await world.run();
+  } finally {
+    Date.now = reallyNow;
+  }
+  return world.invariants.violation;
+}
+
+class World {
+  readonly time = new SimulatedTime();
+  readonly invariants: Invariants;
+  readonly #history: History;
+  readonly #coverage: Coverage;
+  readonly #random: Random;
+  readonly #key4c: SimulatedKey4C;
+  readonly #plugins: (Plugin | undefined)[];
+  readonly #apiServers: ApiServer[] = [];
+  /** By node: the secret in its file, and the key. */
+  readonly #secrets: string[];
+  readonly #configured: KmsKeyId[];
+  readonly #down: number[];
+  #etcd: Etcd = new Map();
+  readonly #snapshots: Etcd[] = [];
+  #steadyAtMs = 0;
+
+  constructor(history: History, coverage: Coverage) {
+    const { settings } = history;
+    this.#history = history;
+    this.#coverage = coverage;
+    this.#random = new Random(settings.seed + 2);
+    this.#key4c = new SimulatedKey4C(this.time, settings.seed, settings.tellsKcv);
+    this.invariants = new Invariants(settings, this.time, this.#key4c, coverage);
+    const nodes = Array.from({ length: settings.nodes }, (_, node) => node);
+    this.#secrets = nodes.map((node) => this.#key4c.secretOf(node));
+    this.#configured = nodes.map(() => "current");
+    this.#down = nodes.map(() => 0);
+    this.#plugins = nodes.map((node) => this.#start(node));
+    for (const node of nodes) {
+      for (const [index, api] of settings.apis.entries()) {
+        this.#apiServers.push(
+          new ApiServer(
+            api,
+            {
+              node,
+              time: this.time,
+              etcd: () => this.#etcd,
+              plugin: () => this.#plugins[node],
+              events: this.invariants,
+            },
+            settings.seed + 10 * node + index + 3,
+            settings.workEveryMs,
+          ),
+        );
+      }
+    }
+  }
+
+  #start(node: number): Plugin {
+    const plugin = new Plugin({
+      node,
+      settings: this.#history.settings,
+      time: this.time,
+      random: new Random(this.#history.settings.seed + 100 * node + Math.floor(this.time.nowMs)),
+      key4c: this.#key4c,
+      secret: () => this.#secrets[node] ?? "",
+      kmsKeyId: () => this.#configured[node] ?? "",
+      previousKeyIds: KEY_IDS,
+      events: this.invariants,
+    });
+    plugin.start();
+    return plugin;
+  }
+
+  async run(): Promise<void> {
+    const { faults } = this.#history;
+    for (const apiServer of this.#apiServers) {
+      apiServer.start();
+    }
+    for (const fault of faults) {
+      this.time.after(fault.atMs, () => this.#begin(fault));
+      if (fault.durationMs > 0 && Number.isFinite(fault.durationMs)) {
+        this.time.after(fault.atMs + fault.durationMs, () => this.#end(fault));
+      }
+    }
+    this.#repeat(AUDIT_EVERY_MS, () => this.#audit());
+    this.#repeat(SNAPSHOT_EVERY_MS, () => this.#takeSnapshot());
+    const quietMs = Math.max(this.#history.lengthMs, WELL_MS, ...faults.map(disturbedUntil));
+    await this.#runUntil(quietMs + QUIET_MS);
+    await this.#expectReadable();
+    await this.#expectNothingLeft();
+    this.#coverage.steps += this.time.steps;
+    this.#coverage.simulatedMs += this.time.nowMs;
+  }
+
+  /** Ends early at the first violation: what follows from it is no second one. */
+  async #runUntil(endMs: number): Promise<void> {
+    for (let atMs = this.time.nowMs; atMs < endMs && !this.invariants.violation; ) {
+      atMs = Math.min(endMs, atMs + 10 * SECOND);
+      await this.time.runUntil(atMs, () => this.#step());
+    }
+  }
+
+  #repeat(everyMs: number, task: () => void): void {
+    this.time.after(everyMs, () => {
+      task();
+      this.#repeat(everyMs, task);
+    });
+  }
+
+  #step(): void {
+    this.invariants.step(this.#plugins);
+    if (this.time.nowMs < this.#steadyAtMs) {
+      return;
+    }
+    this.#steadyAtMs = this.time.nowMs + STEADY_EVERY_MS;
+    for (const plugin of this.#plugins) {
+      if (plugin !== undefined && this.invariants.isQuiet(plugin.node)) {
+        this.#coverage.steadyChecks += 1;
+        this.invariants.expectSteady(plugin, this.#configured[plugin.node] ?? "");
+      }
+    }
+  }
+
+  // What befalls them
+
+  #begin(fault: Fault): void {
+    const { kind, node = 0 } = fault;
+    this.#expectVerdict(fault);
+    for (const [index, untilMs] of this.invariants.disturbedUntilMs.entries()) {
+      if (concerns(fault, index)) {
+        this.invariants.disturbedUntilMs[index] = Math.max(untilMs, disturbedUntil(fault));
+      }
+    }
+    this.#key4c.begin(fault);
+    switch (kind) {
+      case "pluginKilled":
+        this.#down[node] = (this.#down[node] ?? 0) + 1;
+        this.#plugins[node]?.clock.kill();
+        this.#plugins[node] = undefined;
+        return;
+      case "pluginPaused":
+        this.#plugins[node]?.clock.pause();
+        return;
+      case "keyFileChanged":
+        return this.#changeKey(fault);
+      case "wallClockJumped":
+        this.time.wallOffsetMs = (fault.variety - 0.5) * 48 * 60 * MINUTE;
+        return;
+      case "apiServerRestarted":
+        for (const one of this.#apiServers.filter(({ host }) => host.node === node)) {
+          one.start();
+        }
+        return;
+      case "etcdRestored":
+        this.#etcd = new Map(this.#snapshots[Math.floor(fault.variety * this.#snapshots.length)]);
+        return;
+      case "objectsRewritten":
+        for (const one of this.#apiServers.slice(0, this.#history.settings.apis.length)) {
+          one.rewrite().catch(() => {});
+        }
+        return;
+      default:
+    }
+  }
+
+  #end(fault: Fault): void {
+    const { kind, node = 0 } = fault;
+    this.#key4c.end(fault);
+    if (kind === "pluginKilled") {
+      this.#down[node] = (this.#down[node] ?? 0) - 1;
+      this.#plugins[node] = this.#down[node] === 0 ? this.#start(node) : undefined;
+    } else if (kind === "pluginPaused") {
+      const isStill = this.#key4c.faultOf(node, "pluginPaused") !== undefined;
+      const plugin = this.#plugins[node];
+      if (!isStill && plugin?.clock.isPaused) {
+        plugin.clock.resume();
+      }
+    } else if (kind === "credentialReplacedLate") {
+      this.#secrets[node] = this.#key4c.secretOf(node);
+    } else if (AWAY.includes(kind)) {
+      this.#expectHealed(fault);
+    }
+  }
+
+  /** The operator changes the file of one node after the other. */
+  #changeKey({ kmsKeyId, variety }: Fault): void {
+    const other = this.#configured[0] === "current" ? "next" : "current";
+    const wanted = kmsKeyId === this.#configured[0] ? other : kmsKeyId;
+    for (const node of this.#configured.keys()) {
+      this.time.after(node * variety * SECOND, () => {
+        this.#configured[node] = wanted;
+      });
+    }
+  }
+
+  #takeSnapshot(): void {
+    this.#snapshots.push(new Map(this.#etcd));
+    if (this.#snapshots.length > SNAPSHOTS) {
+      this.#snapshots.shift();
+    }
+  }
+
+  // What is asked of them
+
+  /** S2 and S4, of a process that goes on. */
+  #audit(): void {
+    for (const plugin of this.#plugins) {
+      if (plugin === undefined || plugin.clock.isPaused) {
+        continue;
+      }
+      this.#pair(plugin).catch(report);
+      this.invariants.expectNoKeyLeft(plugin);
+      const known = this.invariants.knownTo(plugin);
+      const oldest = known[0];
+      if (oldest !== undefined) {
+        for (const stored of new Set([oldest, this.#random.pick(known)])) {
+          this.#openKnown(plugin, stored).catch(report);
+        }
+      }
+    }
+  }
+
+  async #pair(plugin: Plugin): Promise<void> {
+    const plaintext = new Uint8Array(32);
+    const timed = async <T>(promise: Promise<T>) => ({
+      ended: await promise,
+      atMs: this.time.nowMs,
+    });
+    const [ofStatus, ofEncrypt] = await Promise.all([
+      timed(plugin.call(KmsV2.method.status, {})),
+      timed(plugin.call(KmsV2.method.encrypt, { plaintext })),
+    ]);
+    if (ofStatus.atMs === ofEncrypt.atMs && !plugin.clock.isDead) {
+      const keyIdOf = (one: typeof ofStatus.ended | typeof ofEncrypt.ended) =>
+        "ok" in one ? one.ok.keyId : undefined;
+      this.invariants.pair(plugin, keyIdOf(ofStatus.ended), keyIdOf(ofEncrypt.ended));
+    }
+  }
+
+  async #openKnown(plugin: Plugin, stored: Parameters<typeof decryptStored>[1]): Promise<void> {
+    const { resumedAtMs } = plugin.clock;
+    const outcome = await decryptStored(plugin, stored);
+    if ("ok" in outcome && !stored.dek.equals(outcome.ok)) {
+      this.invariants.otherBytes(plugin);
+    }
+    if (!plugin.clock.isPaused && plugin.clock.resumedAtMs === resumedAtMs) {
+      this.invariants.openedKnown(plugin, stored, "ok" in outcome ? status.OK : outcome.code);
+    }
+  }
+
+  /** S6: a healed Key4C is used at once by whoever needs it. */
+  #expectHealed(fault: Fault): void {
+    const { nowMs } = this.time;
+    for (const plugin of this.#plugins) {
+      if (plugin === undefined || !concerns(fault, plugin.node)) {
+        continue;
+      }
+      const { node } = plugin;
+      const { failure, memory } = plugin.health.standing;
+      const isNeeded = nowMs - (this.invariants.neededAtMs[node] ?? 0) < NEEDED_MS;
+      if (failure?.kind !== "unavailable" || !isNeeded) {
+        continue;
+      }
+      const isFresh = nowMs + ATTEMPT_MS - (memory.failingSinceMs ?? nowMs) < FIRST_MINUTE_MS;
+      const hangsMs = fault.kind === "hangs" ? ATTEMPT_MS : 0;
+      const boundMs = (isFresh ? NEEDED_MS : NEEDED_LATER_MS) + hangsMs + PROBE_MS;
+      const others = this.#history.faults.filter(
+        (one) =>
+          one !== fault &&
+          concerns(one, node) &&
+          one.atMs <= nowMs + boundMs &&
+          one.atMs + one.durationMs >= nowMs - MINUTE &&
+          one.kind !== "apiServerRestarted",
+      );
+      if (others.length > 0) {
+        continue;
+      }
+      this.#coverage.healings += 1;
+      const before = memory.lastSuccessMs;
+      this.time.after(boundMs, () => {
+        const { lastSuccessMs } = plugin.health.standing.memory;
+        if (lastSuccessMs === before && this.#plugins[node] === plugin) {
+          this.invariants.fail(
+            "S6",
+            `node ${node}: ${fault.kind} has ended, and somebody needs Key4C, which is not used after ${boundMs} ms`,
+          );
+        }
+      });
+    }
+  }
+
+  /** S6: what a fault leads to, if it befalls a quiet node and lasts. */
+  #expectVerdict(fault: Fault): void {
+    const { revocationGraceMs, outageGraceMs } = this.#history.settings;
+    for (const plugin of this.#plugins) {
+      if (
+        plugin === undefined ||
+        !concerns(fault, plugin.node) ||
+        !this.invariants.isQuiet(plugin.node)
+      ) {
+        continue;
+      }
+      const { node } = plugin;
+      const { kmsKeyId } = plugin.keyring.snapshot ?? {};
+      const isOfCurrent = fault.kmsKeyId === kmsKeyId;
+      const notFoundMs = Math.max(revocationGraceMs, 10 * SECOND);
+      const verdicts: {
+        readonly [K in FaultKind]?: readonly ["revoked" | "mismatch" | "expired", number];
+      } = {
+        ...(isOfCurrent && {
+          disabled: ["revoked", revocationGraceMs],
+          deleted: ["revoked", revocationGraceMs],
+          notFound: ["mismatch", notFoundMs],
+          materialReplaced: ["mismatch", 10 * SECOND],
+        }),
+        wrongAddress: ["mismatch", fault.variety < 0.5 ? notFoundMs : 10 * SECOND],
+        ...(outageGraceMs !== undefined && {
+          refused: ["expired", outageGraceMs],
+          hangs: ["expired", outageGraceMs],
+          status503: ["expired", outageGraceMs],
+          denied: ["expired", outageGraceMs],
+        }),
+      };
+      const [wanted, graceMs] = verdicts[fault.kind] ?? [];
+      const boundMs = WELL_MS + (graceMs ?? 0) + VERDICT_SLACK_MS;
+      if (wanted === undefined || plugin.state !== "ok" || fault.durationMs < boundMs) {
+        continue;
+      }
+      const disturbs = this.#history.faults.some(
+        (one) =>
+          one !== fault &&
+          concerns(one, node) &&
+          one.atMs >= fault.atMs &&
+          one.atMs <= fault.atMs + boundMs &&
+          one.kind !== "apiServerRestarted" &&
+          one.kind !== "wallClockJumped",
+      );
+      if (disturbs) {
+        continue;
+      }
+      this.#coverage.verdicts += 1;
+      this.time.after(boundMs, () => {
+        if (plugin.state !== wanted) {
+          this.invariants.fail(
+            "S6",
+            `node ${node}: ${fault.kind} for ${boundMs} ms, and the state is ${plugin.state} instead of ${wanted}`,
+          );
+        }
+      });
+    }
+  }
+
+  // The end
+
+  /** S1: a fresh plugin reads all that Key4C can give back. */
+  async #expectReadable(): Promise<void> {
+    if (this.invariants.violation) {
+      return;
+    }
+    const fresh = this.#start(0);
+    const results: Promise<void>[] = [];
+    for (const stored of new Set([
+      ...this.#etcd.values(),
+      ...this.#snapshots.flatMap((one) => [...one.values()]),
+    ])) {
+      if (!this.#key4c.wouldGiveBack(stored.wrapped, 0)) {
+        this.#coverage.freshReadsOfLost += 1;
+        continue;
+      }
+      results.push(
+        decryptStored(fresh, stored).then((outcome) => {
+          this.#coverage.freshReads += 1;
+          if (!("ok" in outcome) || !stored.dek.equals(outcome.ok)) {
+            const how = "ok" in outcome ? "other bytes" : status[outcome.code];
+            this.invariants.fail("S1", `a fresh plugin does not read what was stored: ${how}`);
+          }
+        }),
+      );
+      if (results.length % 32 === 0) {
+        await this.time.runUntil(this.time.nowMs + SECOND, () => {});
+      }
+    }
+    await this.time.runUntil(this.time.nowMs + 5 * SECOND, () => {});
+    await Promise.all(results);
+    fresh.health.stop();
+    fresh.clock.kill();
+  }
+
+  /** S8: without callers, and then without probes. */
+  async #expectNothingLeft(): Promise<void> {
+    for (const one of this.#apiServers) {
+      one.stop();
+    }
+    const endMs = this.time.nowMs + LAST_CALLS_MS;
+    await this.#runUntil(endMs);
+    if (this.invariants.violation) {
+      return;
+    }
+    // Between two probes: their own calls are not left over.
+    const isProbing = () =>
+      this.#plugins.some((one) => one !== undefined && one.inFlight.count > 0);
+    for (let tries = 0; tries < 200 && isProbing(); tries += 1) {
+      await this.time.runUntil(this.time.nowMs + 200, () => {});
+    }
+    for (const plugin of this.#plugins) {
+      if (plugin !== undefined) {
+        this.invariants.expectNothingLeft(plugin, true);
+        plugin.clock.deliver(() => plugin.health.stop());
+        this.invariants.expectNothingLeft(plugin, false);
+      }
+    }
+  }
+}
+
+function report(error: unknown): void {
+  queueMicrotask(() => {
+    throw error;
+  });
+}
