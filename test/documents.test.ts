@@ -6,6 +6,7 @@ import { $ } from "bun";
 import { optionsTable } from "../src/commands/help.ts";
 import { DEBIAN_PACKAGES } from "./needs.ts";
 import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
+import { NEWEST, OLDER } from "./upstream/generate.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const document = (name: string) => readFileSync(join(ROOT, name), "utf8");
@@ -38,6 +39,11 @@ test("the first screen works as it stands", async () => {
   const output = await shell.stdout.text();
   expect(await shell.exited).toBe(0);
   expect(output).toMatch(/^same\nsame\n\{"version":"v2","healthz":"ok","keyId":"k4c-/);
+});
+
+test("the releases whose own tests are run are those of the compatibility table", () => {
+  const named = [...README.matchAll(/Kubernetes' own KMS tests, (\d+\.\d+\.\d+)/g)];
+  expect(named.map(([, release]) => release).sort()).toEqual([...OLDER, NEWEST].sort());
 });
 
 test("a case of the conformance list has a test, or stands in the limits", () => {

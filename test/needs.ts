@@ -28,6 +28,7 @@ const tool = (name: string, debianPackage: string): Need => ({
 
 const NEEDS = {
   go: tool("go", "golang-go"),
+  pip3: tool("pip3", "python3-pip"),
   promtool: tool("promtool", "prometheus"),
   "systemd-analyze": tool("systemd-analyze", "systemd"),
   strace: tool("strace", "strace"),

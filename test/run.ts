@@ -10,6 +10,7 @@ import { bunTests } from "./run/bun-tests.ts";
 import { interop } from "./run/interop.ts";
 import { type Count, outcome, skipSuite, sum, tell, tellEnd, tellResult } from "./run/report.ts";
 import { shell } from "./run/shell.ts";
+import { upstream } from "./upstream/suite.ts";
 
 const scratch = mkdtempSync(join(tmpdir(), "k4c-run-"));
 
@@ -52,6 +53,8 @@ const SHIP: readonly NeedName[] = [
   ...(["qemu-x86_64-static", "qemu-aarch64-static", "libc6 for arm64"] as const),
 ];
 
+const E2E: readonly NeedName[] = ["go", "openssl", "pip3"];
+
 /** Each with what it does, for whoever waits, and how long it takes on two cores. */
 const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> = {
   check: ["types, lint, generated code, licences; half a minute", check],
@@ -71,12 +74,18 @@ const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> 
   ],
   e2e: [
     "the runbooks on a real kube-apiserver and etcd, built once; 9 minutes, and 6 the first time",
-    () => whole("e2e", "no real kube-apiserver was run", ["go", "openssl"], "test/e2e/*.e2e.ts"),
+    () => whole("e2e", "no real kube-apiserver was run", E2E, "test/e2e/*.e2e.ts"),
+  ],
+  upstream: [
+    "Kubernetes' own tests of its KMS client; 4 minutes, and 2 to 10 the first time",
+    () => upstream({ all: flags.includes("--all") }),
   ],
 };
 
+const words = process.argv.slice(2);
+const flags = words.filter((word) => word.startsWith("--"));
 const counts: Count[] = [];
-for (const name of process.argv.slice(2)) {
+for (const name of words.filter((word) => !flags.includes(word))) {
   const [what, suite] = SUITES[name] ?? [];
   if (suite === undefined) {
     throw new Error(`no suite ${name}; suites are ${Object.keys(SUITES).join(", ")}`);

@@ -3,9 +3,9 @@
  * fails when the thing it guards is broken. Each breaks one place in a copy of the sources, builds it,
  * runs the one test against it and wants to see it fail.
  */
-import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { type Breakage, shell, withMutant } from "./mutant.ts";
 
 interface Case {
   readonly case: number;
@@ -16,12 +16,9 @@ interface Case {
   readonly library?: string;
   /** A file of tests and a part of the name (Bun), or a module of test/interop and a name (Go). */
   readonly test?: { readonly file: string; readonly name: string };
-  readonly break?: { readonly file: string; readonly find: string; readonly replace: string };
+  readonly break?: Breakage;
 }
 
-const ROOT = join(import.meta.dir, "../..");
-const COPIED = ["src", "test", "proto", "package.json", "tsconfig.json", "bunfig.toml"];
-const DOCUMENTS = [...new Bun.Glob("*.md").scanSync(ROOT)]; // tests compare them with the source
 const cases: readonly Case[] = JSON.parse(
   readFileSync(join(import.meta.dir, "cases.json"), "utf8"),
 );
@@ -49,33 +46,8 @@ for (const one of cases) {
 console.log(`${killed} passed, ${survived} failed`);
 process.exit(survived === 0 && killed > 0 ? 0 : 1);
 
-async function run(
-  { file, find, replace }: NonNullable<Case["break"]>,
-  test: NonNullable<Case["test"]>,
-): Promise<string> {
-  const copy = mkdtempSync(join(tmpdir(), "k4c-mutant-"));
-  try {
-    for (const name of [...COPIED, ...DOCUMENTS]) {
-      cpSync(join(ROOT, name), join(copy, name), { recursive: true });
-    }
-    symlinkSync(join(ROOT, "node_modules"), join(copy, "node_modules"));
-    const source = readFileSync(join(copy, file), "utf8");
-    const found = source.split(find).length - 1;
-    if (found !== 1) {
-      return `the text to break stands ${found} times in ${file}`;
-    }
-    writeFileSync(
-      join(copy, file),
-      source.replace(find, () => replace),
-    );
-    const build = await shell("npm run --silent build", copy);
-    if (build.exitCode !== 0) {
-      return `does not build: ${build.output.slice(0, 500)}`;
-    }
-    return await testFails(test, copy);
-  } finally {
-    rmSync(copy, { recursive: true });
-  }
+async function run(breakage: Breakage, test: NonNullable<Case["test"]>): Promise<string> {
+  return withMutant(breakage, (copy) => testFails(test, copy)).catch(String);
 }
 
 /** "killed" when at least one test ran and failed. */
@@ -94,15 +66,4 @@ async function testFails({ file, name }: NonNullable<Case["test"]>, copy: string
     return "killed";
   }
   return exitCode === 0 ? "the test passes all the same" : `no test failed: ${output.slice(-500)}`;
-}
-
-async function shell(command: string, cwd: string, env: Record<string, string> = {}) {
-  const path = `${join(ROOT, "node_modules/.bin")}:${process.env["PATH"]}`;
-  const child = Bun.spawn(["sh", "-c", `${command} 2>&1`], {
-    cwd,
-    env: { ...process.env, ...env, PATH: path },
-    stdout: "pipe",
-  });
-  const output = await child.stdout.text();
-  return { exitCode: await child.exited, output };
 }

@@ -1,7 +1,8 @@
 /** The client code of two kube-apiserver releases, in Go, against the compiled binary. */
 import { join } from "node:path";
 import { missing } from "../needs.ts";
-import { type Count, noteSkipped, outcome, skipSuite, sum, tell, tellResult } from "./report.ts";
+import { countGoTests } from "./go-tests.ts";
+import { type Count, outcome, skipSuite, sum, tell, tellResult } from "./report.ts";
 import { ROOT, shell } from "./shell.ts";
 
 const RELEASES = ["release128", "current"];
@@ -11,7 +12,9 @@ export async function interop(): Promise<Count> {
   if (absent.length > 0) {
     return skipSuite("interop", "the code of real kube-apiservers was not run", absent);
   }
-  const { output: unformatted } = await shell("gofmt -l test/interop test/bench test/e2e");
+  const { output: unformatted } = await shell(
+    "gofmt -l test/interop test/bench test/e2e test/upstream",
+  );
   tellResult(unformatted === "", "gofmt", unformatted);
   const counts = [outcome(unformatted === "")];
   for (const release of RELEASES) {
@@ -35,46 +38,5 @@ async function goTest(release: string, directory: string): Promise<Count> {
     stdout: "pipe",
     stderr: "inherit",
   });
-  const texts = new Map<string, string>();
-  const count = { passed: 0, failed: 0, skipped: 0 };
-  let done = 0;
-  for await (const line of linesOf(child.stdout)) {
-    const event = JSON.parse(line) as { Action: string; Test?: string; Output?: string };
-    const test = event.Test ?? "";
-    if (event.Action === "output" || event.Action === "build-output") {
-      texts.set(test, (texts.get(test) ?? "") + (event.Output ?? ""));
-      continue;
-    }
-    if (test === "" || !["pass", "fail", "skip"].includes(event.Action)) {
-      continue;
-    }
-    if (event.Action === "pass") {
-      count.passed += 1;
-    } else if (event.Action === "skip") {
-      count.skipped += 1;
-      noteSkipped(`interop ${release} ${test}: ${texts.get(test)?.trim()}`);
-    } else {
-      count.failed += 1;
-    }
-    if (!test.includes("/") || event.Action === "fail") {
-      done += test.includes("/") ? 0 : 1;
-      const name = `interop ${release} ${done}/${names.length} ${test}`;
-      tellResult(event.Action !== "fail", name, texts.get(test));
-    }
-  }
-  if ((await child.exited) !== 0 && count.failed === 0) {
-    tellResult(false, `interop ${release}`, [...texts.values()].join(""));
-    count.failed += 1;
-  }
-  return count;
-}
-
-async function* linesOf(stream: ReadableStream<Uint8Array>): AsyncGenerator<string> {
-  const decoder = new TextDecoder();
-  let rest = "";
-  for await (const chunk of stream) {
-    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
-    rest = lines.pop() ?? "";
-    yield* lines.filter((line) => line !== "");
-  }
+  return countGoTests(`interop ${release}`, names.length, child);
 }
