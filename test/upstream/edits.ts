@@ -10,6 +10,8 @@ export interface Edit {
   readonly replace: string;
   /** The minor release of Kubernetes that brought what is changed here. */
   readonly since?: number;
+  /** The last that has it. */
+  readonly until?: number;
 }
 
 const HARNESS = "key4c-kms-plugin/test/upstream/harness";
@@ -47,6 +49,14 @@ export const INTEGRATION_EDITS: readonly Edit[] = [
     files: [V1, V2],
     find: "code = FailedPrecondition desc = failed precondition - key disabled",
     replace: 'code = " + plug.FailedStatus() + "',
+  },
+  {
+    // Truncates the file first: the API server, which watches it, can find it empty and counts a failed
+    // reload. Later releases of the test replace it too.
+    files: [V1],
+    find: "os.WriteFile(filepath.Join(test.configDir, encryptionConfigFileName)",
+    replace: "plug.ReplaceFile(filepath.Join(test.configDir, encryptionConfigFileName)",
+    until: 28,
   },
   // The mock's key_ids are "1" and "2"; metrics and errors have their SHA-256.
   { files: [V2], find: 'KeyID != "1"', replace: "KeyID != kmsv2mock.KeyID(1)" },

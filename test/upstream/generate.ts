@@ -143,11 +143,12 @@ function copyFile(from: string, to: string): void {
 
 /** @throws Error when upstream's text is no longer what the edit was made for */
 export function applyEdit(
-  { files, find, replace, since = 0 }: Edit,
+  { files, find, replace, since = 0, until = Number.POSITIVE_INFINITY }: Edit,
   directory: string,
   release: string,
 ): void {
-  if (Number(release.split(".")[1]) < since) {
+  const minor = Number(release.split(".")[1]);
+  if (minor < since || minor > until) {
     return;
   }
   for (const file of files) {

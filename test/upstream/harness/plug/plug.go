@@ -84,7 +84,7 @@ func Start(t testing.TB, socketPath string) *Plugin {
 	p.emu = p.startEmulator()
 	t.Cleanup(p.CleanUp)
 	env := []string{
-		"KMS_USER_ID=upstream", "KMS_KEY_ID=demo", "KEY4C_URL=" + p.url, "KMS_HTTP_ADDRESS=", "KMS_PROBE_INTERVAL=500ms",
+		"KMS_USER_ID=upstream", "KMS_KEY_ID=demo", "KEY4C_URL=" + p.url, "KMS_HTTP_ADDRESS=", "KMS_PROBE_INTERVAL=500ms", "KMS_REVOCATION_GRACE=0s",
 	}
 	if isAway() {
 		env = append(env, "KMS_OUTAGE_GRACE=1s") // by default an outage is no failed state at all
@@ -182,4 +182,12 @@ func (p *Plugin) ExitFailedState() {
 		return
 	}
 	p.Control("enable")
+}
+
+// ReplaceFile is os.WriteFile in one step: nobody finds the file empty or half written.
+func ReplaceFile(path string, data []byte, mode os.FileMode) error {
+	if err := os.WriteFile(path+".new", data, mode); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
