@@ -52,6 +52,11 @@ const SHIP: readonly NeedName[] = [
   ...(["qemu-x86_64-static", "qemu-aarch64-static", "libc6 for arm64"] as const),
 ];
 
+const HOSTS: readonly NeedName[] = [
+  ...(["root", "systemd-nspawn", "debootstrap", "mount namespaces"] as const),
+  ...(["go", "buildah", "catatonit", "apt-get", "dpkg-deb"] as const),
+];
+
 /** Each with what it does, for whoever waits, and how long it takes on two cores. */
 const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> = {
   check: ["types, lint, generated code, licences; half a minute", check],
@@ -72,6 +77,10 @@ const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> 
   e2e: [
     "the runbooks on a real kube-apiserver and etcd, built once; 9 minutes, and 6 the first time",
     () => whole("e2e", "no real kube-apiserver was run", ["go", "openssl"], "test/e2e/*.e2e.ts"),
+  ],
+  hosts: [
+    "a machine that systemd boots, and a kubelet; 6 minutes, and 15 the first time",
+    () => whole("hosts", "no systemd, no kubelet was run", HOSTS, "test/hosts/*.hosts.ts"),
   ],
 };
 
