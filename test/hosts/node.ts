@@ -87,11 +87,11 @@ export interface Container {
 
 interface PodList {
   readonly items?: readonly {
+    readonly spec: { readonly containers: readonly { readonly image: string }[] };
     readonly status: {
       readonly containerStatuses?: readonly {
         readonly ready: boolean;
         readonly restartCount: number;
-        readonly image: string;
         readonly state: Readonly<Record<string, { readonly reason?: string }>>;
       }[];
     };
@@ -133,9 +133,11 @@ export async function bootNode(
 export async function containers(machine: Machine): Promise<Container[]> {
   const list = await machine.run("curl -sf http://127.0.0.1:10255/pods");
   const { items } = JSON.parse(list) as PodList; // the kubelet's own words
-  return (items ?? []).flatMap(({ status }) =>
-    (status.containerStatuses ?? []).map(({ ready, restartCount, image, state }) => {
+  return (items ?? []).flatMap(({ spec, status }) =>
+    (status.containerStatuses ?? []).map(({ ready, restartCount, state }, index) => {
       const [what = "", { reason = "" } = {}] = Object.entries(state)[0] ?? [];
+      // Its status names the image by any tag that it has.
+      const image = spec.containers[index]?.image ?? "";
       return { ready, restarts: restartCount, image, state: reason || what };
     }),
   );
