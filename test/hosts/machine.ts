@@ -94,12 +94,13 @@ export class Machine {
       stdout: Bun.file(at("console")),
       stderr: Bun.file(at("console")),
     });
-    this.#leader = await eventually(
-      `${name} boots`,
-      BOOT_MS,
-      () => this.#findLeader(),
-      () => this.console(),
+    const found = await eventually(`${name} boots`, BOOT_MS, () =>
+      this.#nspawn?.exitCode === null ? this.#findLeader() : "ended",
     );
+    if (found === "ended") {
+      throw new Error(`${name} does not boot: ${this.console()}`);
+    }
+    this.#leader = found;
     await eventually(
       `${name} is up`,
       BOOT_MS,

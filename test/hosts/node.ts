@@ -76,6 +76,11 @@ RestartSec=2
 WantedBy=multi-user.target
 `;
 
+/** Nothing is pulled here: it looks whether the image is there. */
+const CRICTL = `#!/bin/sh -eu
+ctr -n k8s.io images ls -q | grep -qxF "$2"
+`;
+
 /** A container of a pod, as the kubelet tells it. */
 export interface Container {
   readonly ready: boolean;
@@ -117,6 +122,7 @@ export async function bootNode(
   await machine.put("/etc/containerd/config.toml", CONTAINERD);
   await machine.put("/etc/kubernetes/kubelet.yaml", STANDALONE);
   await machine.put("/usr/local/sbin/prepare-node", PREPARE, 0o755);
+  await machine.put("/usr/local/bin/crictl", CRICTL, 0o755);
   await machine.put(unit("prepare-node.service"), PREPARE_UNIT);
   await machine.put(unit("kubelet.service"), KUBELET_UNIT);
   await machine.run(`mkdir -p /etc/kubernetes/manifests
