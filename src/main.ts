@@ -251,7 +251,7 @@ async function run(argv: readonly string[]): Promise<void> {
       return;
     }
     case "manifest":
-      return print(manifestCommand(line));
+      return print(manifestCommand(line, process.env));
     case "status":
       return print(await statusCommand(config));
     case "encrypt":

@@ -38,6 +38,8 @@ const NEEDS = {
   podman: tool("podman", "podman"),
   runc: tool("runc", "runc"),
   catatonit: tool("catatonit", "catatonit"),
+  "systemd-nspawn": tool("systemd-nspawn", "systemd-container"),
+  debootstrap: tool("debootstrap", "debootstrap"),
   "apt-get": tool("apt-get", "apt"),
   "dpkg-deb": tool("dpkg-deb", "dpkg"),
   "qemu-x86_64-static": tool("qemu-x86_64-static", "qemu-user-static"),

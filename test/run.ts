@@ -54,6 +54,10 @@ const SHIP: readonly NeedName[] = [
 ];
 
 const E2E: readonly NeedName[] = ["go", "openssl", "pip3"];
+const HOSTS: readonly NeedName[] = [
+  ...(["root", "systemd-nspawn", "debootstrap", "mount namespaces"] as const),
+  ...(["go", "buildah", "catatonit", "apt-get", "dpkg-deb"] as const),
+];
 
 /** Each with what it does, for whoever waits, and how long it takes on two cores. */
 const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> = {
@@ -79,6 +83,10 @@ const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> 
   upstream: [
     "Kubernetes' own tests of its KMS client; 4 minutes, and 2 to 10 the first time",
     () => upstream({ all: flags.includes("--all") }),
+  ],
+  hosts: [
+    "a machine that systemd boots, and a kubelet; 6 minutes, and 15 the first time",
+    () => whole("hosts", "no systemd, no kubelet was run", HOSTS, "test/hosts/*.hosts.ts"),
   ],
 };
 

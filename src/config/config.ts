@@ -19,6 +19,8 @@ export interface CommandLine {
   readonly operand: string | undefined;
   /** The texts that were given, not defaults, by environment name. */
   readonly given: ReadonlyMap<string, string>;
+  /** What was given and where, one line each; secrets only by name. */
+  readonly sources: readonly string[];
   /** One line each; empty but for `doctor`, which reports them. */
   readonly problems: readonly string[];
 }
@@ -96,8 +98,19 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
     config: Object.freeze(config) as Config,
     operand: operands[0],
     given: byEnvironmentName(given),
+    sources: own.flatMap(([name, option]) => {
+      const text = given.get(name);
+      return text === undefined ? [] : [sourceOf(option, text, flags.has(name))];
+    }),
     problems,
   };
+}
+
+function sourceOf({ env, flag, value }: Option, text: string, isFlag: boolean): string {
+  if (isFlag) {
+    return value === undefined ? `--${flag}` : `--${flag} ${text}`;
+  }
+  return flag === undefined ? `${env} (environment)` : `${env}=${text} (environment)`;
 }
 
 /** What the environment, or else a credential of systemd, says of an option. */
@@ -133,7 +146,7 @@ function byEnvironmentName(given: ReadonlyMap<OptionName, string>): ReadonlyMap<
 
 function emptyCommandLine(command: Command): CommandLine {
   const config = {} as Config; // no option applies
-  return { command, config, operand: undefined, given: new Map(), problems: [] };
+  return { command, config, operand: undefined, given: new Map(), sources: [], problems: [] };
 }
 
 function readArguments(

@@ -57,6 +57,7 @@ export interface Option<T = unknown> {
 const text = (value: string) => value;
 const yes = () => true;
 
+const KUBEADM_APIS = ["v1beta3", "v1beta4"] as const;
 const SERVE = ["serve"] as const;
 const MANIFEST = ["manifest"] as const;
 const CLIENTS = ["status", "encrypt", "decrypt", "inspect"] as const;
@@ -449,6 +450,28 @@ export const OPTIONS = {
     commands: ["status"],
     help: "Ask only whether the plugin serves its socket, which never depends on Key4C: at most 2 s",
     parse: yes,
+  },
+  environmentFile: {
+    flag: "environment-file",
+    commands: MANIFEST,
+    value: "/PATH",
+    help: "systemd below 247: file of KMS_USER_ID=… that systemd reads as root, in the place of LoadCredential=",
+    parse: absolutePath,
+  },
+  kubeadmApi: {
+    flag: "kubeadm-api",
+    commands: MANIFEST,
+    value: KUBEADM_APIS.join("|"),
+    default: "v1beta4",
+    help: "Version of kubeadm's configuration: v1beta3 for kubeadm up to 1.30",
+    parse: oneOf(KUBEADM_APIS),
+  },
+  output: {
+    flag: "output",
+    commands: MANIFEST,
+    value: "/PATH",
+    help: "Write to this file, as a whole or not at all, instead of standard output",
+    parse: text,
   },
   wait: {
     flag: "wait",

@@ -1,14 +1,6 @@
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
-import {
-  closeSync,
-  fsyncSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  statSync,
-  writeSync,
-} from "node:fs";
-import { dirname } from "node:path";
+import { readFileSync, statSync } from "node:fs";
+import { replaceFile } from "../system/files.ts";
 
 /**
  * A Key4C by the contract of REFERENCE.md, for demos and tests. Its keys are plain AES keys in memory and,
@@ -299,24 +291,8 @@ function loadKeys(file: string | undefined): Keys {
   }
 }
 
-/** Written beside the file, synced and renamed: a crash leaves the old keys or the new ones. */
 function saveKeys(file: string | undefined, keys: Keys): void {
-  if (file === undefined) {
-    return;
-  }
-  const temporary = `${file}.tmp`;
-  const descriptor = openSync(temporary, "w", 0o600);
-  try {
-    writeSync(descriptor, JSON.stringify([...keys]));
-    fsyncSync(descriptor);
-  } finally {
-    closeSync(descriptor);
-  }
-  renameSync(temporary, file);
-  const directory = openSync(dirname(file), "r");
-  try {
-    fsyncSync(directory);
-  } finally {
-    closeSync(directory);
+  if (file !== undefined) {
+    replaceFile(file, JSON.stringify([...keys]), 0o600);
   }
 }

@@ -15,6 +15,10 @@ const DRAIN_TIMEOUT_MS = 5_000;
  */
 const MAX_CONNECTIONS = 512;
 
+/** How long a connection that was just accepted may stay unheard at the end: what its client wrote may be on its way. */
+const UNHEARD_TIMEOUT_MS = 200;
+const UNHEARD_LOOK_MS = 10;
+
 /** How often we look whether the path still leads here. A lost one is bound again within 5 s. */
 const WATCH_INTERVAL_MS = 2_000;
 
@@ -79,6 +83,7 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
     async close() {
       await stopWatching();
       bound.close();
+      await untilHeard(open);
       const closed = [...open].map((connection) => {
         const closing = new Promise<void>((resolve) => connection.once("close", () => resolve()));
         if (connection.heardAtMs === 0) {
@@ -144,6 +149,15 @@ function watch(
     clearInterval(timer);
     await looking;
   };
+}
+
+/** Destroyed unheard, a connection fails the call that its client has sent already. */
+async function untilHeard(connections: Iterable<Connection>): Promise<void> {
+  const endMs = performance.now() + UNHEARD_TIMEOUT_MS;
+  const isUnheard = ({ heardAtMs }: Connection) => heardAtMs === 0;
+  while ([...connections].some(isUnheard) && performance.now() < endMs) {
+    await Bun.sleep(UNHEARD_LOOK_MS);
+  }
 }
 
 function quietest(connections: Iterable<Connection>): Connection | undefined {

@@ -1,4 +1,16 @@
-import { readFileSync, statSync } from "node:fs";
+import {
+  closeSync,
+  fchmodSync,
+  fsyncSync,
+  lstatSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { basename, dirname, join } from "node:path";
 
 /** No secret, certificate or profile comes near this; a larger file is the wrong file. */
 const MAX_FILE_BYTES = 1024 * 1024;
@@ -66,6 +78,40 @@ export function readSmallBytes(path: string): Buffer {
     throw new Error(`${path} is larger than ${MAX_FILE_BYTES} bytes`);
   }
   return bytes;
+}
+
+/**
+ * Writes a file as a whole: beside it, synced, renamed. A crash leaves the old one or the new one, and so does a full
+ * disk. Until then its name begins with a dot, which a kubelet that watches the directory leaves alone.
+ * @throws Error with a sentence for the user; also where the path leads to something that is no regular file, since
+ * that would be replaced by one: /dev/null, for the whole machine
+ */
+export function replaceFile(path: string, text: string, mode: number): void {
+  if (lstatSync(path, { throwIfNoEntry: false })?.isFile() === false) {
+    throw new Error(`${path} is no regular file`);
+  }
+  const directory = dirname(path);
+  const temporary = join(directory, `.${basename(path)}.${process.pid}`);
+  try {
+    withDescriptor(openSync(temporary, "wx", mode), (descriptor) => {
+      fchmodSync(descriptor, mode); // whatever the umask
+      writeSync(descriptor, text);
+      fsyncSync(descriptor);
+    });
+    renameSync(temporary, path);
+    withDescriptor(openSync(directory, "r"), fsyncSync);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw new Error(`cannot write ${path} (${errorCode(error)})`);
+  }
+}
+
+function withDescriptor(descriptor: number, work: (descriptor: number) => void): void {
+  try {
+    work(descriptor);
+  } finally {
+    closeSync(descriptor);
+  }
 }
 
 /** The code of a system error, such as ENOENT; else its name. Messages may hold a whole URL. */

@@ -48,10 +48,18 @@ async function buildBase(): Promise<void> {
   await imageOf(root, BASE);
 }
 
-/** An image of nothing but these files. */
-export async function imageOf(root: string, tag: string, ...flags: string[]): Promise<void> {
+/**
+ * An image of nothing but these files.
+ * @param options.flags for buildah
+ * @param options.lines more lines of its Containerfile
+ */
+export async function imageOf(
+  root: string,
+  tag: string,
+  { flags = [], lines = [] }: { flags?: readonly string[]; lines?: readonly string[] } = {},
+): Promise<void> {
   const containerfile = join(directory, "only-files");
-  writeFileSync(containerfile, "FROM scratch\nCOPY . /\n");
+  writeFileSync(containerfile, ["FROM scratch", "COPY . /", ...lines, ""].join("\n"));
   const build = ["build", "--quiet", ...flags, "--file", containerfile, "--tag", tag];
   await run(["buildah", ...build, root], settings);
 }

@@ -12,7 +12,7 @@ import { onTestEnd, temporaryDirectory, temporaryFile } from "../../support.ts";
 
 const SOCKET = "/run/key4c-kms/kms.sock";
 const printed = (api: string) =>
-  manifestCommand(parseCommandLine(["manifest", "encryption-configuration", "--api", api], {}));
+  manifestCommand(parseCommandLine(["manifest", "encryption-configuration", "--api", api], {}), {});
 
 const check = (path: string | undefined, options: Partial<EncryptionConfigurationOptions> = {}) =>
   checkEncryptionConfiguration({
@@ -64,8 +64,8 @@ const BROKEN: readonly (readonly [string, string | RegExp, string, RegExp, RegEx
   ],
   ["no timeout", "timeout: 3s", "timeout: 0s", /"0s" is not a duration/, /timeout: 3s/],
   ["a bare number", "timeout: 3s", "timeout: 3", /a number where a text must be/, /timeout: 3s/],
-  ["a colon", "name: key4c-kms-plugin", "name: a:b", /a:b has a colon/, /its own name/],
-  ["no name", "          name: key4c-kms-plugin\n", "", /needs a name/, /its own name/],
+  ["a colon", 'name: "key4c-kms-plugin"', "name: a:b", /a:b has a colon/, /its own name/],
+  ["no name", '          name: "key4c-kms-plugin"\n', "", /needs a name/, /its own name/],
   [
     "no Secrets",
     "- secrets",
