@@ -1,9 +1,10 @@
+import { isatty } from "node:tty";
 import { Server } from "@grpc/grpc-js";
 import { version as VERSION } from "../package.json";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
 import { configuredKeys, key4cClient } from "./commands/configured.ts";
 import { doctorCommand } from "./commands/doctor/doctor.ts";
-import { EMULATED_KEY_ID, emulatorInside, runEmulator } from "./commands/emulator.ts";
+import { EMULATED_KEY_ID, emulatorInside, nextSteps, runEmulator } from "./commands/emulator.ts";
 import { helpText } from "./commands/help.ts";
 import { inspectCommand } from "./commands/inspect/command.ts";
 import { manifestCommand } from "./commands/manifest/manifest.ts";
@@ -17,8 +18,9 @@ import { addStateMetrics } from "./health/telemetry.ts";
 import { headline } from "./health/words.ts";
 import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
+import type { Snapshot } from "./keys/held.ts";
 import { formatKeyId, parseKeyId } from "./keys/key-id.ts";
-import { Keyring, type Snapshot, type Wrapped } from "./keys/keyring.ts";
+import { Keyring, type Wrapped } from "./keys/keyring.ts";
 import { Standings } from "./keys/standing.ts";
 import { type Listener, listen, type Place } from "./socket/listen.ts";
 import {
@@ -29,7 +31,8 @@ import {
 } from "./socket/rpc.ts";
 import { describeError, ExitError, PluginError } from "./system/errors.ts";
 import { createLog, type Log } from "./system/log.ts";
-import { hardenProcess, print, untilSignal } from "./system/process.ts";
+import { endOnSignal, hardenProcess, print, untilSignal } from "./system/process.ts";
+import { stderr } from "./system/stderr.ts";
 import { inheritedSocket, supervisor } from "./system/systemd.ts";
 
 /** KMS v1: the whole envelope is the cipher. */
@@ -104,6 +107,7 @@ function statusVersion(userAgent: string): "v2" | "v2beta1" {
 
 /** Starts the plugin, and ends it after a signal. */
 async function serve(config: Config, log: Log): Promise<void> {
+  const signalled = untilSignal();
   const metrics = new Metrics();
   const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;
   const keys = configuredKeys(config, config.emulator === true ? EMULATED_KEY_ID : undefined);
@@ -144,7 +148,12 @@ async function serve(config: Config, log: Log): Promise<void> {
   addService(grpc, KmsV1, kmsV1(keyring), { api: "v1", log, record });
   addService(grpc, KmsV2, kmsV2(keyring), { api: "v2", log, record });
   const listener = await listen(grpc, place(config, log), log);
-  const systemd = supervisor(process.env, process.pid, { isLive: () => listener.isOurs(), log });
+  const systemd = supervisor(process.env, process.pid, {
+    // No restart of the service gives systemd's socket its path back; it would only lose the local KEKs.
+    isLive: () => listener.isHeld || listener.isOurs(),
+    status: () => (listener.isOurs() ? "serving" : "the path of the socket is lost: see the log"),
+    log,
+  });
   addStateMetrics(metrics, {
     version: VERSION,
     keyring,
@@ -152,9 +161,11 @@ async function serve(config: Config, log: Log): Promise<void> {
     connections: () => listener.connections,
     keys,
     standings,
+    live: () => listener.isOurs(),
     secretFiles: {
       KMS_USER_ID_FILE: config.kmsUserIdFile?.path,
       KMS_API_KEY_FILE: config.kmsApiKeyFile?.path,
+      KMS_PIN_FILE: config.kmsPinFile?.path,
     },
   });
   const http =
@@ -171,10 +182,10 @@ async function serve(config: Config, log: Log): Promise<void> {
   log.info("serving", { version: VERSION, endpoint, kmsKeyId });
   systemd.ready();
   if (emulator !== undefined) {
-    process.stdout.write(`export KMS_ENDPOINT=${endpoint}\n`);
+    process.stdout.write(nextSteps(endpoint));
   }
 
-  const signal = await Promise.race([untilSignal(), untilReplaced(listener)]);
+  const signal = await Promise.race([signalled, untilReplaced(listener)]);
   log.info("stopping", { signal });
   systemd.stopping();
   health.stop();
@@ -185,13 +196,13 @@ async function serve(config: Config, log: Log): Promise<void> {
 
 /** systemd's socket when it passed one, else a path of our own. */
 function place(config: Config, log: Log): Place {
-  const descriptor = inheritedSocket(process.env, process.pid);
-  if (descriptor !== undefined) {
-    log.info("listening on the socket that systemd passed");
-    return { descriptor };
+  const held = inheritedSocket(process.env, process.pid);
+  if (held !== undefined) {
+    log.info("listening on the socket that systemd passed", { path: held.path });
+    return held;
   }
   const { kmsEndpoint, socketMode, socketGroup } = config;
-  return { path: required(kmsEndpoint), mode: required(socketMode), gid: socketGroup, log };
+  return { path: required(kmsEndpoint), mode: required(socketMode), gid: socketGroup };
 }
 
 /** Ready exactly when Status is ok. */
@@ -212,7 +223,7 @@ const START_RACE_MS = 250;
 /** Of two processes that start on one path at once, the one whose socket was replaced must go. */
 async function untilReplaced(listener: Listener): Promise<never> {
   await Bun.sleep(START_RACE_MS);
-  if (!listener.isOurs()) {
+  if (!listener.isHeld && !listener.isOurs()) {
     throw new ExitError(1, "another process took the path of the socket at the same moment");
   }
   return new Promise<never>(() => {});
@@ -223,21 +234,24 @@ async function run(argv: readonly string[]): Promise<void> {
   const { command, config } = line;
   const log = createLog({
     level: config.logLevel ?? "info",
-    format: config.logFormat ?? (process.stderr.isTTY ? "text" : "json"),
+    format: config.logFormat ?? (isatty(2) ? "text" : "json"), // process.stderr would touch the descriptor
   });
+  if (command !== "serve" && command !== "emulator") {
+    endOnSignal();
+  }
   switch (command) {
     case "serve":
     case "emulator":
       hardenProcess(log);
       return command === "serve" ? serve(config, log) : runEmulator(config, log);
     case "doctor": {
-      const { text, ok } = await doctorCommand(line);
+      const { text, ok } = await doctorCommand(line, log);
       await print(text);
       process.exitCode = ok ? 0 : 1;
       return;
     }
     case "manifest":
-      return print(manifestCommand(line));
+      return print(manifestCommand(line, process.env));
     case "status":
       return print(await statusCommand(config));
     case "encrypt":
@@ -256,14 +270,14 @@ async function run(argv: readonly string[]): Promise<void> {
 
 // Tests import the two services without starting anything.
 if (import.meta.main) {
-  run(process.argv.slice(2)).then(
-    () => process.exit(),
-    (error: unknown) => {
+  run(process.argv.slice(2))
+    .catch((error: unknown) => {
       // One line each; a stack would show minified source.
       for (const line of describeError(error).split("\n")) {
-        process.stderr.write(`key4c-kms-plugin: ${line}\n`);
+        stderr.write(`key4c-kms-plugin: ${line}\n`);
       }
-      process.exit(error instanceof ExitError ? error.exitCode : 1);
-    },
-  );
+      process.exitCode = error instanceof ExitError ? error.exitCode : 1;
+    })
+    .then(() => stderr.end())
+    .finally(() => process.exit());
 }

@@ -71,7 +71,7 @@ export function wrappedLocalKek(text: string): void {
 
 /** What a process is started with: credentials, by themselves or in files, and data files. */
 export function startedWith(command: readonly string[], env: Record<string, string>): void {
-  for (const name of ["KMS_USER_ID", "KMS_API_KEY"]) {
+  for (const name of ["KMS_USER_ID", "KMS_API_KEY", "KMS_PIN"]) {
     secret(name, env[name] ?? "");
     const path = env[`${name}_FILE`];
     if (path !== undefined) {

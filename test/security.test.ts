@@ -24,6 +24,7 @@ const UNITS: Readonly<Record<string, number>> = {
   B: 1,
   KiB: 1024,
   MiB: 1024 ** 2,
+  ms: 1,
   s: 1_000,
   d: 24 * 3_600_000,
 };
@@ -48,11 +49,11 @@ function constant(file: string, name: string): number {
     .reduce((product, [base = Number.NaN, power = 1]) => product * base ** power, 1);
 }
 
-/** The default of an option: a number or a duration of days. */
+/** The default of an option: a number or a duration. */
 function optionDefault(env: string): number {
   const option = Object.values(OPTIONS).find((one) => "env" in one && one.env === env);
   const text = option !== undefined && "default" in option ? option.default : "";
-  return text.endsWith("d") ? Number.parseInt(text, 10) * (UNITS["d"] ?? 0) : Number(text);
+  return shownValue(text);
 }
 
 test("each limit is the constant's", () => {

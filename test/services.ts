@@ -1,10 +1,12 @@
 /**
- * Three services as small servers, each answering as its documentation shows: Vault's transit engine, NHN
- * Cloud's Secure Key Manager (API v1.3) and MinIO KES. Their profiles are in test/profiles.
+ * Four services as small servers. Three answer as their documentation shows: Vault's transit engine, NHN Cloud's
+ * Secure Key Manager (API v1.3) and MinIO KES. The fourth is the one of the example in OPERATIONS.md: what HTTP APIs
+ * before HSMs do. Their profiles are in test/profiles.
  */
-import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
+import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
 
 export const API_KEY = "s.service-token";
+export const PIN = "pin-of-the-hsm-04711";
 
 /** AES-256-GCM over a text, one key for each version. */
 export class ServiceKey {
@@ -47,10 +49,14 @@ export const vault: Service = (key) => (request, body) => {
   if (pathname === "/v1/transit/keys/demo" && request.method === "GET") {
     return Response.json({ data: { type: "aes256-gcm96", latest_version: key.versions.length } });
   }
+  if (request.method === "GET") {
+    return failed(404);
+  }
   const { plaintext, ciphertext = "", associated_data: aad = "" } = JSON.parse(body);
   if (pathname === "/v1/transit/encrypt/demo") {
     const sealed = key.seal(plaintext, aad);
-    return Response.json({ data: { ciphertext: `vault:v${key.versions.length}:${sealed}` } });
+    const key_version = key.versions.length;
+    return Response.json({ data: { ciphertext: `vault:v${key_version}:${sealed}`, key_version } });
   }
   const [, version, sealed] = /^vault:v(\d+):(.*)$/.exec(ciphertext) ?? [];
   try {
@@ -79,14 +85,24 @@ export const nhn: Service = (key) => (request, body) => {
     return answer({ ciphertext: `${keyVersion}.${key.seal(plaintext, "")}`, keyVersion });
   }
   const [version, sealed] = ciphertext.split(".");
-  return answer({ plaintext: key.open(sealed, "", Number(version)), keyVersion: Number(version) });
+  try {
+    const keyVersion = Number(version);
+    return answer({ plaintext: key.open(sealed, "", keyVersion), keyVersion });
+  } catch {
+    return answer(null, 400);
+  }
 };
 
 /** https://min.io/docs/kes/concepts/server-api/ */
 export const kes: Service = (key) => (request, body) => {
   const { pathname } = new URL(request.url);
   if (pathname === "/v1/key/describe/demo") {
-    return Response.json({ name: "demo", algorithm: "AES256-GCM_SHA256", created_by: "…" });
+    const [bytes = ""] = key.versions;
+    const id = createHash("sha256").update(bytes).digest("hex").slice(0, 32); // of the key itself
+    return Response.json({ name: "demo", id, created_at: "…", created_by: "…" });
+  }
+  if (request.method === "GET") {
+    return Response.json({ message: "key does not exist" }, { status: 404 });
   }
   const { plaintext, ciphertext, context } = JSON.parse(body);
   if (pathname === "/v1/key/encrypt/demo") {
@@ -99,5 +115,42 @@ export const kes: Service = (key) => (request, body) => {
       { message: "decryption failed: ciphertext is not authentic" },
       { status: 400 },
     );
+  }
+};
+
+/** OPERATIONS.md, "From an API document to a profile", has the document of it. */
+export const hsm: Service = (key) => (request, body) => {
+  const [, id = "", operation = ""] =
+    /^\/api\/v2\/keys\/([^/]+)\/(\w+)$/.exec(new URL(request.url).pathname) ?? [];
+  const failed = (rc: number, text: string) => Response.json({ rc, text });
+  const { pin, data = "", blob = "", aad } = JSON.parse(body);
+  if (request.headers.get("X-Api-Key") !== API_KEY || pin !== PIN) {
+    return failed(160, "PIN or API key incorrect");
+  }
+  if (id !== "demo") {
+    return failed(96, "key handle invalid");
+  }
+  if (!/^([0-9A-Fa-f]{2})*$/.test(data)) {
+    return failed(32, "data is not hex");
+  }
+  const generation = String(key.versions.length);
+  switch (operation) {
+    case "info":
+      return Response.json({ rc: 0, key: { alg: "AES-256", generation, enabled: true } });
+    case "encrypt": {
+      const sealed = Buffer.from(key.seal(data, aad), "base64").toString("hex");
+      return Response.json({ rc: 0, out: { blob: `${generation}.${sealed}`, generation } });
+    }
+    default:
+      try {
+        const [version, sealed] = blob.split(".");
+        const bytes = Buffer.from(sealed, "hex").toString("base64");
+        return Response.json({
+          rc: 0,
+          out: { data: key.open(bytes, aad, Number(version)).toUpperCase() },
+        });
+      } catch {
+        return failed(64, "encrypted data invalid");
+      }
   }
 };

@@ -1,5 +1,5 @@
 /** What several tests share. Everything here starts real parts: sockets, servers, processes. */
-import { afterEach } from "bun:test";
+import { afterEach, setDefaultTimeout } from "bun:test";
 import {
   closeSync,
   existsSync,
@@ -36,6 +36,12 @@ import {
 } from "./secrets.ts";
 
 export const BINARY = join(import.meta.dir, "../dist/key4c-kms-plugin");
+
+/** Ends a test that hangs, also on a machine with ten times the work that it can do. */
+const TEST_TIMEOUT_MS = 300_000;
+/** How long a test waits for what must come: a deadline of the test, not of the plugin. */
+const PATIENCE_MS = 120_000;
+setDefaultTimeout(TEST_TIMEOUT_MS);
 
 const cleanups: (() => unknown)[] = [];
 /** A pod takes seconds to end on a busy machine. The tests' own timeouts do not hold for what runs after them. */
@@ -167,7 +173,7 @@ export async function callRpc<
   client: Client,
   method: { readonly input: I; readonly output: O } & DescMethodUnary,
   request: MessageInitShape<I>,
-  { deadlineMs = 5_000, metadata = new Metadata() } = {},
+  { deadlineMs = PATIENCE_MS, metadata = new Metadata() } = {},
 ): Promise<MessageShape<O>> {
   const message = create(method.input, request);
   learnSecrets(message);
@@ -194,12 +200,22 @@ function learnSecrets(message: object): void {
   }
 }
 
+/**
+ * For `callRpc`: the plugin is told a deadline that the caller itself does not keep. So the answer is the
+ * plugin's own, however late a busy machine lets it arrive.
+ */
+export function toldDeadline(ms: number) {
+  const metadata = new Metadata();
+  metadata.set("grpc-timeout", `${ms}m`);
+  return { deadlineMs: Number.POSITIVE_INFINITY, metadata };
+}
+
 /** The same with bytes in and out. */
 export function callRaw(
   client: Client,
   path: string,
   request: Uint8Array,
-  { deadlineMs = 5_000, metadata = new Metadata() } = {},
+  { deadlineMs = PATIENCE_MS, metadata = new Metadata() } = {},
 ): Promise<Uint8Array> {
   return new Promise((resolve, reject) => {
     client.makeUnaryRequest(
@@ -330,17 +346,55 @@ export function startBinary(
   if (!existsSync(BINARY)) {
     throw new Error("dist/key4c-kms-plugin is missing: npm run build");
   }
-  const running = startProcess([BINARY, ...args], env);
+  return withUntil(startProcess([BINARY, ...args], env));
+}
+
+/** A process that can be waited for by what it prints. */
+export function withUntil(running: Running): RunningBinary {
   return {
     ...running,
     async until(pattern) {
-      for (const endMs = Date.now() + 10_000; Date.now() < endMs; await Bun.sleep(10)) {
+      let hasEnded = false;
+      running.exited.then(() => {
+        hasEnded = true;
+      });
+      for (const endMs = Date.now() + PATIENCE_MS; Date.now() < endMs; await Bun.sleep(10)) {
+        const isLast = hasEnded; // what it printed before its end is there
         const match = running.output().match(pattern);
         if (match) {
           return match;
+        }
+        if (isLast) {
+          break;
         }
       }
       throw new Error(`${pattern} did not appear in:\n${running.output().slice(0, 2_000)}`);
     },
   };
+}
+
+/** Runs a command of the compiled binary to its end, with nothing in its environment but `env`. */
+export async function runBinary(
+  args: readonly string[],
+  { env = {}, input = "", cwd = "/" }: RunOptions = {},
+) {
+  const child = Bun.spawn([BINARY, ...args], {
+    env,
+    cwd,
+    stdin: Buffer.from(input),
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [stdout, stderr, exitCode] = await Promise.all([
+    child.stdout.bytes(),
+    child.stderr.text(),
+    child.exited,
+  ]);
+  return { stdout: Buffer.from(stdout), stderr, exitCode };
+}
+
+interface RunOptions {
+  readonly env?: Record<string, string>;
+  readonly input?: Uint8Array | string;
+  readonly cwd?: string;
 }

@@ -1,19 +1,24 @@
-/**
- * `npm run image -- [--tag NAME] [--base IMAGE] [--key4c-url URL] [--arch amd64|arm64] [--binary FILE]`: builds the image
- * of Containerfile with buildah or podman. FILE is below dist/; with ARCH it is the one that `npm run release` made.
- */
-import { parseArgs } from "node:util";
+/** `npm run image`: builds the image of Containerfile with buildah or podman. */
+import { join } from "node:path";
 import { version } from "../../package.json";
-import { NAME, ROOT } from "./compile.ts";
+import { compile, NAME, ROOT } from "./compile.ts";
+import { scriptArguments } from "./usage.ts";
 
-const { values } = parseArgs({
-  options: {
-    tag: { type: "string", default: `${NAME}:${version}` },
-    base: { type: "string" },
-    "key4c-url": { type: "string" },
-    binary: { type: "string" },
-    arch: { type: "string" },
-  },
+const USAGE = `npm run image -- [OPTION…]: builds the binary, and an image of nothing else on a base, with buildah or podman.
+Takes half a minute, and as long as the base takes to be pulled.
+
+  --tag NAME           name of the image (default: ${NAME}:${version})
+  --base IMAGE         base with glibc and CA certificates (default: that of Containerfile; pin it by digest)
+  --key4c-url URL      KEY4C_URL in the image
+  --arch amd64|arm64   for this processor, from what \`npm run release\` made
+  --binary FILE        a binary below dist/, instead of a new one
+`;
+const { values } = scriptArguments(USAGE, {
+  tag: { type: "string", default: `${NAME}:${version}` },
+  base: { type: "string" },
+  "key4c-url": { type: "string" },
+  binary: { type: "string" },
+  arch: { type: "string" },
 });
 
 const builder = ["buildah", "podman"].find((one) => Bun.which(one) !== null);
@@ -21,6 +26,11 @@ if (builder === undefined) {
   console.error("neither buildah nor podman is installed");
   process.exit(1);
 }
+if (values.binary === undefined && values.arch === undefined) {
+  console.log("building the binary");
+  await compile(join(ROOT, "dist", NAME));
+}
+console.log(`building the image ${values.tag} with ${builder}`);
 const buildArguments = {
   VERSION: version,
   BASE: values.base,

@@ -1,27 +1,41 @@
-import { type Config, required } from "../config/config.ts";
+import { existsSync } from "node:fs";
+import { type Config, keyIdOf, required } from "../config/config.ts";
 import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../gen/v2/api_pb.ts";
-import { base32, keyNameHash, parseKeyId } from "../keys/key-id.ts";
+import { standsFor } from "../keys/key-id.ts";
 import { ExitError } from "../system/errors.ts";
-import { callPlugin } from "./client.ts";
+import { callPlugin, runtimeVersion } from "./client.ts";
+import { printable } from "./printable.ts";
 
 const WAIT_INTERVAL_MS = 200;
 /** Above the largest input that the plugin takes (128 KiB), in base64 and JSON. */
 const MAX_INPUT_BYTES = 256 * 1024;
 
-/** One line of JSON with what Status says. @throws ExitError 1 unless it says ok */
+/** With the start of the process, `status --live` takes at most 2 s. */
+const LIVE_TIMEOUT_MS = 1_500;
+
+/**
+ * One line of JSON with what Status says, and the plugin's version; with --live what Version says.
+ * @throws ExitError 1 unless it says ok, of KMS_KEY_ID where that is set
+ */
 export async function statusCommand(config: Config): Promise<string> {
   const endMs = performance.now() + (config.wait ?? 0);
   for (;;) {
     try {
-      const { version, healthz, keyId } = await fetchStatus(config);
-      const named = config.kmsKeyId;
-      const stands =
-        named !== undefined && parseKeyId(keyId)?.hashText === base32(keyNameHash(named));
-      if (healthz === "ok") {
-        return `${JSON.stringify({ version, healthz, keyId, ...(stands && { kmsKeyId: named }) })}\n`;
+      if (config.live === true) {
+        return `${JSON.stringify(await fetchVersion(config))}\n`;
       }
-      throw new ExitError(1, `the plugin is not ok: ${healthz}`);
+      const { version, healthz, keyId } = await fetchStatus(config);
+      const kmsKeyId = keyIdOf(config);
+      if (healthz !== "ok") {
+        throw new ExitError(1, printable(`the plugin is not ok: ${healthz}`));
+      }
+      if (kmsKeyId !== undefined && !standsFor(keyId, kmsKeyId)) {
+        const told = `its key_id ${keyId} does not stand for KMS_KEY_ID (${kmsKeyId})`;
+        throw new ExitError(1, printable(`the plugin is ok, and of another key: ${told}`));
+      }
+      const pluginVersion = await runtimeVersion(socketOf(config)).catch(() => undefined);
+      return `${JSON.stringify({ version, healthz, keyId, kmsKeyId, pluginVersion })}\n`;
     } catch (error) {
       if (performance.now() >= endMs) {
         throw error;
@@ -29,6 +43,23 @@ export async function statusCommand(config: Config): Promise<string> {
       await Bun.sleep(WAIT_INTERVAL_MS);
     }
   }
+}
+
+/** What a plugin that serves the socket answers, whatever Key4C does. */
+async function fetchVersion(config: Config) {
+  const path = socketOf(config);
+  const request = { version: "v1beta1" };
+  const { runtimeName, runtimeVersion } = await callPlugin(
+    path,
+    V1.method.version,
+    request,
+    undefined,
+    LIVE_TIMEOUT_MS,
+  ).catch((error) => {
+    const lost = `${path} is gone: systemctl restart key4c-kms-plugin.socket, where systemd holds it; else the plugin binds it again within 5 s`;
+    throw existsSync(path) ? error : new ExitError(1, lost);
+  });
+  return { live: true, runtimeName, runtimeVersion };
 }
 
 function socketOf(config: Config): string {

@@ -7,15 +7,20 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import { Client, credentials, type ServiceError, status } from "@grpc/grpc-js";
+import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { ExitError } from "../system/errors.ts";
+import { printable } from "./printable.ts";
 
 /** What kube-apiserver waits by default. */
 export const API_SERVER_TIMEOUT_MS = 3_000;
+/** Half of it is a warning: a busy day brings the other half. */
+export const SLOW_MS = API_SERVER_TIMEOUT_MS / 2;
 
 /**
  * One call to a running plugin, as kube-apiserver makes it.
  * @param socket path of the plugin's socket
  * @param authority what to send as `:authority`; undefined: what grpc-js does
+ * @param timeoutMs how long it may take
  * @throws ExitError 1 with the status of the answer
  */
 export async function callPlugin<
@@ -26,6 +31,7 @@ export async function callPlugin<
   method: { readonly input: I; readonly output: O } & DescMethodUnary,
   request: MessageInitShape<I>,
   authority?: string,
+  timeoutMs = API_SERVER_TIMEOUT_MS,
 ): Promise<MessageShape<O>> {
   const client = new Client(`unix://${socket}`, credentials.createInsecure(), {
     "grpc.use_local_subchannel_pool": 1, // a connection of another authority is not this one's
@@ -38,13 +44,18 @@ export async function callPlugin<
         (message: MessageShape<I>) => Buffer.from(toBinary(method.input, message)),
         (bytes: Buffer) => fromBinary(method.output, bytes),
         create(method.input, request),
-        { deadline: Date.now() + API_SERVER_TIMEOUT_MS },
+        { deadline: Date.now() + timeoutMs },
         (error: ServiceError | null, response?: MessageShape<O>) => {
           if (error === null && response !== undefined) {
             resolve(response);
           } else {
             const text = `${status[error?.code ?? status.UNKNOWN]}: ${error?.details ?? "no answer"}`;
-            reject(new ExitError(1, `${method.name} through unix://${socket} failed: ${text}`));
+            reject(
+              new ExitError(
+                1,
+                printable(`${method.name} through unix://${socket} failed: ${text}`),
+              ),
+            );
           }
         },
       );
@@ -52,4 +63,10 @@ export async function callPlugin<
   } finally {
     client.close();
   }
+}
+
+/** The version of the plugin itself; only KMS v1 asks for it. @throws ExitError 1 */
+export async function runtimeVersion(socket: string): Promise<string> {
+  const request = { version: "v1beta1" };
+  return (await callPlugin(socket, V1.method.version, request)).runtimeVersion;
 }

@@ -1,7 +1,7 @@
 import { version as VERSION } from "../../package.json";
-import { type Config, required } from "../config/config.ts";
+import { type Config, keyIdOf, previousKeyIdsOf, required } from "../config/config.ts";
 import type { Metrics } from "../health/metrics.ts";
-import { Key4C } from "../key4c/client.ts";
+import { Key4C, type Key4COptions } from "../key4c/client.ts";
 import { DEFAULT_PROFILE } from "../key4c/profile.ts";
 import { KeySet } from "../keys/key-set.ts";
 import type { Log } from "../system/log.ts";
@@ -9,8 +9,8 @@ import type { Log } from "../system/log.ts";
 /** The configured keys. @param fallback the ID when none is set */
 export function configuredKeys(config: Config, fallback?: string): KeySet {
   return new KeySet(
-    () => required(config.kmsKeyIdFile?.current ?? config.kmsKeyId ?? fallback),
-    () => config.previousKeyIdsFile?.current ?? config.previousKeyIds ?? [],
+    () => required(keyIdOf(config) ?? fallback),
+    () => previousKeyIdsOf(config),
   );
 }
 
@@ -22,11 +22,28 @@ export function key4cClient(
   metrics: Metrics,
 ): Key4C {
   return new Key4C({
+    ...key4cOptions(config, emulatorUrl, log),
+    record: metrics.histogram(
+      "key4c_kms_key4c_call_duration_seconds",
+      "Calls to Key4C, by operation and outcome.",
+      ["operation", "kind"],
+    ),
+  });
+}
+
+/** The same, for who makes a client of his own of it. */
+export function key4cOptions(
+  config: Config,
+  emulatorUrl: string | undefined,
+  log: Log,
+): Key4COptions {
+  return {
     url: emulatorUrl ?? config.key4cUrl ?? "",
     profile: config.profile ?? DEFAULT_PROFILE,
     credentials: () => ({
       userId: config.kmsUserId ?? config.kmsUserIdFile?.current ?? "emulator",
       apiKey: config.kmsApiKey ?? config.kmsApiKeyFile?.current,
+      pin: config.kmsPin ?? config.kmsPinFile?.current,
     }),
     tls: () => ({
       ca: config.caFile?.current,
@@ -35,10 +52,5 @@ export function key4cClient(
     }),
     userAgent: `key4c-kms-plugin/${VERSION}`,
     log,
-    record: metrics.histogram(
-      "key4c_kms_key4c_call_duration_seconds",
-      "Calls to Key4C, by operation and outcome.",
-      ["operation", "kind"],
-    ),
-  });
+  };
 }

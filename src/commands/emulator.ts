@@ -1,4 +1,4 @@
-import { type Config, required } from "../config/config.ts";
+import { type Config, keyIdOf, previousKeyIdsOf, required } from "../config/config.ts";
 import { type Emulator, startEmulator } from "../key4c/emulator.ts";
 import { describeError, ExitError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
@@ -16,10 +16,21 @@ export function emulatorInside(config: Config, log: Log): Emulator {
   return startEmulatorOrExit({
     host: "127.0.0.1",
     port: 0,
-    keyIds: [config.kmsKeyId ?? EMULATED_KEY_ID, ...(config.previousKeyIds ?? [])],
+    keyIds: [keyIdOf(config) ?? EMULATED_KEY_ID, ...previousKeyIdsOf(config)],
     dataFile: config.emulatorData,
     control: false,
   });
+}
+
+/** What to type next, in lines of shell. @param endpoint where it serves */
+export function nextSteps(endpoint: string): string {
+  const path = process.execPath;
+  const binary = /^[\w./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+  return `# Ready, until Ctrl-C. In a second shell:
+export KMS_ENDPOINT=${endpoint}
+${binary} status
+echo a-data-key | ${binary} encrypt | ${binary} decrypt
+`;
 }
 
 /** The command `emulator`: a Key4C on an address of its own, until a signal. */

@@ -42,7 +42,7 @@ export function helpText(version: string): string {
   return `${lines.join("\n")}\n`;
 }
 
-/** The table of options in the README, in Markdown; a test keeps the two equal. */
+/** The table of options in REFERENCE.md, in Markdown; a test keeps the two equal. */
 export function optionsTable(): string {
   const rows = OPTION_LIST.map(([, { env, flag, value, default: fallback, help, commands }]) => {
     const name = env === undefined ? "" : `\`${env}\``;

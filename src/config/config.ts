@@ -1,6 +1,8 @@
 import { parseArgs } from "node:util";
+import { DEFAULT_PROFILE, sends } from "../key4c/profile.ts";
 import { ExitError, PluginError } from "../system/errors.ts";
 import { credentialFile } from "../system/systemd.ts";
+import { fitTogether } from "./option-types.ts";
 import { COMMANDS, type Command, OPTIONS, type Option } from "./options.ts";
 
 type OptionName = keyof typeof OPTIONS;
@@ -17,6 +19,8 @@ export interface CommandLine {
   readonly operand: string | undefined;
   /** The texts that were given, not defaults, by environment name. */
   readonly given: ReadonlyMap<string, string>;
+  /** What was given and where, one line each; secrets only by name. */
+  readonly sources: readonly string[];
   /** One line each; empty but for `doctor`, which reports them. */
   readonly problems: readonly string[];
 }
@@ -94,17 +98,28 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
     config: Object.freeze(config) as Config,
     operand: operands[0],
     given: byEnvironmentName(given),
+    sources: own.flatMap(([name, option]) => {
+      const text = given.get(name);
+      return text === undefined ? [] : [sourceOf(option, text, flags.has(name))];
+    }),
     problems,
   };
 }
 
+function sourceOf({ env, flag, value }: Option, text: string, isFlag: boolean): string {
+  if (isFlag) {
+    return value === undefined ? `--${flag}` : `--${flag} ${text}`;
+  }
+  return flag === undefined ? `${env} (environment)` : `${env}=${text} (environment)`;
+}
+
 /** What the environment, or else a credential of systemd, says of an option. */
-function textOf({ env, value, emptyIsValue }: Option, from: Environment, command: Command) {
+function textOf({ env, value }: Option, from: Environment, command: Command) {
   if (env === undefined) {
     return undefined;
   }
   const variable = from[env];
-  if (variable !== undefined && (variable !== "" || emptyIsValue === true)) {
+  if (variable !== undefined && variable !== "") {
     return variable;
   }
   return value === "FILE" && command !== "manifest"
@@ -131,7 +146,7 @@ function byEnvironmentName(given: ReadonlyMap<OptionName, string>): ReadonlyMap<
 
 function emptyCommandLine(command: Command): CommandLine {
   const config = {} as Config; // no option applies
-  return { command, config, operand: undefined, given: new Map(), problems: [] };
+  return { command, config, operand: undefined, given: new Map(), sources: [], problems: [] };
 }
 
 function readArguments(
@@ -193,8 +208,20 @@ function missingOrConflicting(
       );
     }
   };
+  const mustFit = (certificate: "certFile" | "tlsCertFile", key: "certKeyFile" | "tlsKeyFile") => {
+    const pair = [config[certificate], config[key]] as const;
+    const fits = pair[0] && pair[1] ? fitTogether(pair[0].current, pair[1].current) : true;
+    if (fits !== true) {
+      const why =
+        fits === false ? "is not the key of that certificate" : "cannot be read: is it encrypted?";
+      problems.push(
+        `${optionLabel(OPTIONS[certificate])} and ${optionLabel(OPTIONS[key])} do not fit: ${pair[1]?.path} ${why}`,
+      );
+    }
+  };
+  const asksKey4C = given.has("decrypt") || given.has("verify");
   const reachesKey4C =
-    command === "serve" || command === "doctor" || (command === "inspect" && given.has("decrypt"));
+    command === "serve" || command === "doctor" || (command === "inspect" && asksKey4C);
   if (reachesKey4C) {
     if (!given.has("emulator")) {
       const demo = command === "serve" ? "; or try --emulator" : "";
@@ -219,15 +246,38 @@ function missingOrConflicting(
     notBoth("previousKeyIds", "previousKeyIdsFile");
     notBoth("kmsUserId", "kmsUserIdFile");
     notBoth("kmsApiKey", "kmsApiKeyFile");
+    notBoth("kmsPin", "kmsPinFile");
+    const profile = given.has("profile") ? config.profile : DEFAULT_PROFILE;
+    if ((given.has("kmsPin") || given.has("kmsPinFile")) && profile && !sends(profile, "pin")) {
+      problems.push(
+        "KMS_PIN is set, and the profile (KEY4C_PROFILE) has no {pin} that would send it",
+      );
+    }
     bothOrNone("certFile", "certKeyFile");
-    if (config.kmsKeyId !== undefined && config.previousKeyIds?.includes(config.kmsKeyId)) {
+    mustFit("certFile", "certKeyFile");
+    const kmsKeyId = keyIdOf(config);
+    if (kmsKeyId !== undefined && previousKeyIdsOf(config).includes(kmsKeyId)) {
       problems.push("KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must not name KMS_KEY_ID itself");
     }
   }
+  if (command === "inspect") {
+    notBoth("decrypt", "verify");
+  }
   if (command === "emulator") {
     bothOrNone("tlsCertFile", "tlsKeyFile");
+    mustFit("tlsCertFile", "tlsKeyFile");
   }
   return problems;
+}
+
+/** KMS_KEY_ID, from its file where that is named: asked anew, for the file may change. */
+export function keyIdOf({ kmsKeyId, kmsKeyIdFile }: Config): string | undefined {
+  return kmsKeyIdFile?.current ?? kmsKeyId;
+}
+
+/** KMS_PREVIOUS_KEY_IDS, likewise. */
+export function previousKeyIdsOf(config: Config): readonly string[] {
+  return config.previousKeyIdsFile?.current ?? config.previousKeyIds ?? [];
 }
 
 /** An option that has a default, or that parseCommandLine has insisted on. */

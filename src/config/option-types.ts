@@ -1,4 +1,4 @@
-import { X509Certificate } from "node:crypto";
+import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { MAX_SOCKET_PATH_BYTES } from "../socket/unix-socket.ts";
 import { ReloadedFile } from "../system/files.ts";
@@ -187,6 +187,15 @@ export function privateKey(path: string): ReloadedFile<string> {
     }
     return pem;
   });
+}
+
+/** Whether a private key is that of a certificate; undefined when it cannot be read, for it is encrypted perhaps. */
+export function fitTogether(certificate: string, key: string): boolean | undefined {
+  try {
+    return new X509Certificate(certificate).checkPrivateKey(createPrivateKey(key));
+  } catch {
+    return undefined;
+  }
 }
 
 export function secretFile(path: string): ReloadedFile<string> {

@@ -49,8 +49,6 @@ export interface Option<T = unknown> {
   readonly value?: string;
   /** Shown, and parsed like any input; undefined when there is none. */
   readonly default?: string;
-  /** Whether an empty value means something, instead of "not set". */
-  readonly emptyIsValue?: boolean;
   readonly help: string;
   /** @throws Error whose message completes "NAME …", never with a secret */
   readonly parse: (text: string) => T;
@@ -59,14 +57,15 @@ export interface Option<T = unknown> {
 const text = (value: string) => value;
 const yes = () => true;
 
+const KUBEADM_APIS = ["v1beta3", "v1beta4"] as const;
 const SERVE = ["serve"] as const;
 const MANIFEST = ["manifest"] as const;
 const CLIENTS = ["status", "encrypt", "decrypt", "inspect"] as const;
-/** What talks to Key4C itself: inspect only with --decrypt. */
+/** What talks to Key4C itself: inspect only with --decrypt or --verify. */
 const KEY4C = ["serve", "inspect"] as const;
 const MAX_DURATION_MS = 365 * NAMED_UNITS_MS.d;
 
-/** The options of all commands. Help, README and the parser are made from this table. */
+/** The options of all commands. Help, REFERENCE.md and the parser are made from this table. */
 export const OPTIONS = {
   kmsEndpoint: {
     env: "KMS_ENDPOINT",
@@ -96,7 +95,7 @@ export const OPTIONS = {
   kmsKeyIdFile: {
     env: "KMS_KEY_ID_FILE",
     flag: "key-id-file",
-    commands: KEY4C,
+    commands: [...KEY4C, "status"],
     value: "FILE",
     help: "File with KMS_KEY_ID; read again when it changes: the other key wraps once it is proven, without a restart",
     parse: (path: string) => new ReloadedFile(path, (text) => keyId(text.trim())),
@@ -143,6 +142,20 @@ export const OPTIONS = {
     commands: KEY4C,
     value: "FILE",
     help: "File with KMS_API_KEY; read again when it changes",
+    parse: secretFile,
+  },
+  kmsPin: {
+    env: "KMS_PIN",
+    commands: KEY4C,
+    help: "PIN; a secret; only where the profile sends {pin}. A refused one is not tried again before it changes",
+    parse: parseSecret,
+  },
+  kmsPinFile: {
+    env: "KMS_PIN_FILE",
+    flag: "pin-file",
+    commands: KEY4C,
+    value: "FILE",
+    help: "File with KMS_PIN; read again when it changes",
     parse: secretFile,
   },
   profile: {
@@ -252,9 +265,7 @@ export const OPTIONS = {
     flag: "http-address",
     commands: SERVE,
     value: "HOST:PORT",
-    default: "127.0.0.1:9640",
-    emptyIsValue: true,
-    help: "Address of /livez, /readyz and /metrics; empty: none",
+    help: "Address of /metrics, /readyz and /livez, such as 127.0.0.1:9640 (default: no HTTP)",
     parse: httpAddress,
   },
   logLevel: {
@@ -355,7 +366,7 @@ export const OPTIONS = {
   stale: {
     flag: "stale",
     commands: ["inspect"],
-    help: "List only what is not under the current key",
+    help: "List only what is not under the current key; with --verify, what is not given back",
     parse: yes,
   },
   json: {
@@ -370,12 +381,31 @@ export const OPTIONS = {
     help: "Decrypt through Key4C, without an API server, and print in clear text: for emergencies",
     parse: yes,
   },
+  verify: {
+    flag: "verify",
+    commands: ["inspect"],
+    help: "Have Key4C itself unwrap each local KEK once: exit code 0 only if it gives all of them back",
+    parse: yes,
+  },
   encryptionConfiguration: {
     flag: "encryption-configuration",
-    commands: ["doctor", "manifest"],
+    commands: ["doctor", "inspect", "manifest"],
     value: "FILE",
-    help: "kube-apiserver's EncryptionConfiguration: doctor checks it, manifests name its path",
+    help: "kube-apiserver's EncryptionConfiguration: doctor checks it (default: that of --kube-apiserver), inspect compares its names, manifests name its path",
     parse: text,
+  },
+  kubeApiserver: {
+    flag: "kube-apiserver",
+    commands: ["doctor"],
+    value: "FILE",
+    help: "kube-apiserver's static pod: flags and mounts are checked (default: kubeadm's, where it is there)",
+    parse: text,
+  },
+  profileCheck: {
+    flag: "profile-check",
+    commands: ["doctor"],
+    help: "Go through the profile against the service, and nothing else: each request and answer, secrets and keys blacked out",
+    parse: yes,
   },
   migrated: {
     flag: "migrated",
@@ -414,6 +444,34 @@ export const OPTIONS = {
     default: "/usr/local/bin/key4c-kms-plugin",
     help: "Where systemd finds the plugin",
     parse: absolutePath,
+  },
+  live: {
+    flag: "live",
+    commands: ["status"],
+    help: "Ask only whether the plugin serves its socket, which never depends on Key4C: at most 2 s",
+    parse: yes,
+  },
+  environmentFile: {
+    flag: "environment-file",
+    commands: MANIFEST,
+    value: "/PATH",
+    help: "systemd below 247: file of KMS_USER_ID=… that systemd reads as root, in the place of LoadCredential=",
+    parse: absolutePath,
+  },
+  kubeadmApi: {
+    flag: "kubeadm-api",
+    commands: MANIFEST,
+    value: KUBEADM_APIS.join("|"),
+    default: "v1beta4",
+    help: "Version of kubeadm's configuration: v1beta3 for kubeadm up to 1.30",
+    parse: oneOf(KUBEADM_APIS),
+  },
+  output: {
+    flag: "output",
+    commands: MANIFEST,
+    value: "/PATH",
+    help: "Write to this file, as a whole or not at all, instead of standard output",
+    parse: text,
   },
   wait: {
     flag: "wait",

@@ -1,6 +1,7 @@
 import type { KeyDescription } from "../key4c/client.ts";
+import { fingerprintOf, type Snapshot } from "../keys/held.ts";
 import type { KeySet } from "../keys/key-set.ts";
-import { fingerprintOf, type Keyring, type Snapshot } from "../keys/keyring.ts";
+import type { Keyring } from "../keys/keyring.ts";
 import { expectedOf } from "../keys/local-kek.ts";
 import { OLDER_VERSION_MS, type Standing, type Standings, type State } from "../keys/standing.ts";
 import type { CallOptions } from "../keys/wrapping.ts";
@@ -123,7 +124,7 @@ export class Health {
       this.#firstProbeEnded();
       this.#changes.note(this.standing, this.#options.keyring.snapshot?.keyId);
       this.#lookAfter();
-    } else if (this.standing.failure === undefined) {
+    } else if (this.standing.refusalOfCallers("anotherKey") === undefined) {
       // While the current key says that Key4C is away or refuses the secret, the others would only say it again.
       await this.#probePrevious(standing);
     }
@@ -132,7 +133,9 @@ export class Health {
   async #probeCurrent(standing: Standing): Promise<void> {
     const { keys, keyring } = this.#options;
     keys.reload();
-    if (keys.configuredId !== standing.kmsKeyId && (await this.#changeKey(keys.configuredId))) {
+    if (keys.configuredId === standing.kmsKeyId) {
+      this.keyChangeFailure = undefined; // a change may have been taken back
+    } else if (await this.#changeKey(keys.configuredId)) {
       return;
     }
     const wasMismatch = standing.memory.verdict?.state === "mismatch";
@@ -174,7 +177,7 @@ export class Health {
       );
     }
     this.#olderSinceMs = version < before ? (this.#olderSinceMs ?? this.#clock.nowMs()) : undefined;
-    const missing = await keyring.examine();
+    const missing = await keyring.missingKeks();
     if (missing.length > 0) {
       await this.#confirmMismatch(missing, snapshot, doubt);
     }
@@ -318,7 +321,7 @@ export class Health {
         this.#audit(kmsKeyId, "orphaned");
       }
     }
-    const { refused, givenBack } = keyring.currentKeyUnwraps;
+    const { refused, givenBack } = keyring.unwraps.ofCurrentKey;
     if (refused > 0 && givenBack === 0 && !this.#hasWarnedOfRefusals) {
       this.#hasWarnedOfRefusals = true;
       log.error(

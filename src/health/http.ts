@@ -1,8 +1,24 @@
+/**
+ * HTTP for metrics. It is read by one scraper, and reachable for every user of the node: one request a
+ * connection, answered from its first line alone, with bounded size and time. Node's server under Bun 1.4.5 keeps
+ * neither maxConnections nor the end of a connection, and Bun's own answers a bad Host with a page of its own.
+ */
+import type { Socket } from "node:net";
 import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
+import { SparingListener } from "./sparing-listener.ts";
 
 /** How often a taken address is tried again: the process that we replace gives it up when it ends. */
 const RETRY_INTERVAL_MS = 1_000;
+/** A scraper's request has a few hundred bytes. */
+const MAX_REQUEST_BYTES = 8 * 1024;
+/** From the first byte of a connection to the last. */
+const MAX_CONNECTION_MS = 5_000;
+/** All metrics are made at most once in this time; who asks sooner waits for the next ones. */
+const METRICS_INTERVAL_MS = 1_000;
+
+const OK = "200 OK";
+const UNAVAILABLE = "503 Service Unavailable";
 
 export interface HttpOptions {
   readonly host: string;
@@ -19,16 +35,26 @@ export interface HttpServer {
   stop(): void;
 }
 
-/** Serves `/livez`, `/readyz` and `/metrics`. An address in use is a warning, and tried again. */
+/**
+ * Serves `/metrics`, and `/livez` and `/readyz` for people and their tools. An address in use is a warning, and
+ * tried again.
+ */
 export function serveHttp(options: HttpOptions): HttpServer {
   const { host, port, log } = options;
-  let server: Bun.Server<undefined> | undefined;
+  const open = new Set<Socket>();
+  const metrics = atMostEvery(METRICS_INTERVAL_MS, options.metrics);
+  let listener: SparingListener | undefined;
   let timer: Timer | undefined;
   let warned = false;
   const start = () => {
     try {
-      server = Bun.serve({ hostname: host, port, fetch: (request) => answer(request, options) });
-      log.info("health and metrics", { url: server.url.href });
+      listener = new SparingListener(host, port, (socket) => {
+        open.add(socket);
+        socket.once("close", () => open.delete(socket));
+        converse(socket, (line) => answer(line, options, metrics));
+      });
+      const shown = host.includes(":") ? `[${host}]` : host;
+      log.info("health and metrics", { url: `http://${shown}:${listener.port}/` });
     } catch (error) {
       if (!warned) {
         const remedy = "change KMS_HTTP_ADDRESS, or leave it: the address is tried again";
@@ -38,33 +64,95 @@ export function serveHttp(options: HttpOptions): HttpServer {
       timer = setTimeout(start, RETRY_INTERVAL_MS);
     }
   };
+  if (!/^(127\.|::1$|localhost$)/.test(host)) {
+    log.warn("KMS_HTTP_ADDRESS is not of loopback: others read key_id, counts and times", {
+      host,
+      remedy: "use 127.0.0.1:9640, or a firewall that lets only Prometheus through",
+    });
+  }
   start();
   return {
     stop() {
       clearTimeout(timer);
-      void server?.stop(true);
+      listener?.close();
+      for (const socket of open) {
+        socket.destroy();
+      }
     },
   };
 }
 
-function answer(request: Request, { live, ready, metrics }: HttpOptions): Response {
-  if (request.method !== "GET" && request.method !== "HEAD") {
-    return new Response("only GET\n", { status: 405 });
-  }
-  switch (new URL(request.url).pathname) {
+/** Reads one request, answers it and ends the connection, whatever else was sent. */
+function converse(socket: Socket, respond: (requestLine: string) => Promise<string>): void {
+  const timer = setTimeout(() => socket.destroy(), MAX_CONNECTION_MS);
+  socket.once("close", () => clearTimeout(timer));
+  let request = "";
+  const read = (chunk: Buffer) => {
+    request += chunk.toString("latin1");
+    if (request.length > MAX_REQUEST_BYTES) {
+      socket.destroy();
+    } else if (request.includes("\r\n\r\n")) {
+      socket.off("data", read).pause(); // the rest is nobody's: to read it would cost time
+      void respond(request.slice(0, request.indexOf("\r\n"))).then((text) =>
+        socket.end(text, () => socket.destroy()),
+      );
+    }
+  };
+  socket.on("data", read);
+}
+
+/** The whole answer to a request of which only the first line matters. */
+async function answer(
+  requestLine: string,
+  options: HttpOptions,
+  metrics: () => Promise<string>,
+): Promise<string> {
+  const [, method, path = ""] =
+    /^([A-Z]+) (\/[^ ?]*)(?:\?[^ ]*)? HTTP\/1\.[01]$/.exec(requestLine) ?? [];
+  const [status, text] =
+    method === undefined
+      ? ["400 Bad Request", "not a request of HTTP/1.1\n"]
+      : method === "GET" || method === "HEAD"
+        ? await resource(path, options, metrics)
+        : ["405 Method Not Allowed", "only GET\n"];
+  const head = [
+    `HTTP/1.1 ${status}`,
+    "Content-Type: text/plain; version=0.0.4; charset=utf-8",
+    `Content-Length: ${Buffer.byteLength(text)}`,
+    "Connection: close",
+  ];
+  return `${head.join("\r\n")}\r\n\r\n${method === "HEAD" ? "" : text}`;
+}
+
+async function resource(
+  path: string,
+  { live, ready }: HttpOptions,
+  metrics: () => Promise<string>,
+): Promise<[status: string, text: string]> {
+  switch (path) {
     case "/livez":
-      return live()
-        ? new Response("ok\n")
-        : new Response("the socket is gone or somebody else's\n", { status: 503 });
+      return live() ? [OK, "ok\n"] : [UNAVAILABLE, "the socket is gone or somebody else's\n"];
     case "/readyz": {
       const { ok, text } = ready();
-      return new Response(`${text}\n`, { status: ok ? 200 : 503 });
+      return [ok ? OK : UNAVAILABLE, `${text}\n`];
     }
     case "/metrics":
-      return new Response(metrics(), {
-        headers: { "Content-Type": "text/plain; version=0.0.4; charset=utf-8" },
-      });
+      return [OK, await metrics()];
     default:
-      return new Response("there are /livez, /readyz and /metrics\n", { status: 404 });
+      return ["404 Not Found", "there are /livez, /readyz and /metrics\n"];
   }
+}
+
+/** Makes a text for all who ask meanwhile: at once, or when the last one is as old as this. Never an old one. */
+function atMostEvery(intervalMs: number, make: () => string): () => Promise<string> {
+  let nextMs = Number.NEGATIVE_INFINITY;
+  let next: Promise<string> | undefined;
+  return () => {
+    next ??= Bun.sleep(Math.max(0, nextMs - performance.now())).then(() => {
+      next = undefined;
+      nextMs = performance.now() + intervalMs;
+      return make();
+    });
+    return next;
+  };
 }

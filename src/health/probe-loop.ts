@@ -1,5 +1,6 @@
 import type { Standing } from "../keys/standing.ts";
 import type { Clock } from "../system/clock.ts";
+import { toPluginError } from "../system/errors.ts";
 
 /**
  * Part of the interval by which each probe is moved. It does not part those that begin together: therefore the first
@@ -22,7 +23,7 @@ export class ProbeLoop {
   #jitter = 0;
   #beginsRow = false;
 
-  /** @param probe tells the standing what it heard; never rejects */
+  /** @param probe tells the standing what it heard */
   constructor(
     standing: Standing,
     options: {
@@ -51,7 +52,7 @@ export class ProbeLoop {
   async #probeOnce(): Promise<void> {
     this.#isProbing = true;
     const wasWell = this.#standing.memory.lastSuccessMs !== undefined && !this.#standing.failure;
-    await this.#probe();
+    await this.#probe().catch((error: unknown) => this.#standing.hear(toPluginError(error))); // a defect of ours
     this.#isProbing = false;
     this.#endedAtMs = this.#clock.nowMs();
     this.#jitter = 2 * this.#clock.random() - 1;

@@ -4,6 +4,7 @@ import type { KeySet } from "../keys/key-set.ts";
 import type { Keyring } from "../keys/keyring.ts";
 import { STATES, type Standings } from "../keys/standing.ts";
 import { KINDS } from "../system/errors.ts";
+import { stderr } from "../system/stderr.ts";
 import type { Health } from "./health.ts";
 import type { Metrics } from "./metrics.ts";
 
@@ -14,13 +15,15 @@ export interface TelemetrySources {
   readonly keys: KeySet;
   readonly standings: Standings;
   readonly connections: () => number;
+  /** Whether the path of the socket leads here. */
+  readonly live: () => boolean;
   /** By the name of their option. */
   readonly secretFiles: Readonly<Record<string, string | undefined>>;
 }
 
 /** Adds every metric that is read from the state of the plugin; RPCs and calls record themselves. */
 export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): void {
-  const { version, keyring, health, keys, standings, connections, secretFiles } = sources;
+  const { version, keyring, health, keys, standings, connections, live, secretFiles } = sources;
   metrics.gauge("key4c_kms_build_info", "The version of the plugin; always 1.", () => ({
     labels: { version },
     value: 1,
@@ -72,7 +75,7 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   metrics.counter(
     "key4c_kms_local_keks_of_current_key_refused_total",
     "Local KEKs of the current key and version that Key4C refused to callers.",
-    () => keyring.currentKeyUnwraps.refused,
+    () => keyring.unwraps.ofCurrentKey.refused,
   );
   metrics.counter(
     "key4c_kms_encrypts_over_limit_total",
@@ -105,9 +108,17 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   metrics.gauge(
     "key4c_kms_local_kek_unwraps_under_way",
     "Local KEKs that Key4C is just unwrapping for callers.",
-    () => keyring.unwrapsUnderWay,
+    () => keyring.unwraps.underWay,
   );
   metrics.gauge("key4c_kms_connections", "Open connections on the socket.", connections);
+  metrics.gauge("key4c_kms_socket_live", "1 while the path of the socket leads to it.", () =>
+    live() ? 1 : 0,
+  );
+  metrics.counter(
+    "key4c_kms_log_lines_dropped_total",
+    "Lines of the log that standard error did not take.",
+    () => stderr.droppedLines,
+  );
   metrics.gauge(
     "key4c_kms_secret_file_age_seconds",
     "Time since a secret file was last written.",

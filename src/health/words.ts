@@ -22,7 +22,7 @@ const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Wo
   denied: {
     what: "Key4C refuses the credential",
     remedy:
-      "renew KMS_USER_ID and KMS_API_KEY: their files are read again; do not restart this node or the plugin before: it could not read Secrets",
+      "renew KMS_USER_ID, KMS_API_KEY and KMS_PIN: their files are read again (a refused PIN is not tried again before it changes); do not restart this node or the plugin before: it could not read Secrets",
   },
   keyUnusable: {
     what: "Key4C says that the key is disabled or deleted",

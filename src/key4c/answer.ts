@@ -1,6 +1,8 @@
 import { LOCAL_KEK_BYTES, MAX_KEY_VERSION, MAX_WRAPPED_KEK_BYTES } from "../keys/wrapping.ts";
 import { type ErrorKind, PluginError } from "../system/errors.ts";
-import { type Profile, type RemoteErrorKind, resolvePointer } from "./profile.ts";
+import { resolvePointer } from "./json.ts";
+import type { BytesPointer, Profile, RemoteErrorKind } from "./profile.ts";
+import { decodeBytes } from "./template.ts";
 
 /** What Key4C is asked to do with a key. */
 export type OperationName = "describe" | "encrypt" | "decrypt";
@@ -88,7 +90,8 @@ export function readVersion(answer: unknown, pointer: string | undefined): numbe
   if (pointer === undefined) {
     return undefined;
   }
-  const version = resolvePointer(answer, pointer);
+  const told = resolvePointer(answer, pointer);
+  const version = typeof told === "string" && /^[1-9]\d*$/.test(told) ? Number(told) : told;
   if (
     typeof version !== "number" ||
     !Number.isInteger(version) ||
@@ -125,11 +128,11 @@ export function readCiphertext(answer: unknown, pointer: string): string {
   return text;
 }
 
-export function readLocalKek(answer: unknown, pointer: string): Buffer {
+export function readLocalKek(answer: unknown, { pointer, encoding }: BytesPointer): Buffer {
   const text = resolvePointer(answer, pointer);
-  const bytes = Buffer.from(typeof text === "string" ? text : "", "base64");
-  if (bytes.length !== LOCAL_KEK_BYTES || bytes.toString("base64") !== text) {
-    throw malformed("decrypt", `${pointer} is not ${LOCAL_KEK_BYTES} bytes in base64`);
+  const bytes = typeof text === "string" ? decodeBytes(text, encoding) : undefined;
+  if (bytes?.length !== LOCAL_KEK_BYTES) {
+    throw malformed("decrypt", `${pointer} is not ${LOCAL_KEK_BYTES} bytes in ${encoding}`);
   }
   return bytes;
 }

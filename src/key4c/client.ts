@@ -13,15 +13,10 @@ import {
   readLocalKek,
   readVersion,
 } from "./answer.ts";
-import {
-  type Operation,
-  type PlaceholderValues,
-  type Profile,
-  render,
-  renderJson,
-  resolvePointer,
-  uses,
-} from "./profile.ts";
+import { resolvePointer } from "./json.ts";
+import type { Operation, Profile } from "./profile.ts";
+import { type Credentials, RefusedSecrets } from "./refused.ts";
+import { type PlaceholderValues, render, renderJson, uses } from "./template.ts";
 
 /** One attempt. Below the API server's default timeout of 3 s, so that a caller may see a second one. */
 const ATTEMPT_TIMEOUT_MS = 2_500;
@@ -30,15 +25,13 @@ const CALL_BUDGET_MS = 10_000;
 const FIRST_RETRY_DELAY_MS = 100;
 /** A caller's patience is 3 s: once Key4C is back, whoever still waits must not sleep for long. */
 const MAX_RETRY_DELAY_MS = 500;
-/** A secret that Key4C refused is not tried again before, unless it changes: tokens of HSMs lock. */
-const DENIED_PAUSE_MS = 30_000;
 
 export interface Key4COptions {
   /** Base address, without a slash at its end. */
   readonly url: string;
   readonly profile: Profile;
   /** Asked before every call, so that a renewed secret is used at once. */
-  readonly credentials: () => { readonly userId: string; readonly apiKey?: string | undefined };
+  readonly credentials: () => Credentials;
   /** PEM texts; asked before every call. */
   readonly tls: () => {
     readonly ca?: string | undefined;
@@ -47,7 +40,7 @@ export interface Key4COptions {
   };
   readonly userAgent: string;
   readonly log: Log;
-  /** Tests replace clock and network. */
+  /** Tests replace clock and network; the doctor watches what goes over it. */
   readonly clock?: Clock;
   readonly fetch?: (url: string, init: BunFetchRequestInit) => Promise<Response>;
   /** Told of every attempt at its end; kind is "ok" or that of its error. */
@@ -74,12 +67,12 @@ export interface KeyDescription {
 export class Key4C implements WrappingService {
   readonly #options: Key4COptions;
   readonly #clock: Clock;
-  /** By key: the secret that was refused last, and when. */
-  readonly #denied = new Map<string, { secret: string; untilMs: number; error: PluginError }>();
+  readonly #refused: RefusedSecrets;
 
   constructor(options: Key4COptions) {
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
+    this.#refused = new RefusedSecrets(this.#clock);
   }
 
   /** Whether the profile can ask for a key's version and state. */
@@ -97,7 +90,7 @@ export class Key4C implements WrappingService {
     return this.#call("describe", operation, { keyId }, options, (answer) => {
       const state = result.state && resolvePointer(answer, result.state);
       if (unusableStates.some((one) => one === state)) {
-        throw new PluginError("keyUnusable", `Key4C says that the key is ${state}`, {
+        throw new PluginError("keyUnusable", `Key4C says that the state of the key is ${state}`, {
           isVerdict: true,
         });
       }
@@ -119,11 +112,7 @@ export class Key4C implements WrappingService {
     const { profile } = this.#options;
     const operation = profile.encrypt;
     const { result } = operation;
-    const payload = {
-      keyId,
-      plaintext: localKek.toString("base64"),
-      aad: aad.toString("base64"),
-    };
+    const payload = { keyId, plaintext: localKek, aad };
     const wrapped = () =>
       this.#call("encrypt", operation, payload, options, (answer) => ({
         ciphertext: readCiphertext(answer, result.ciphertext),
@@ -153,9 +142,23 @@ export class Key4C implements WrappingService {
     if (aad !== undefined && !uses(operation.body, "aad")) {
       throw new PluginError("invalid", "wrapped with AAD, which the profile does not send");
     }
-    const payload = { keyId, ciphertext, aad: aad?.toString("base64") };
+    const payload = { keyId, ciphertext, aad };
     return this.#call("decrypt", operation, payload, options, (answer) =>
       readLocalKek(answer, operation.result.plaintext),
+    );
+  }
+
+  /** All attempts are made with the credentials that it begins with. */
+  #call<T>(
+    name: OperationName,
+    operation: Operation,
+    payload: PlaceholderValues & { readonly keyId: string },
+    options: CallOptions,
+    read: (answer: unknown) => T,
+  ): Promise<T> {
+    const credentials = this.#options.credentials();
+    return this.#refused.guard(payload.keyId, credentials, (mayTryAgain) =>
+      this.#attempts(name, operation, { ...payload, ...credentials }, options, read, mayTryAgain),
     );
   }
 
@@ -165,17 +168,17 @@ export class Key4C implements WrappingService {
    * connection may have been closed at the other end, or forgotten by what lies between, and once where the
    * connection is a new one. Where one kept connection is dead the others are: a retry makes a new one.
    */
-  async #call<T>(
+  async #attempts<T>(
     name: OperationName,
     operation: Operation,
-    payload: PlaceholderValues & { readonly keyId: string },
+    payload: PlaceholderValues,
     options: CallOptions,
     read: (answer: unknown) => T,
+    mayTryAgain: () => void,
   ): Promise<T> {
     const endMs = this.#clock.nowMs() + CALL_BUDGET_MS;
     const requestId = options.requestId ?? randomUUID();
     for (let attempt = 0; ; attempt++) {
-      const secret = this.#mayTry(payload.keyId); // another call may have been refused since the last attempt
       const startMs = this.#clock.nowMs();
       const end = (kind: ErrorKind | "ok") => {
         const durationMs = this.#clock.nowMs() - startMs;
@@ -188,15 +191,10 @@ export class Key4C implements WrappingService {
         const leftMs = endMs - startMs;
         const result = read(await this.#attempt(name, operation, values, leftMs, mayReuse));
         end("ok");
-        this.#denied.delete(payload.keyId);
         return result;
       } catch (error) {
         const failure = asFailure(name, error);
         end(failure.kind);
-        if (failure.kind === "denied") {
-          const untilMs = this.#clock.nowMs() + DENIED_PAUSE_MS;
-          this.#denied.set(payload.keyId, { secret, untilMs, error: failure });
-        }
         const delayMs =
           this.#clock.random() * Math.min(MAX_RETRY_DELAY_MS, FIRST_RETRY_DELAY_MS * 2 ** attempt);
         const mayRetry = options.isForCaller === true || (attempt === 0 && !options.newConnection);
@@ -205,30 +203,19 @@ export class Key4C implements WrappingService {
         }
         options.onFailedAttempt?.();
         await sleep(this.#clock, delayMs); // jittered: a fleet that lost Key4C together does not return together
+        mayTryAgain();
       }
     }
-  }
-
-  /** @returns the secret that is tried. @throws PluginError `denied` when Key4C has just refused it for this key */
-  #mayTry(keyId: string): string {
-    const { userId, apiKey } = this.#options.credentials();
-    const secret = `${userId} ${apiKey}`; // neither holds a space
-    const denied = this.#denied.get(keyId);
-    if (denied?.secret === secret && this.#clock.nowMs() < denied.untilMs) {
-      throw denied.error;
-    }
-    return secret;
   }
 
   async #attempt(
     name: OperationName,
     operation: Operation,
-    payload: PlaceholderValues,
+    values: PlaceholderValues,
     leftMs: number,
     mayReuseConnection: boolean,
   ): Promise<unknown> {
-    const { url, profile, credentials, tls, userAgent } = this.#options;
-    const values = { ...payload, ...credentials() };
+    const { url, profile, tls, userAgent } = this.#options;
     const headers = new Headers({
       Accept: "application/json",
       "Accept-Encoding": "identity",

@@ -1,9 +1,9 @@
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
-import { dirname } from "node:path";
+import { readFileSync, statSync } from "node:fs";
+import { replaceFile } from "../system/files.ts";
 
 /**
- * A Key4C by the contract of the README, for demos and tests. Its keys are plain AES keys in memory and,
+ * A Key4C by the contract of REFERENCE.md, for demos and tests. Its keys are plain AES keys in memory and,
  * if asked, in a file: it is no HSM and must never guard a real secret.
  */
 export interface EmulatorOptions {
@@ -205,7 +205,8 @@ function bytesOf(body: unknown, name: string): Buffer {
   const value = typeof body === "object" && body !== null ? Reflect.get(body, name) : undefined;
   const bytes = Buffer.from(typeof value === "string" ? value : "", "base64");
   if ((value !== undefined || name !== "aad") && bytes.toString("base64") !== value) {
-    throw new Refusal(400, "INVALID_REQUEST", `${name} is not base64`);
+    const code = name === "ciphertext" ? "INVALID_CIPHERTEXT" : "INVALID_REQUEST";
+    throw new Refusal(400, code, `${name} is not base64`);
   }
   return bytes;
 }
@@ -217,7 +218,10 @@ interface ControlContext {
   readonly save: () => void;
 }
 
-/** `POST keys/ID/rotate|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `GET stats`. */
+/**
+ * `POST keys/ID/rotate|replace|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `GET stats`. To replace is what a
+ * wrong restore of an HSM does: other key material behind the same versions.
+ */
 async function control(
   request: Request,
   parts: readonly string[],
@@ -243,6 +247,10 @@ async function control(
   const states = { disable: "DISABLED", enable: "ENABLED", delete: "DELETED" } as const;
   if (action === "rotate") {
     key.versions.push(newKey());
+  } else if (action === "replace") {
+    key.versions.forEach((_, index) => {
+      key.versions[index] = newKey();
+    });
   } else if (Object.hasOwn(states, action)) {
     key.state = states[action as keyof typeof states]; // own key, just checked
   } else {
@@ -258,6 +266,9 @@ function newKey(): string {
 
 function loadKeys(file: string | undefined): Keys {
   let text: string;
+  if (file !== undefined && statSync(file, { throwIfNoEntry: false })?.isFile() === false) {
+    throw new Error(`${file} is no regular file`); // it would be replaced by one: /dev/null, for the whole machine
+  }
   try {
     text = file === undefined ? "[]" : readFileSync(file, "utf8");
   } catch (error) {
@@ -280,24 +291,8 @@ function loadKeys(file: string | undefined): Keys {
   }
 }
 
-/** Written beside the file, synced and renamed: a crash leaves the old keys or the new ones. */
 function saveKeys(file: string | undefined, keys: Keys): void {
-  if (file === undefined) {
-    return;
-  }
-  const temporary = `${file}.tmp`;
-  const descriptor = openSync(temporary, "w", 0o600);
-  try {
-    writeSync(descriptor, JSON.stringify([...keys]));
-    fsyncSync(descriptor);
-  } finally {
-    closeSync(descriptor);
-  }
-  renameSync(temporary, file);
-  const directory = openSync(dirname(file), "r");
-  try {
-    fsyncSync(directory);
-  } finally {
-    closeSync(directory);
+  if (file !== undefined) {
+    replaceFile(file, JSON.stringify([...keys]), 0o600);
   }
 }

@@ -1,4 +1,26 @@
+import type { Json, Pointer } from "./json.ts";
 import defaultProfile from "./key4c.profile.json";
+import {
+  Faults,
+  jsonTemplate,
+  listOf,
+  type Members,
+  mapOf,
+  mapped,
+  object,
+  oneOf,
+  optional,
+  pointer,
+  required,
+  rowsOf,
+  type Scalar,
+  scalar,
+  template,
+  text,
+  textOr,
+  withDefault,
+} from "./shape.ts";
+import { ENCODINGS, type Encoding, type Placeholder, uses } from "./template.ts";
 
 /**
  * A profile says how the three operations on a key look on the wire, so that an operator who holds the
@@ -6,20 +28,16 @@ import defaultProfile from "./key4c.profile.json";
  */
 export interface Profile {
   /** Absent: the service tells no version and no state of a key. */
-  readonly describe?: Operation & {
-    readonly result: { readonly [R in DescribeResult]?: Pointer };
-    /** Values of `state` under which a key must not be used. */
-    readonly unusableStates: readonly string[];
-  };
+  readonly describe?: Description | undefined;
   readonly encrypt: Operation & {
-    readonly result: { readonly ciphertext: Pointer; readonly version?: Pointer };
+    readonly result: { readonly ciphertext: Pointer; readonly version?: Pointer | undefined };
   };
-  readonly decrypt: Operation & { readonly result: { readonly plaintext: Pointer } };
+  readonly decrypt: Operation & { readonly result: { readonly plaintext: BytesPointer } };
   /** Some services answer 200 to a failure; then this value says whether it is one. */
-  readonly success?: { readonly pointer: Pointer; readonly equals: Json };
+  readonly success?: { readonly pointer: Pointer; readonly equals: Scalar } | undefined;
   readonly errors: {
     /** Where a failure carries its code. */
-    readonly code?: Pointer;
+    readonly code?: Pointer | undefined;
     /** What a code means. Only a code, or a `state`, is a verdict on the key. */
     readonly codes: Readonly<Record<string, RemoteErrorKind>>;
     /** What an HTTP status means where no code is listed; never a verdict. What is in neither is `unavailable`. */
@@ -27,27 +45,27 @@ export interface Profile {
   };
 }
 
-/** What a describe may tell; `kcv` is the key check value, `algorithm` is for the doctor only. */
-const DESCRIBE_RESULTS = ["version", "state", "kcv", "algorithm"] as const;
-type DescribeResult = (typeof DESCRIBE_RESULTS)[number];
-
 export interface Operation {
   readonly method: (typeof METHODS)[number];
   readonly path: string;
   readonly headers: Readonly<Record<string, string>>;
-  readonly body?: Json;
+  readonly body?: Json | undefined;
 }
 
-export type Json =
-  | null
-  | boolean
-  | number
-  | string
-  | readonly Json[]
-  | { readonly [k: string]: Json };
+interface Description extends Operation {
+  /** `kcv` is the key check value, `algorithm` is for the doctor only. */
+  readonly result: {
+    readonly [R in "version" | "state" | "kcv" | "algorithm"]?: Pointer | undefined;
+  };
+  /** Values of `state` under which a key must not be used. */
+  readonly unusableStates: readonly Scalar[];
+}
 
-/** A JSON pointer (RFC 6901), such as `/data/ciphertext`. */
-export type Pointer = string;
+/** A pointer to a text that stands for bytes. */
+export interface BytesPointer {
+  readonly pointer: Pointer;
+  readonly encoding: Encoding;
+}
 
 const METHODS = ["GET", "POST", "PUT"] as const;
 const REMOTE_ERROR_KINDS = [
@@ -59,324 +77,217 @@ const REMOTE_ERROR_KINDS = [
 ] as const;
 export type RemoteErrorKind = (typeof REMOTE_ERROR_KINDS)[number];
 
-const PLACEHOLDERS = [
-  "plaintext",
-  "ciphertext",
-  "aad",
-  "keyId",
-  "userId",
-  "apiKey",
-  "requestId",
-] as const;
-type Placeholder = (typeof PLACEHOLDERS)[number];
+/** Paths end up in the access logs of proxies: neither key material nor a credential belongs there. */
+const IN_PATHS = ["keyId", "userId", "requestId"] as const;
+const IN_HEADERS = ["keyId", "userId", "apiKey", "pin", "requestId"] as const;
 
-/** The text of each placeholder; bytes in standard base64. */
-export type PlaceholderValues = { readonly [P in Placeholder]?: string | undefined };
+const headers = mapOf(
+  template(IN_HEADERS, { pattern: "^[ -~]*$", fault: "must be printable ASCII" }),
+  {
+    pattern: "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", // RFC 9110 §5.6.2
+    fault: "is not a header name",
+  },
+);
 
-/** Wider than any name, so that a mistyped one is refused instead of being sent as it stands. */
-const PLACEHOLDER_PATTERN = /\{([A-Za-z_][\w -]*)\}/g;
-const HEADER_NAME_PATTERN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/; // RFC 9110 §5.6.2
-
-/** Replaces the placeholders of a text once; undefined when one of them has no value. */
-export function render(
-  template: string,
-  values: PlaceholderValues,
-  encode: (value: string) => string = (value) => value,
-): string | undefined {
-  let complete = true;
-  const text = template.replace(PLACEHOLDER_PATTERN, (_, name: Placeholder) => {
-    const value = values[name];
-    complete &&= value !== undefined;
-    return encode(value ?? "");
-  });
-  return complete ? text : undefined;
+/** @param payload the placeholders of this operation alone */
+function operation<R extends Members>(
+  name: string,
+  payload: readonly Placeholder[],
+  results: R,
+  aboutResults: string,
+) {
+  return {
+    method: required(oneOf(METHODS), "HTTP method"),
+    path: required(
+      template(IN_PATHS, {
+        pattern: '^/[!"$-\\[\\]-~]*$',
+        fault: 'must start with "/" and be visible ASCII without backslash and #',
+      }),
+      "behind KEY4C_URL; values are percent-encoded",
+    ),
+    headers: withDefault(headers, {}, "of this operation; they win over those of all"),
+    body: optional(
+      jsonTemplate([...payload, ...IN_HEADERS], `/properties/${name}/properties/body`),
+      "sent as JSON; none for GET",
+    ),
+    result: required(object(results), aboutResults),
+  };
 }
 
-/** Replaces the placeholders in the leaves of a body; a member or item without a value is left out. */
-export function renderJson(template: Json, values: PlaceholderValues): Json | undefined {
-  if (typeof template === "string") {
-    return render(template, values);
-  }
-  if (Array.isArray(template)) {
-    return template
-      .map((item: Json) => renderJson(item, values))
-      .filter((item) => item !== undefined);
-  }
-  if (typeof template === "object" && template !== null) {
-    const members = Object.entries(template)
-      .map(([name, member]) => [name, renderJson(member, values)] as const)
-      .filter(([, member]) => member !== undefined);
-    return Object.fromEntries(members) as Json; // undefined members are gone
-  }
-  return template;
-}
+const version = optional(pointer, "version of the key: a whole number of 1 or more, or its digits");
+const plaintext = textOr(
+  mapped(pointer, (to) => ({ pointer: to, encoding: ENCODINGS[0] as Encoding })),
+  object({
+    pointer: required(pointer, "where it is"),
+    encoding: required(oneOf(ENCODINGS), "how its bytes are written"),
+  }),
+  'pointer, or `{"pointer", "encoding"}`',
+);
+const kinds = oneOf(REMOTE_ERROR_KINDS);
 
-/** The value a pointer names, or undefined (RFC 6901 §4). */
-export function resolvePointer(document: unknown, pointer: Pointer): unknown {
-  let at = document;
-  for (const token of pointer.split("/").slice(1)) {
-    const name = token.replaceAll("~1", "/").replaceAll("~0", "~");
-    if (typeof at !== "object" || at === null || !isMember(at, name)) {
-      return undefined;
+const MEMBERS = {
+  $schema: optional(text, "for editors; not read"),
+  headers: withDefault(
+    headers,
+    {},
+    "of all operations; one whose placeholder has no value is left out",
+  ),
+  describe: optional(
+    object({
+      ...operation(
+        "describe",
+        [],
+        {
+          version,
+          state: optional(pointer, "state of the key"),
+          kcv: optional(pointer, "key check value, in hexadecimal digits"),
+          algorithm: optional(pointer, "for the doctor only"),
+        },
+        "where the answer has what",
+      ),
+      unusableStates: withDefault(
+        listOf(scalar),
+        [],
+        "values of `state` under which the key must not be used: a verdict",
+      ),
+    }),
+    "what the service tells of a key; without it versions come from encrypt, and no state is seen",
+  ),
+  encrypt: required(
+    object(
+      operation(
+        "encrypt",
+        ["plaintext", "aad"],
+        {
+          ciphertext: required(pointer, "a text; it is stored as it stands, in whatever encoding"),
+          version,
+        },
+        "where the answer has what",
+      ),
+    ),
+    "wraps a local KEK; its body must hold `{plaintext}`",
+  ),
+  decrypt: required(
+    object(
+      operation(
+        "decrypt",
+        ["ciphertext", "aad"],
+        { plaintext: required(plaintext, "the 32 bytes of the local KEK; base64 for a pointer") },
+        "where the answer has what",
+      ),
+    ),
+    "unwraps it; its body must hold `{ciphertext}`, and `{aad}` if and only if that of encrypt does",
+  ),
+  success: optional(
+    object({
+      pointer: required(pointer, "where an answer says whether it is a success"),
+      equals: required(scalar, "what is there then"),
+    }),
+    "where failures are answered with 200 too",
+  ),
+  errors: withDefault(
+    object({
+      code: optional(pointer, "anywhere in the answer; a text or a number"),
+      codes: withDefault(mapOf(kinds), {}, "what a code means: a verdict"),
+      statuses: withDefault(
+        mapOf(kinds, { pattern: "^[2-5]\\d\\d$", fault: "is not an HTTP status" }),
+        {},
+        "what an HTTP status means where no code is listed: never a verdict",
+      ),
+    }),
+    { code: undefined, codes: {}, statuses: {} },
+    "what a failure means; what is not listed is `unavailable`",
+  ),
+};
+const PROFILE = object(MEMBERS);
+
+/** Reads what {@link PROFILE_SCHEMA} describes, and checks what no schema can: how the parts fit together. */
+function readProfile(document: Json, faults: Faults): Profile {
+  const {
+    headers: shared,
+    describe,
+    encrypt,
+    decrypt,
+    ...rest
+  } = PROFILE.read(document, "", faults);
+  for (const [name, { body }, payload] of [
+    ["encrypt", encrypt, "plaintext"],
+    ["decrypt", decrypt, "ciphertext"],
+  ] as const) {
+    if (!uses(body, payload)) {
+      faults.add(`/${name}/body`, `must hold {${payload}}`);
     }
-    at = (at as Record<string, unknown>)[name]; // just checked
   }
-  return at;
-}
-
-/** Whether JSON gave it to the object or array: the length of an array, for one, is none of its items. */
-function isMember(of: object, name: string): boolean {
-  return Object.prototype.propertyIsEnumerable.call(of, name);
-}
-
-/** The pointer to a member of what `at` names. */
-function below(at: Pointer, name: string): Pointer {
-  return `${at}/${name.replaceAll("~", "~0").replaceAll("/", "~1")}`;
-}
-
-/** Whether a leaf of a template holds the placeholder `{name}`. */
-export function uses(template: Json | undefined, name: Placeholder): boolean {
-  if (typeof template === "object" && template !== null) {
-    return Object.values(template).some((member) => uses(member, name));
+  if (uses(encrypt.body, "aad") !== uses(decrypt.body, "aad")) {
+    faults.add("/decrypt/body", "must hold {aad} if and only if /encrypt/body does");
   }
-  return typeof template === "string" && template.includes(`{${name}}`);
+  for (const [name, one] of Object.entries({ describe, encrypt, decrypt })) {
+    if (one?.method === "GET" && one.body !== undefined) {
+      faults.add(`/${name}/body`, "must be absent for GET");
+    }
+  }
+  if (describe !== undefined && describe.unusableStates.length > 0 && !describe.result.state) {
+    faults.add("/describe/result/state", "must be there when unusableStates is");
+  }
+  if (Object.keys(rest.errors.codes).length > 0 && rest.errors.code === undefined) {
+    faults.add("/errors/code", "must be there when codes is");
+  }
+  const withShared = <O extends Operation>(one: O): O => ({
+    ...one,
+    headers: { ...shared, ...one.headers },
+  });
+  return {
+    describe: describe && withShared(describe),
+    encrypt: withShared(encrypt),
+    decrypt: withShared(decrypt),
+    success: rest.success,
+    errors: rest.errors,
+  };
 }
 
 /**
  * Reads and checks a profile.
  * @throws Error whose message lists every fault behind the JSON pointer of its place
  */
-export function parseProfile(text: string): Profile {
+export function parseProfile(source: string): Profile {
   let document: Json;
   try {
-    document = JSON.parse(text);
+    document = JSON.parse(source);
   } catch {
     throw new Error("is not JSON");
   }
-  const check = new Checker();
-  const profile = readProfile(check, document);
-  if (check.problems.length > 0) {
-    throw new Error(check.problems.join("; "));
+  const faults = new Faults();
+  const profile = readProfile(document, faults);
+  if (faults.list.length > 0) {
+    throw new Error(faults.list.join("; "));
   }
   return profile;
 }
 
-type Members = Record<string, Json>;
-
-/** Collects faults and goes on, so that a user sees all of them at once. */
-class Checker {
-  readonly problems: string[] = [];
-
-  fail(at: Pointer, message: string): void {
-    this.problems.push(`${at || "/"}: ${message}`);
-  }
-
-  object(value: Json | undefined, at: Pointer, known?: readonly string[]): Members {
-    if (typeof value !== "object" || value === null || Array.isArray(value)) {
-      this.fail(at, "must be an object");
-      return {};
-    }
-    const members = value as Members; // neither null nor an array
-    for (const name of Object.keys(members)) {
-      if (known !== undefined && !known.includes(name)) {
-        this.fail(below(at, name), `is unknown; known are ${known.join(", ")}`);
-      }
-    }
-    return members;
-  }
-
-  string(value: Json | undefined, at: Pointer): string {
-    if (typeof value !== "string" || value === "") {
-      this.fail(at, "must be a text");
-      return "";
-    }
-    return value;
-  }
-
-  oneOf<T extends string>(value: Json | undefined, at: Pointer, allowed: readonly T[]): T {
-    const found = allowed.find((one) => one === value);
-    if (found === undefined) {
-      this.fail(at, `must be one of ${allowed.join(", ")}`);
-    }
-    return found ?? (allowed[0] as T); // never used: a fault was recorded
-  }
-
-  pointer(value: Json | undefined, at: Pointer): Pointer {
-    if (typeof value !== "string" || !/^(\/([^~/]|~[01])*)+$/.test(value)) {
-      this.fail(at, 'must be a JSON pointer such as "/data/ciphertext" (RFC 6901)');
-      return "/";
-    }
-    return value;
-  }
-
-  /** Every placeholder in the leaves of a template must be one of `allowed`. */
-  template(value: Json | undefined, at: Pointer, allowed: readonly Placeholder[]): void {
-    if (typeof value === "string") {
-      for (const [whole, name] of value.matchAll(PLACEHOLDER_PATTERN)) {
-        if (!allowed.some((one) => one === name)) {
-          this.fail(at, `${whole} is not allowed here; allowed are {${allowed.join("} {")}}`);
-        }
-      }
-    } else if (typeof value === "object" && value !== null) {
-      for (const [name, member] of Object.entries(value)) {
-        this.template(member, below(at, name), allowed);
-      }
-    }
-  }
+/** Whether any operation sends it. */
+export function sends(profile: Profile, placeholder: Placeholder): boolean {
+  return [profile.describe, profile.encrypt, profile.decrypt].some(
+    (one) => one !== undefined && uses([Object.values(one.headers), one.body ?? null], placeholder),
+  );
 }
 
-function readProfile(check: Checker, document: Json): Profile {
-  const top = check.object(document, "", [
-    "headers",
-    "describe",
-    "encrypt",
-    "decrypt",
-    "success",
-    "errors",
-  ]);
-  const sharedHeaders = top["headers"];
-  const operation = (name: string, payload: readonly Placeholder[], results: readonly string[]) => {
-    const known = ["method", "path", "headers", "body", "result"];
-    const own = name === "describe" ? [...known, "unusableStates"] : known;
-    const members = check.object(top[name], `/${name}`, own);
-    const result = check.object(members["result"], `/${name}/result`, results);
-    const pointer = (of: string) => check.pointer(result[of], `/${name}/result/${of}`);
-    const optionalPointer = (of: string) => (result[of] === undefined ? {} : { [of]: pointer(of) });
-    const read = readOperation(check, members, `/${name}`, payload, sharedHeaders);
-    return { members, pointer, optionalPointer, read };
-  };
+/** For editors: what a schema can say of a profile. */
+export const PROFILE_SCHEMA = {
+  $schema: "http://json-schema.org/draft-07/schema#", // what editors know best
+  title: "A profile of key4c-kms-plugin",
+  ...PROFILE.schema,
+};
 
-  const encrypt = operation("encrypt", ["plaintext", "aad"], ["ciphertext", "version"]);
-  const decrypt = operation("decrypt", ["ciphertext", "aad"], ["plaintext"]);
-  const describe =
-    top["describe"] === undefined ? undefined : operation("describe", [], DESCRIBE_RESULTS);
-  for (const [name, { read }, payload] of [
-    ["encrypt", encrypt, "plaintext"],
-    ["decrypt", decrypt, "ciphertext"],
-  ] as const) {
-    if (!uses(read.body, payload)) {
-      check.fail(`/${name}/body`, `must hold {${payload}}`);
-    }
-  }
-  if (uses(encrypt.read.body, "aad") !== uses(decrypt.read.body, "aad")) {
-    check.fail("/decrypt/body", "must hold {aad} if and only if /encrypt/body does");
-  }
-
-  const success = top["success"];
-  const errors = check.object(top["errors"] ?? {}, "/errors", ["code", "codes", "statuses"]);
-  const kinds = (name: "codes" | "statuses") =>
-    Object.fromEntries(
-      Object.entries(check.object(errors[name] ?? {}, `/errors/${name}`)).map(([key, kind]) => {
-        const at = below(`/errors/${name}`, key);
-        if (name === "statuses" && !/^[2-5]\d\d$/.test(key)) {
-          check.fail(at, "is not an HTTP status");
-        }
-        return [key, check.oneOf(kind, at, REMOTE_ERROR_KINDS)] as const;
-      }),
-    );
-  if (errors["codes"] !== undefined && errors["code"] === undefined) {
-    check.fail("/errors/code", "must be there when codes is");
-  }
-  return {
-    ...(describe && {
-      describe: {
-        ...describe.read,
-        result: {
-          ...describe.optionalPointer("version"),
-          ...describe.optionalPointer("state"),
-          ...describe.optionalPointer("kcv"),
-          ...describe.optionalPointer("algorithm"),
-        },
-        unusableStates: readUnusableStates(check, describe.members),
-      },
-    }),
-    encrypt: {
-      ...encrypt.read,
-      result: {
-        ciphertext: encrypt.pointer("ciphertext"),
-        ...encrypt.optionalPointer("version"),
-      },
-    },
-    decrypt: { ...decrypt.read, result: { plaintext: decrypt.pointer("plaintext") } },
-    ...(success !== undefined && { success: readSuccess(check, success) }),
-    errors: {
-      ...(errors["code"] !== undefined && { code: check.pointer(errors["code"], "/errors/code") }),
-      codes: kinds("codes"),
-      statuses: kinds("statuses"),
-    },
-  };
+/** The table of a profile's members in REFERENCE.md, in Markdown; a test keeps the two equal. */
+export function profileTable(): string {
+  return [
+    ["member", "type", "required, or default", "meaning"],
+    ["---", "---", "---", "---"],
+    ...rowsOf(MEMBERS),
+  ]
+    .map((cells) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`)
+    .join("\n");
 }
 
-function readOperation(
-  check: Checker,
-  members: Members,
-  at: Pointer,
-  payload: readonly Placeholder[],
-  sharedHeaders: Json | undefined,
-): Operation {
-  const method = check.oneOf(members["method"], `${at}/method`, METHODS);
-  const path = check.string(members["path"], `${at}/path`);
-  if (!/^\/[!-~]*$/.test(path) || /[\\#]/.test(path)) {
-    check.fail(`${at}/path`, 'must start with "/" and be visible ASCII without backslash and #');
-  }
-  // Paths end up in the access logs of proxies: neither key material nor a credential belongs there.
-  check.template(path, `${at}/path`, ["keyId", "userId", "requestId"]);
-
-  const headers = new Map<string, string>();
-  for (const [from, where] of [
-    [sharedHeaders ?? {}, "/headers"],
-    [members["headers"] ?? {}, `${at}/headers`],
-  ] as const) {
-    for (const [name, value] of Object.entries(check.object(from, where))) {
-      const place = below(where, name);
-      if (!HEADER_NAME_PATTERN.test(name)) {
-        check.fail(place, "is not a header name");
-      }
-      check.template(value, place, ["keyId", "userId", "apiKey", "requestId"]);
-      const text = check.string(value, place);
-      if (!/^[\x20-\x7e]*$/.test(text)) {
-        check.fail(place, "must be printable ASCII");
-      }
-      headers.set(name, text);
-    }
-  }
-
-  const body = members["body"];
-  check.template(body, `${at}/body`, [...payload, "keyId", "userId", "apiKey", "requestId"]);
-  if (method === "GET" && body !== undefined) {
-    check.fail(`${at}/body`, "must be absent for GET");
-  }
-  return {
-    method,
-    path,
-    headers: Object.fromEntries(headers),
-    ...(body !== undefined && { body }),
-  };
-}
-
-function readUnusableStates(check: Checker, { unusableStates, result }: Members): string[] {
-  const list = unusableStates ?? [];
-  const hasState = typeof result === "object" && result !== null && "state" in result;
-  if (unusableStates !== undefined && !hasState) {
-    check.fail("/describe/result/state", "must be there when unusableStates is");
-  }
-  if (!Array.isArray(list)) {
-    check.fail("/describe/unusableStates", "must be a list of texts");
-    return [];
-  }
-  return list.map((one: Json, index) => check.string(one, `/describe/unusableStates/${index}`));
-}
-
-function readSuccess(check: Checker, value: Json) {
-  const members = check.object(value, "/success", ["pointer", "equals"]);
-  if (members["equals"] === undefined || typeof members["equals"] === "object") {
-    check.fail("/success/equals", "must be a text, a number or a boolean");
-  }
-  return {
-    pointer: check.pointer(members["pointer"], "/success/pointer"),
-    equals: members["equals"] ?? null,
-  };
-}
-
-/** The profile of the contract that the README documents. */
+/** The profile of the contract that REFERENCE.md documents. */
 export const DEFAULT_PROFILE: Profile = parseProfile(JSON.stringify(defaultProfile));

@@ -65,7 +65,8 @@ export class KekCache {
     if (this.#orphaned.has(key)) {
       return;
     }
-    if (this.#kept.get(key)?.localKek !== localKek) {
+    const former = this.#kept.get(key);
+    if (former !== undefined && former.localKek !== localKek) {
       this.#drop(key);
     }
     this.#kept.delete(key);

@@ -74,6 +74,11 @@ export function parseKeyId(
     : { hashText: match[1], version, kcvText: match[3] ?? "" };
 }
 
+/** Whether a key_id is one of a Key4C key, of whatever version. */
+export function standsFor(keyId: string, kmsKeyId: string): boolean {
+  return parseKeyId(keyId)?.hashText === base32(keyNameHash(kmsKeyId));
+}
+
 /** Lower-case base32 digits without padding (RFC 4648 §6): 26 for 16 bytes, 8 for 5. */
 export function base32(hash: Uint8Array): string {
   let text = "";

@@ -1,21 +1,16 @@
 import { type Clock, settledWithin, systemClock } from "../system/clock.ts";
 import { describeError, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
-import { type Envelope, type KekHeader, LocalKek, MAX_PLAINTEXT_BYTES } from "./envelope.ts";
-import { cacheKey, KekCache } from "./kek-cache.ts";
-import { base32, formatKeyId, keyNameHash } from "./key-id.ts";
+import { type Envelope, type KekHeader, type LocalKek, MAX_PLAINTEXT_BYTES } from "./envelope.ts";
+import { fingerprintOf, HeldKeks, type Snapshot, snapshotOf } from "./held.ts";
+import { cacheKey, type KekCache } from "./kek-cache.ts";
+import { base32, formatKeyId } from "./key-id.ts";
 import type { KeySet } from "./key-set.ts";
-import { Limiter } from "./limiter.ts";
-import {
-  type Expected,
-  isGivenBack,
-  makeLocalKek,
-  type ProvenKek,
-  unwrapLocalKek,
-} from "./local-kek.ts";
-import { Refusals } from "./refusals.ts";
+import { type Expected, isGivenBack, makeLocalKek, type ProvenKek } from "./local-kek.ts";
+import { type Audit, auditKeks, missingKeks, tryAnother } from "./proofs.ts";
 import { Renewals } from "./renewals.ts";
 import type { Standing, Standings } from "./standing.ts";
+import { type Caller, Unwraps } from "./unwraps.ts";
 import type { WrappingService } from "./wrapping.ts";
 
 /** NIST SP 800-38D §8.3: no more invocations under one key with random 96-bit IVs. */
@@ -24,30 +19,11 @@ const MAX_USES_EVER = 2 ** 32;
 const RENEW_AT = 0.9;
 /** Status waits this long for the first probe, then says why there is nothing yet. */
 const MAX_FIRST_PROBE_WAIT_MS = 2_000;
-/** More than three restarting control planes need, less than what hurts an HSM. */
-const MAX_CONCURRENT_UNWRAPS = 64;
-/** Unwraps that wait for one of those; past it a flood is refused instead of remembered. */
-const MAX_WAITING_UNWRAPS = 1_024;
 /**
  * A renewal wants the witness given back, and verifies on a new connection, unless another one has just done so:
  * else KMS_LOCAL_KEK_MAX_USES=1 would cost two more calls and a TLS handshake for each DEK.
  */
 const RENEWAL_PROOF_INTERVAL_MS = 1_000;
-/** Local KEKs that are asked for at once when all of them are. */
-const AUDIT_WIDTH = 8;
-
-/** What one Encrypt uses, all of it or nothing: key_id and local KEK can never disagree. */
-export interface Snapshot extends ProvenKek {
-  /** Public key_id of KMS v2, derived from what Key4C answered when it wrapped the local KEK. */
-  readonly keyId: string;
-  readonly kmsKeyId: string;
-  /** What its successors must be wrapped under. */
-  readonly expected: Expected;
-  readonly cacheKey: string;
-  /** On the monotonic clock. */
-  readonly createdAtMs: number;
-}
-
 /** A wrapped DEK and the key_id of what wrapped it. */
 export interface Wrapped {
   readonly envelope: Envelope;
@@ -66,49 +42,35 @@ export interface KeyringOptions {
   readonly clock?: Clock;
 }
 
-/** Who asks, and whether it still waits. */
-export interface Caller {
-  readonly requestId?: string | undefined;
-  readonly hasLeft?: () => boolean;
-}
-
 /**
- * Holds the local KEKs: the current one, which wraps new DEKs, and those that data in etcd need. Calls Key4C only to
- * make one and to unwrap one it has not seen; concurrent needs share one call. What Key4C's answers lead to is not its
- * business: it asks the {@link Standing} of a key.
+ * Wraps DEKs under the current local KEK, and unwraps them under those that are held. Calls Key4C only to make a local
+ * KEK, and to unwrap one that it has not seen. What Key4C's answers lead to is not its business: it asks the
+ * {@link Standing} of a key.
  */
 export class Keyring {
   readonly #options: KeyringOptions;
   readonly #clock: Clock;
   /** Of the current key. */
   #standing: Standing;
-  #snapshot: Snapshot | undefined;
-  /** The oldest local KEK of the current key and version that this process used: pinned, asked for at each probe. */
-  #witness: Snapshot | undefined;
+  readonly #held: HeldKeks;
+  readonly #unwraps: Unwraps;
+  /** When Key4C last gave back what it must, or was asked to. */
   #provenAtMs = Number.NEGATIVE_INFINITY;
   /** By key, of those that were current: a revocation and a change of keys lead to no older one either. */
   readonly #highestVersions = new Map<string, number>();
   readonly #renewals: Renewals;
-  readonly #cache: KekCache;
-  readonly #refusals: Refusals;
-  readonly #unwrapping = new Map<string, Promise<LocalKek>>();
-  /** For callers only: the probe and a renewal, few as they are, must not wait behind a flood. */
-  readonly #limiter = new Limiter(MAX_CONCURRENT_UNWRAPS, MAX_WAITING_UNWRAPS);
   /** Encrypts that went on above KMS_LOCAL_KEK_MAX_USES, because no new local KEK was to be had. */
   overLimit = 0;
-  /** Local KEKs of the current key and version that callers asked for: how many Key4C gave back, and refused. */
-  readonly currentKeyUnwraps = { givenBack: 0, refused: 0 };
-
   constructor(options: KeyringOptions) {
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
     this.#standing = options.standings.of(options.keys.currentId);
-    this.#cache = new KekCache(options.cacheSize, this.#clock);
-    this.#refusals = new Refusals(this.#clock);
+    this.#held = new HeldKeks(options.cacheSize, this.#clock);
+    this.#unwraps = new Unwraps({ ...options, held: this.#held, clock: this.#clock });
     this.#renewals = new Renewals({
       make: () => this.#renew(),
       maxUses: options.maxUses,
-      isFutile: () => this.#isRefusedToCallers(this.#options.keys.currentId) !== undefined,
+      isFutile: () => this.#standing.refusalOfCallers("thisKey") !== undefined,
       onFailure: (error) => this.#renewalFailed(error),
       clock: this.#clock,
     });
@@ -116,22 +78,22 @@ export class Keyring {
 
   /** What Encrypt uses now; undefined until Key4C has wrapped and unwrapped a first local KEK. */
   get snapshot(): Snapshot | undefined {
-    return this.#snapshot;
+    return this.#held.current;
   }
 
   /** For the metrics. */
   get cache(): Readonly<Pick<KekCache, "size" | "hits" | "misses" | "orphans">> {
-    return this.#cache;
+    return this.#held.cache;
   }
 
-  /** Unwraps that callers wait for. */
-  get unwrapsUnderWay(): number {
-    return this.#unwrapping.size;
+  /** For the metrics. */
+  get unwraps(): Readonly<Pick<Unwraps, "underWay" | "ofCurrentKey">> {
+    return this.#unwraps;
   }
 
   /** On the clock of {@link Snapshot.createdAtMs}; undefined without a local KEK. */
   get ageMs(): number | undefined {
-    return this.#snapshot && this.#clock.nowMs() - this.#snapshot.createdAtMs;
+    return this.#held.current && this.#clock.nowMs() - this.#held.current.createdAtMs;
   }
 
   /** Whether a key_id's hash (parseKeyId) is that of a configured key. */
@@ -150,10 +112,10 @@ export class Keyring {
     if (refusal !== undefined) {
       throw refusal;
     }
-    if (this.#snapshot === undefined && standing.firstProbe === undefined) {
+    if (this.#held.current === undefined && standing.firstProbe === undefined) {
       throw this.#absence();
     }
-    return this.#snapshot;
+    return this.#held.current;
   }
 
   /** The same, and waits for the first probe for at most 2 s. */
@@ -203,7 +165,7 @@ export class Keyring {
 
   /** Wraps a DEK, and waits for a local KEK where it must. */
   async wrap(plaintext: Uint8Array, caller: Caller = {}): Promise<Wrapped> {
-    if (this.#snapshot === undefined) {
+    if (this.#held.current === undefined) {
       // The probe makes the first one; an Encrypt that comes meanwhile waits for it, as long as its caller does.
       await this.#standing.firstProbe;
     }
@@ -215,7 +177,7 @@ export class Keyring {
     const fresh = hasLeft()
       ? undefined
       : await this.#renewals.wait((localKek) => {
-          const { snapshot } = this;
+          const snapshot = this.#held.current;
           return hasLeft() || snapshot?.localKek !== localKek
             ? undefined
             : seal(snapshot, plaintext);
@@ -243,13 +205,12 @@ export class Keyring {
 
   /** Unwraps a DEK at once when its local KEK is known; else undefined, see {@link unwrap}. */
   unwrapNow(envelope: Envelope): Buffer | undefined {
-    const key = cacheKey(envelope.header);
-    const localKek = this.#known(key);
+    const localKek = this.#held.find(cacheKey(envelope.header));
     if (localKek === undefined) {
       return undefined;
     }
     this.#refuseIfRevoked(envelope.header);
-    return this.#open(key, localKek, envelope);
+    return this.#open(localKek, envelope);
   }
 
   /** Unwraps a DEK of the current key or of a previous one, and asks Key4C where it must. */
@@ -258,8 +219,7 @@ export class Keyring {
     if (plaintext !== undefined) {
       return plaintext;
     }
-    const key = cacheKey(envelope.header);
-    return this.#open(key, await this.#fetch(key, envelope.header, caller), envelope);
+    return this.#open(await this.#unwraps.fetch(envelope.header, caller), envelope);
   }
 
   #refuseIfRevoked(header: KekHeader): void {
@@ -273,38 +233,22 @@ export class Keyring {
     }
   }
 
-  #open(key: string, localKek: LocalKek, envelope: Envelope): Buffer {
+  #open(localKek: LocalKek, envelope: Envelope): Buffer {
     try {
       return localKek.open(envelope);
     } catch (error) {
-      if (this.#cache.isDoubtful(key)) {
+      if (this.#held.cache.isDoubtful(cacheKey(envelope.header))) {
         // The known one goes on until Key4C has said whether it is the right one.
-        this.#fetch(key, envelope.header, {}).catch(() => {});
+        this.#unwraps.fetch(envelope.header, {}).catch(() => {});
       }
       throw error;
     }
   }
 
-  #known(key: string): LocalKek | undefined {
-    if (key === this.#snapshot?.cacheKey) {
-      return this.#snapshot.localKek;
-    }
-    return key === this.#witness?.cacheKey ? this.#witness.localKek : this.#cache.get(key);
-  }
-
   /** Drops the local KEKs of one key, and nobody else's: Key4C has revoked it. */
   revoke(kmsKeyId: string): void {
-    this.#cache.dropKey(keyNameHash(kmsKeyId));
-    if (kmsKeyId === this.#snapshot?.kmsKeyId) {
-      for (const pinned of [this.#snapshot, this.#witness]) {
-        if (pinned !== undefined && !this.#cache.isOrphaned(pinned.cacheKey)) {
-          pinned.localKek.drop();
-        }
-      }
-      this.#snapshot = undefined;
-      this.#witness = undefined;
-      this.#options.standings.of(kmsKeyId).hasLocalKek = false;
-    }
+    this.#held.drop(kmsKeyId);
+    this.#options.standings.of(kmsKeyId).hasLocalKek = false;
   }
 
   /**
@@ -323,7 +267,7 @@ export class Keyring {
     const { service } = this.#options;
     const made = await makeLocalKek(service, kmsKeyId, expected, { newConnection });
     const { keyVersion } = made.header;
-    const isKnown = this.#snapshot?.keyId === formatKeyId(made.header) || keyVersion === 0;
+    const isKnown = this.#held.current?.keyId === formatKeyId(made.header) || keyVersion === 0;
     if (expected.version === undefined && !isKnown) {
       const same = { ...expected, version: keyVersion };
       try {
@@ -337,83 +281,28 @@ export class Keyring {
     return made;
   }
 
-  /**
-   * Has Key4C give back the current local KEK and the witness, on new connections.
-   * @returns those that it does not give back
-   * @throws PluginError when it says neither
-   */
-  async examine(): Promise<readonly Snapshot[]> {
-    const pinned = [...new Set([this.#snapshot, this.#witness])].filter((one) => one !== undefined);
-    const options = { newConnection: true };
-    const results = await Promise.all(
-      pinned.map(async (one) => {
-        const { service } = this.#options;
-        return (await isGivenBack(service, one.kmsKeyId, one, options)) ? undefined : one;
-      }),
-    );
-    const missing = results.filter((one) => one !== undefined);
+  /** See {@link missingKeks}. */
+  async missingKeks(): Promise<readonly Snapshot[]> {
+    const missing = await missingKeks(this.#options.service, this.#held);
     if (missing.length === 0) {
       this.#provenAtMs = this.#clock.nowMs();
-      this.#renewals.endPause();
     }
     return missing;
   }
 
-  /** Whether Key4C gives back a local KEK that it has just wrapped. @throws PluginError when it does not */
-  async tryAnother({ kmsKeyId, header }: Snapshot): Promise<void> {
-    const expected = { version: undefined, kcvHash: header.kcvHash };
-    const { localKek } = await makeLocalKek(this.#options.service, kmsKeyId, expected, {
-      newConnection: true,
-    });
-    localKek.drop();
+  /** See {@link tryAnother}. */
+  tryAnother(snapshot: Snapshot): Promise<void> {
+    return tryAnother(this.#options.service, snapshot);
   }
 
-  /**
-   * Asks Key4C for every local KEK that is held for a key. What it does not give back is orphaned. Thousands may be
-   * held: it ends at the first answer that says neither.
-   * @param which only those that are orphaned already, or all
-   * @returns how many are new among the orphaned, and whether all were asked for
-   */
-  async audit(
-    kmsKeyId: string,
-    which: "orphaned" | "all",
-  ): Promise<{ readonly found: number; readonly isComplete: boolean }> {
-    const hash = keyNameHash(kmsKeyId);
-    const pinned = [this.#snapshot, this.#witness].filter(
-      (one) => one !== undefined && one.kmsKeyId === kmsKeyId,
-    );
-    const limiter = new Limiter(AUDIT_WIDTH, Number.POSITIVE_INFINITY);
-    let found = 0;
-    let isComplete = true;
-    const held = which === "orphaned" ? this.#cache.orphansFor(hash) : this.#cache.keptFor(hash);
-    await Promise.all(
-      [...held, ...(which === "all" ? pinned : [])].map((one) =>
-        limiter.run(async () => {
-          if (one === undefined || one.localKek.isDropped || !isComplete) {
-            return;
-          }
-          const isGiven = await isGivenBack(this.#options.service, kmsKeyId, one, {}).catch(() => {
-            isComplete = false;
-          });
-          if (isGiven === true) {
-            this.#cache.adopt(one.header, this.#isPinned(one.header));
-          } else if (isGiven === false && !one.localKek.isDropped) {
-            found += this.#cache.orphan(one.header, one.localKek) ? 1 : 0;
-          }
-        }),
-      ),
-    );
-    return { found, isComplete };
-  }
-
-  #isPinned(header: KekHeader): boolean {
-    const key = cacheKey(header);
-    return key === this.#snapshot?.cacheKey || key === this.#witness?.cacheKey;
+  /** See {@link auditKeks}. */
+  audit(kmsKeyId: string, which: "orphaned" | "all"): Promise<Audit> {
+    return auditKeks(this.#options.service, this.#held, kmsKeyId, which);
   }
 
   /** Starts a renewal if the current local KEK is near one of its limits. Never throws. */
   renewIfDue(): void {
-    if (this.#snapshot !== undefined && this.#isDue(this.#snapshot)) {
+    if (this.#held.current !== undefined && this.#isDue(this.#held.current)) {
       this.#renewals.begin();
     }
   }
@@ -434,40 +323,26 @@ export class Keyring {
 
   /** A new local KEK of the same key and version. */
   async #renew(): Promise<void> {
-    const current = this.#snapshot;
+    const current = this.#held.current;
     if (current === undefined) {
       return; // revoked meanwhile
     }
     const nowMs = this.#clock.nowMs();
     const isProofDue = nowMs - this.#provenAtMs >= RENEWAL_PROOF_INTERVAL_MS;
-    if (isProofDue) {
-      this.#provenAtMs = nowMs;
-    }
     const { kmsKeyId, expected } = current;
-    const making = this.#make(kmsKeyId, expected, isProofDue);
-    try {
-      await Promise.all([
-        making,
-        isProofDue && this.#witness && this.#expectGivenBack(this.#witness),
-      ]);
-    } catch (error) {
-      making.then(
-        ({ localKek }) => localKek.drop(),
-        () => {},
-      );
-      throw error;
+    if (isProofDue) {
+      this.#provenAtMs = nowMs; // those that are begun meanwhile do not ask too
+      const witness = this.#held.witness ?? current;
+      const { service } = this.#options;
+      if (!(await isGivenBack(service, kmsKeyId, witness, { newConnection: true }))) {
+        throw new PluginError(
+          "mismatch",
+          `Key4C does not give back the local KEK ${fingerprintOf(witness)}`,
+        );
+      }
     }
-    this.#become(kmsKeyId, await making, expected, undefined);
-  }
-
-  async #expectGivenBack(witness: Snapshot): Promise<void> {
-    const { service } = this.#options;
-    if (!(await isGivenBack(service, witness.kmsKeyId, witness, { newConnection: true }))) {
-      throw new PluginError(
-        "mismatch",
-        "Key4C does not give back an older local KEK of this version",
-      );
-    }
+    const made = await this.#make(kmsKeyId, expected, isProofDue);
+    this.#become(kmsKeyId, made, expected, undefined);
   }
 
   #renewalFailed(error: unknown): void {
@@ -475,7 +350,7 @@ export class Keyring {
     this.#options.log.warn("no new local KEK: the current one goes on", {
       kind,
       cause: describeError(error),
-      uses: this.#snapshot?.localKek.uses,
+      uses: this.#held.current?.localKek.uses,
     });
     this.#standing.need(toPluginError(error));
   }
@@ -489,7 +364,7 @@ export class Keyring {
   ): Snapshot {
     const { keys, standings, log } = this.#options;
     const standing = standings.of(kmsKeyId);
-    const replaced = this.#snapshot;
+    const replaced = this.#held.current;
     const isOurs = replaced?.kmsKeyId === kmsKeyId;
     // The key may have been revoked, changed or rotated while Key4C was asked.
     const isWanted = isOurs || kmsKeyId === keys.configuredId;
@@ -501,154 +376,25 @@ export class Keyring {
         ? new PluginError("olderVersion", "Key4C wraps under an older version than before")
         : new PluginError("unavailable", "the key changed while a local KEK was made");
     }
-    const snapshot: Snapshot = Object.freeze({
-      ...made,
-      kmsKeyId,
-      expected,
-      keyId: formatKeyId(made.header),
-      cacheKey: cacheKey(made.header),
-      createdAtMs: this.#clock.nowMs(),
-    });
-    this.#snapshot = snapshot;
+    const keyId = formatKeyId(made.header);
+    const createdAtMs = this.#clock.nowMs();
+    const snapshot = snapshotOf(made, { kmsKeyId, expected, keyId, createdAtMs });
+    this.#held.become(snapshot);
     this.#highestVersions.set(kmsKeyId, keyVersion);
-    const witness = this.#witness;
-    if (witness?.keyId !== snapshot.keyId) {
-      this.#witness = snapshot;
-      if (witness !== undefined && witness !== replaced) {
-        this.#cache.keep(witness.header, witness.localKek);
-      }
-    }
-    if (replaced !== undefined && replaced !== this.#witness) {
-      this.#cache.keep(replaced.header, replaced.localKek);
-    }
     if (replaced !== undefined && !isOurs) {
       standings.of(replaced.kmsKeyId).hasLocalKek = false;
     }
     keys.becomeCurrent(kmsKeyId);
     this.#standing = standing;
     standing.hasLocalKek = true;
-    log.info("new local KEK", {
-      keyId: snapshot.keyId,
+    // A rotation or another key is worth a line; with KMS_LOCAL_KEK_MAX_USES=1 a renewal is one a DEK.
+    log[replaced?.keyId === keyId ? "debug" : "info"]("new local KEK", {
+      keyId,
       kmsKeyId,
       fingerprint: fingerprintOf(snapshot),
     });
     this.#renewals.serve(snapshot.localKek);
     return snapshot;
-  }
-
-  #isRefusedToCallers(kmsKeyId: string): PluginError | undefined {
-    const { keys, standings } = this.#options;
-    const own = standings.of(kmsKeyId).refusalOfCallers("thisKey");
-    return (
-      own ??
-      (kmsKeyId === keys.currentId ? undefined : this.#standing.refusalOfCallers("anotherKey"))
-    );
-  }
-
-  /** @throws PluginError when Key4C is not to be asked for a local KEK of this key now */
-  #refuseIfFutile(kmsKeyId: string): void {
-    const refusal = this.#isRefusedToCallers(kmsKeyId);
-    if (refusal !== undefined) {
-      this.#need(kmsKeyId);
-      throw new PluginError(refusal.kind, "Key4C is not asked: the last probe failed", {
-        cause: refusal,
-      });
-    }
-  }
-
-  /** What Key4C said to a caller's unwrap, if it failed. */
-  #heard(kmsKeyId: string, header: KekHeader, error: unknown): void {
-    const failure = toPluginError(error);
-    if (failure.kind === "invalid") {
-      this.#refusals.add(cacheKey(header));
-      this.#count(header, "refused");
-    } else {
-      this.#need(kmsKeyId, failure);
-    }
-  }
-
-  /**
-   * A caller fails for want of Key4C: the probe that would end it looks soon. For a previous key the current one's
-   * does too, unless it is known that only that key is not well.
-   */
-  #need(kmsKeyId: string, error?: PluginError): void {
-    const { standings } = this.#options;
-    const own = standings.of(kmsKeyId);
-    own.need(error);
-    if (
-      own !== this.#standing &&
-      (own.failure === undefined || this.#standing.failure !== undefined)
-    ) {
-      this.#standing.need();
-    }
-  }
-
-  async #fetch(key: string, header: KekHeader, caller: Caller): Promise<LocalKek> {
-    this.#cache.misses += 1;
-    const underWay = this.#unwrapping.get(key);
-    if (underWay !== undefined) {
-      return underWay;
-    }
-    this.#refuseIfRevoked(header);
-    const kmsKeyId = this.#options.keys.idOf(base32(header.keyNameHash));
-    if (kmsKeyId === undefined) {
-      throw new PluginError("unknownKey", "the ciphertext belongs to a key that is not configured");
-    }
-    if (this.#refusals.has(key)) {
-      throw new PluginError("invalid", "Key4C has just refused this wrapped local KEK");
-    }
-    this.#refuseIfFutile(kmsKeyId);
-    const unwrapping = this.#unwrapAndKeep(key, kmsKeyId, header, caller);
-    this.#unwrapping.set(key, unwrapping);
-    return unwrapping;
-  }
-
-  async #unwrapAndKeep(
-    key: string,
-    kmsKeyId: string,
-    header: KekHeader,
-    caller: Caller,
-  ): Promise<LocalKek> {
-    try {
-      const bytes = await this.#limiter.run(async () => {
-        await this.#refusals.turn();
-        this.#refuseIfFutile(kmsKeyId); // as it may be by the time that there is a place
-        try {
-          return await unwrapLocalKek(this.#options.service, kmsKeyId, header, {
-            requestId: caller.requestId,
-            isForCaller: true,
-            onFailedAttempt: () => this.#need(kmsKeyId),
-          });
-        } catch (error) {
-          this.#heard(kmsKeyId, header, error);
-          throw error;
-        }
-      });
-      return this.#keep(kmsKeyId, key, header, bytes);
-    } finally {
-      this.#unwrapping.delete(key);
-    }
-  }
-
-  #keep(kmsKeyId: string, key: string, header: KekHeader, bytes: Buffer): LocalKek {
-    const known = this.#known(key);
-    if (known?.isDropped === false && known.equals(bytes)) {
-      known.isProven = true; // Key4C gave the same twice
-      bytes.fill(0);
-      return known;
-    }
-    const localKek = new LocalKek(bytes);
-    if (this.#options.standings.of(kmsKeyId).revocation === undefined) {
-      this.#cache.keep(header, localKek);
-    }
-    this.#count(header, "givenBack");
-    return localKek;
-  }
-
-  #count(header: KekHeader, outcome: "givenBack" | "refused"): void {
-    if (this.#snapshot?.keyId === formatKeyId(header)) {
-      this.currentKeyUnwraps[outcome] += 1;
-    }
   }
 }
 
@@ -657,9 +403,4 @@ function seal({ header, localKek, keyId }: Snapshot, plaintext: Uint8Array): Wra
     throw new PluginError("unavailable", "the local KEK is used up and has no successor");
   }
   return { envelope: localKek.seal(header, plaintext), keyId };
-}
-
-/** What logs call a local KEK: 16 hexadecimal digits of the hash of its wrapped form, as `inspect` shows them. */
-export function fingerprintOf({ header }: { readonly header: KekHeader }): string {
-  return Buffer.from(header.fingerprint).toString("hex").slice(0, 16);
 }

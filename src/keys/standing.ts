@@ -30,7 +30,7 @@ export const VERDICT_ANSWERS = 3;
 /** Over at least this time Key4C must not give back what it wrapped, or know no such key. */
 export const MISMATCH_MS = 10_000;
 /** While describe tells an older version than before, it is a replica that lags, at most for so long. */
-export const OLDER_VERSION_MS = 10 * 60_000;
+export const OLDER_VERSION_MS = 600_000;
 /** Probes while a verdict is pending come at least this often. */
 const MAX_VERDICT_INTERVAL_MS = 2_000;
 const MIN_VERDICT_INTERVAL_MS = 50;
@@ -43,18 +43,18 @@ const FIRST_PROBE_AFTER_FAILURE_MS = 250;
 const MAX_FAILING_INTERVAL_MS = 5_000;
 /** Failures of callers bring the probe of a well key forward, but not more often than this. */
 const MIN_PROBE_INTERVAL_MS = 250;
-/** Where Key4C throttles without a Retry-After, the pause doubles from the first to the second. */
+/** Where Key4C throttles without a Retry-After, or with a shorter one, the pause doubles from the first to the second. */
 const FIRST_THROTTLED_PAUSE_MS = 1_000;
 const MAX_THROTTLED_PAUSE_MS = 30_000;
 /** A Retry-After is obeyed up to this long, and up to the second where there is no local KEK to go on with. */
-const MAX_RETRY_AFTER_MS = 5 * 60_000;
+const MAX_RETRY_AFTER_MS = 300_000;
 const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15_000;
 /** The client itself tries a refused secret every 30 s only: so soon a changed one is used. */
 const DENIED_INTERVAL_MS = 2_000;
 
 /** What a probe of a key heard, if it did not succeed. */
 interface Rule {
-  /** Counts towards KMS_OUTAGE_GRACE. */
+  /** Counts towards KMS_OUTAGE_GRACE; what {@link becomes} something and is no verdict does too. */
   readonly isOutage: boolean;
   /** Whether callers are refused at once until a probe succeeds: of this key, or of all keys. */
   readonly refusesCallers: "ofThisKey" | "ofAllKeys" | "no";
@@ -141,11 +141,14 @@ export function hear(
     return { ...NOTHING_HEARD, lastSuccessMs: nowMs };
   }
   const rule = RULES[heard.kind] ?? RULES.unavailable;
-  const outageSinceMs = rule.isOutage ? (memory.outageSinceMs ?? nowMs) : undefined;
+  const mayBecomeVerdict = isVerdict(heard);
+  // What would be a verdict by its kind, and is none by who said it, is an outage like all else that nobody knows.
+  const isOutage = rule.isOutage || (rule.becomes !== undefined && !mayBecomeVerdict);
+  const outageSinceMs = isOutage ? (memory.outageSinceMs ?? nowMs) : undefined;
   const { outageGraceMs } = limits;
   const before = memory.pending[heard.kind];
   const counted = { answers: (before?.answers ?? 0) + 1, sinceMs: before?.sinceMs ?? nowMs };
-  const pending = isVerdict(heard) ? { ...memory.pending, [heard.kind]: counted } : memory.pending;
+  const pending = mayBecomeVerdict ? { ...memory.pending, [heard.kind]: counted } : memory.pending;
   const verdict = verdictOf(memory, heard, counted, nowMs, limits);
   const throttledAnswers = heard.kind === "throttled" ? memory.throttledAnswers + 1 : 0;
   return {
@@ -155,17 +158,15 @@ export function hear(
     failingSinceMs: memory.failingSinceMs ?? nowMs,
     ...(outageSinceMs !== undefined && { outageSinceMs }),
     isExpired:
-      outageSinceMs !== undefined &&
-      outageGraceMs !== undefined &&
-      nowMs - outageSinceMs >= outageGraceMs,
+      outageSinceMs === undefined
+        ? memory.isExpired && mayBecomeVerdict // on the way to something worse nothing is acknowledged again
+        : outageGraceMs !== undefined && nowMs - outageSinceMs >= outageGraceMs,
     pending,
     ...(verdict && { verdict }),
     throttledAnswers,
     ...(heard.kind === "throttled" && {
       pausedFromMs: nowMs,
-      pauseMs:
-        heard.retryAfterMs ??
-        Math.min(MAX_THROTTLED_PAUSE_MS, FIRST_THROTTLED_PAUSE_MS * 2 ** (throttledAnswers - 1)),
+      pauseMs: throttledPauseMs(heard, throttledAnswers),
     }),
   };
 }
@@ -201,65 +202,76 @@ export function stateOf(memory: Memory, hasLocalKek: boolean): State {
   return memory.isExpired ? "expired" : memory.failure === undefined ? "ok" : "degraded";
 }
 
+/** @param answers throttled ones in a row, this one among them */
+function throttledPauseMs({ retryAfterMs = 0 }: PluginError, answers: number): number {
+  return retryAfterMs >= FIRST_THROTTLED_PAUSE_MS
+    ? retryAfterMs
+    : Math.min(MAX_THROTTLED_PAUSE_MS, FIRST_THROTTLED_PAUSE_MS * 2 ** (answers - 1));
+}
+
 /** When the key may be asked again; 0: at any time. */
 function pausedUntilMs({ pausedFromMs, pauseMs }: Memory, hasLocalKek: boolean): number {
   const maxMs = hasLocalKek ? MAX_RETRY_AFTER_MS : MAX_RETRY_AFTER_WITHOUT_KEK_MS;
   return pausedFromMs === undefined ? 0 : pausedFromMs + Math.min(pauseMs ?? 0, maxMs);
 }
 
+export interface Pace {
+  /** KMS_PROBE_INTERVAL. */
+  readonly intervalMs: number;
+  /** Whether somebody has failed for want of Key4C since the last probe. */
+  readonly isNeeded: boolean;
+  readonly hasLocalKek: boolean;
+}
+
 /**
  * How long after the last one the next probe comes, before jitter.
  * @param endedAtMs when the last one ended: who asks again later is told the same
- * @param intervalMs KMS_PROBE_INTERVAL
- * @param isNeeded whether somebody has failed for want of Key4C since the last probe
  */
 export function probeAfterMs(
   memory: Memory,
   endedAtMs: number,
   limits: Limits,
-  {
-    intervalMs,
-    isNeeded,
-    hasLocalKek,
-  }: {
-    readonly intervalMs: number;
-    readonly isNeeded: boolean;
-    readonly hasLocalKek: boolean;
-  },
+  pace: Pace,
 ): number {
-  const { failure, failures, failingSinceMs = endedAtMs, outageSinceMs } = memory;
+  const { failure, outageSinceMs, isExpired } = memory;
+  const { intervalMs, isNeeded, hasLocalKek } = pace;
   if (failure === undefined) {
     return isNeeded ? Math.min(intervalMs, MIN_PROBE_INTERVAL_MS) : intervalMs;
   }
+  const pauseMs = pausedUntilMs(memory, hasLocalKek) - endedAtMs;
+  if (pauseMs > 0) {
+    return pauseMs;
+  }
   const { outageGraceMs } = limits;
   const graceEndsInMs =
-    outageSinceMs === undefined || outageGraceMs === undefined || memory.isExpired
+    outageSinceMs === undefined || outageGraceMs === undefined || isExpired
       ? Number.POSITIVE_INFINITY
       : Math.max(MIN_VERDICT_INTERVAL_MS, outageSinceMs + outageGraceMs - endedAtMs);
-  const ownMs = () => {
-    const pauseMs = pausedUntilMs(memory, hasLocalKek) - endedAtMs;
-    if (pauseMs > 0) {
-      return pauseMs;
-    }
-    if (failure.kind === "denied") {
-      return Math.min(intervalMs, DENIED_INTERVAL_MS);
-    }
-    if (isVerdict(failure) && memory.verdict === undefined) {
-      const graceMs = RULES[failure.kind]?.afterMs?.(limits) ?? 0;
-      const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
-      return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
-    }
-    // A pause that is over leads here too: Retry-After may be 0, and a previous key's probe may have been put off.
-    const restingMs = Math.min(
-      intervalMs,
-      FIRST_PROBE_AFTER_FAILURE_MS * 2 ** Math.min(failures - 1, 10),
-      MAX_FAILING_INTERVAL_MS,
-    );
-    const isFresh = endedAtMs - failingSinceMs < FIRST_MINUTE_MS;
-    const neededMs = isFresh ? NEEDED_INTERVAL_MS : NEEDED_LATER_INTERVAL_MS;
-    return isNeeded ? Math.min(restingMs, neededMs) : restingMs;
-  };
-  return failure.kind === "throttled" ? ownMs() : Math.min(ownMs(), graceEndsInMs);
+  return Math.min(graceEndsInMs, failingAfterMs(memory, failure, endedAtMs, limits, pace));
+}
+
+function failingAfterMs(
+  { verdict, failures, failingSinceMs = 0 }: Memory,
+  failure: PluginError,
+  endedAtMs: number,
+  limits: Limits,
+  { intervalMs, isNeeded }: Pace,
+): number {
+  if (failure.kind === "denied") {
+    return Math.min(intervalMs, DENIED_INTERVAL_MS);
+  }
+  if (isVerdict(failure) && verdict === undefined) {
+    const graceMs = RULES[failure.kind]?.afterMs?.(limits) ?? 0;
+    const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
+    return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
+  }
+  // A pause that is over leads here too: a previous key's probe may have been put off.
+  const doubledMs = FIRST_PROBE_AFTER_FAILURE_MS * 2 ** (failures - 1);
+  const restingMs = Math.min(intervalMs, doubledMs, MAX_FAILING_INTERVAL_MS);
+  const isFresh = endedAtMs - failingSinceMs < FIRST_MINUTE_MS;
+  return isNeeded
+    ? Math.min(restingMs, isFresh ? NEEDED_INTERVAL_MS : NEEDED_LATER_INTERVAL_MS)
+    : restingMs;
 }
 
 function refusalOf({ verdict, isExpired, failure }: Memory): PluginError | undefined {
@@ -284,7 +296,8 @@ export class Standing {
   readonly #clock: Clock;
   #memory = NOTHING_HEARD;
   #isNeeded = false;
-  #onChange: () => void = () => {};
+  /** Told when the next probe should be planned anew. */
+  onChange: () => void = () => {};
   /** The first probe while it is under way; it never rejects. Whoever comes meanwhile waits for it. */
   firstProbe: Promise<void> | undefined;
   /** Why the key is revoked. */
@@ -298,11 +311,6 @@ export class Standing {
     this.kmsKeyId = kmsKeyId;
     this.#limits = limits;
     this.#clock = clock;
-  }
-
-  /** Told when a probe should be planned anew. */
-  set onChange(planAnew: () => void) {
-    this.#onChange = planAnew;
   }
 
   get memory(): Memory {
@@ -351,11 +359,11 @@ export class Standing {
     } else {
       this.#isNeeded = true;
     }
-    this.#onChange();
+    this.onChange();
   }
 
   /** How long after the last one, which ended then, the next probe comes, before jitter. */
-  probeAfterMs(intervalMs: number, endedAtMs: number): number {
+  probeAfterMs(intervalMs: number, endedAtMs = this.#clock.nowMs()): number {
     const { hasLocalKek } = this;
     return probeAfterMs(this.#memory, endedAtMs, this.#limits, {
       intervalMs,

@@ -5,7 +5,7 @@
 export interface WrappingService {
   /**
    * Wraps a local KEK under the newest version of a key.
-   * @param localKek {@link LOCAL_KEK_BYTES} bytes
+   * @param localKek {@link LOCAL_KEK_BYTES} bytes, which must not change before it settles
    * @throws PluginError
    */
   wrap(kmsKeyId: string, localKek: Buffer, aad: Buffer, options?: CallOptions): Promise<WrappedKek>;

@@ -1,9 +1,10 @@
-import { createServer } from "node:net";
-import { type Server as GrpcServer, ServerCredentials } from "@grpc/grpc-js";
-import { errorCode } from "../system/files.ts";
+import type { Socket } from "node:net";
+import { type Server as GrpcServer, ServerCredentials, setLogger } from "@grpc/grpc-js";
+import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
+import type { HeldSocket } from "../system/systemd.ts";
 import { Connection } from "./connection.ts";
-import { bindDescriptor, bindPath, type SocketOptions } from "./unix-socket.ts";
+import { bindHeld, bindPath, type SocketOptions, warnOfOthers } from "./unix-socket.ts";
 
 /** How long calls in progress may take after SIGTERM; the API server's default timeout is 3 s. */
 const DRAIN_TIMEOUT_MS = 5_000;
@@ -14,12 +15,21 @@ const DRAIN_TIMEOUT_MS = 5_000;
  */
 const MAX_CONNECTIONS = 512;
 
+/** How long a connection that was just accepted may stay unheard at the end: what its client wrote may be on its way. */
+const UNHEARD_TIMEOUT_MS = 200;
+const UNHEARD_LOOK_MS = 10;
+
+/** How often we look whether the path still leads here. A lost one is bound again within 5 s. */
+const WATCH_INTERVAL_MS = 2_000;
+
 /** Where to listen: on a path of our own, or on a socket that systemd made and keeps. */
-export type Place = SocketOptions | { readonly descriptor: number };
+export type Place = SocketOptions | HeldSocket;
 
 export interface Listener {
   /** Whether the path still leads to the socket that was bound. */
   isOurs(): boolean;
+  /** Whether it is systemd's, so that to end and start again mends nothing. */
+  readonly isHeld: boolean;
   /** Open connections. */
   readonly connections: number;
   /** Stops accepting, lets calls in progress end (at most 5 s) and removes the socket if it is ours. */
@@ -31,9 +41,12 @@ export interface Listener {
  * @throws ExitError when it cannot be had, with what to do
  */
 export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<Listener> {
+  // Its own way to standard error is console, which waits for whoever reads it.
+  const trace = (text: string) => log.debug("gRPC", { text });
+  setLogger({ error: (text: string) => log.warn("gRPC", { text }), info: trace, debug: trace });
   const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
   const open = new Set<Connection>();
-  const server = createServer({ allowHalfOpen: false }, (socket) => {
+  const accept = (socket: Socket) => {
     const connection = new Connection(socket);
     const displaced = open.size >= MAX_CONNECTIONS ? quietest(open) : undefined;
     if (displaced !== undefined) {
@@ -43,20 +56,34 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
     open.add(connection);
     connection.once("close", () => open.delete(connection));
     injector.injectConnection(connection);
-  });
-  const bound =
-    "descriptor" in place
-      ? await bindDescriptor(server, place.descriptor)
-      : await bindPath(server, place);
-  server.on("error", (error) => log.error("socket failed", { cause: errorCode(error) }));
+  };
+  const isHeld = "descriptor" in place;
+  let bound = await (isHeld ? bindHeld(accept, place, log) : bindPath(accept, place));
+  warnOfOthers(place, log);
+  const bindAgain = async (path: SocketOptions) => {
+    const lost = bound;
+    bound = await bindPath(accept, path);
+    lost.close();
+    log.warn("the path of the socket had vanished, or led elsewhere: bound again", {
+      path: path.path,
+    });
+  };
+  const stopWatching = watch(
+    place.path,
+    () => bound.isOurs(),
+    isHeld ? undefined : () => bindAgain(place),
+    log,
+  );
   return {
-    isOurs: bound.isOurs,
+    isOurs: () => bound.isOurs(),
+    isHeld,
     get connections() {
       return open.size;
     },
     async close() {
-      bound.release();
-      server.close();
+      await stopWatching();
+      bound.close();
+      await untilHeard(open);
       const closed = [...open].map((connection) => {
         const closing = new Promise<void>((resolve) => connection.once("close", () => resolve()));
         if (connection.heardAtMs === 0) {
@@ -76,6 +103,61 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
       }
     },
   };
+}
+
+/**
+ * Looks now and then whether the path still leads here. Connections that are open go on all the while.
+ * @param bindAgain undefined where only systemd can
+ * @returns what ends it
+ */
+function watch(
+  path: string,
+  isOurs: () => boolean,
+  bindAgain: (() => Promise<void>) | undefined,
+  log: Log,
+): () => Promise<void> {
+  let isLost = false;
+  let looking: Promise<void> | undefined;
+  const look = async () => {
+    let cause = "only systemd can bind it again";
+    if (!isOurs()) {
+      await bindAgain?.().catch((error) => {
+        cause = describeError(error);
+      });
+    }
+    if (!isOurs() && !isLost) {
+      isLost = true;
+      log.error("the path no longer leads to our socket: new connections do not reach us", {
+        path,
+        cause,
+        remedy:
+          bindAgain === undefined
+            ? "systemctl restart key4c-kms-plugin.socket; the service alone does not help"
+            : "it is tried again until it can be bound; do not restart the plugin for it",
+      });
+    } else if (isOurs() && isLost) {
+      isLost = false;
+      log.info("the path leads to our socket again", { path });
+    }
+  };
+  const timer = setInterval(() => {
+    looking ??= look().finally(() => {
+      looking = undefined;
+    });
+  }, WATCH_INTERVAL_MS);
+  return async () => {
+    clearInterval(timer);
+    await looking;
+  };
+}
+
+/** Destroyed unheard, a connection fails the call that its client has sent already. */
+async function untilHeard(connections: Iterable<Connection>): Promise<void> {
+  const endMs = performance.now() + UNHEARD_TIMEOUT_MS;
+  const isUnheard = ({ heardAtMs }: Connection) => heardAtMs === 0;
+  while ([...connections].some(isUnheard) && performance.now() < endMs) {
+    await Bun.sleep(UNHEARD_LOOK_MS);
+  }
 }
 
 function quietest(connections: Iterable<Connection>): Connection | undefined {

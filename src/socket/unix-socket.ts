@@ -10,11 +10,12 @@ import {
   statSync,
   unlinkSync,
 } from "node:fs";
-import { connect, type Server } from "node:net";
+import { connect, createServer, type Server, type Socket } from "node:net";
 import { dirname } from "node:path";
 import { ExitError } from "../system/errors.ts";
 import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
+import type { HeldSocket } from "../system/systemd.ts";
 
 /** A local connect answers at once; whoever takes longer is not a working plugin. */
 const CONNECT_TIMEOUT_MS = 1_000;
@@ -23,13 +24,15 @@ const TEMPORARY_SUFFIX_BYTES = 3;
 /** sockaddr_un.sun_path is 108 bytes with its NUL; the temporary name must fit too. */
 export const MAX_SOCKET_PATH_BYTES = 107 - 1 - 2 * TEMPORARY_SUFFIX_BYTES;
 
-/** What a listening server holds. */
+/** A server that listens, and what leads callers to it. */
 export interface BoundSocket {
   /** Whether callers still come to it. */
   isOurs(): boolean;
-  /** Gives up what would lead callers to it. */
-  release(): void;
+  /** Accepts nobody any more, and gives up what is ours of the path. Open connections stay. */
+  close(): void;
 }
+
+type Accept = (socket: Socket) => void;
 
 export interface SocketOptions {
   readonly path: string;
@@ -37,35 +40,72 @@ export interface SocketOptions {
   readonly mode: number;
   /** Numeric group of the socket; undefined leaves it. */
   readonly gid: number | undefined;
-  readonly log: Log;
 }
 
 /**
  * Binds to a path of our own. The socket appears there complete: with its permissions, and accepting.
  * @throws ExitError when the path cannot be had, with what to do
  */
-export async function bindPath(server: Server, options: SocketOptions): Promise<BoundSocket> {
+export async function bindPath(accept: Accept, options: SocketOptions): Promise<BoundSocket> {
   const { path } = options;
   prepareDirectory(options);
   await refuseLiveOwner(path);
+  const server = createServer({ allowHalfOpen: false }, accept);
   const identity = await bind(server, options);
   return {
     isOurs: () => isSame(path, identity),
-    release() {
+    close() {
       if (isSame(path, identity)) {
         unlinkSync(path);
       }
+      server.close();
     },
   };
 }
 
 /**
  * Takes a socket that systemd made and keeps. Its path is systemd's business: it stays when we end, for
- * the next process.
+ * the next process. The kernel does not tell whether a path still leads to a descriptor: what lies there now is
+ * taken for it, and must stay.
  */
-export async function bindDescriptor(server: Server, descriptor: number): Promise<BoundSocket> {
+export async function bindHeld(
+  accept: Accept,
+  { descriptor, path }: HeldSocket,
+  log: Log,
+): Promise<BoundSocket> {
+  const found = identityOf(path);
+  if (found === "hidden") {
+    const remedy = "DirectoryMode=0711 in the socket unit";
+    log.warn("the path of the socket cannot be seen: that it vanishes would go unnoticed", {
+      path,
+      remedy,
+    });
+  }
+  const server = createServer({ allowHalfOpen: false }, accept);
   await listening(server, { fd: descriptor });
-  return { isOurs: () => true, release() {} };
+  return {
+    isOurs: () => found === "hidden" || (found !== undefined && isSame(path, found)),
+    close: () => server.close(),
+  };
+}
+
+/** What opens the socket to others, as a warning. A path under systemd's hand has systemd's words for it. */
+export function warnOfOthers(place: SocketOptions | HeldSocket, log: Log): void {
+  const { path } = place;
+  const isHeld = "descriptor" in place;
+  const mode = (which: string) => modeOf(which) ?? 0;
+  if ((mode(dirname(path)) & 0o022) !== 0) {
+    log.warn("others can write to the directory of the socket and could bind there first", {
+      directory: dirname(path),
+      remedy: "use a directory of its own with mode 0700, such as /run/key4c-kms",
+    });
+  }
+  if ((mode(path) & 0o002) !== 0) {
+    log.warn("every user who reaches the socket can have DEKs unwrapped", {
+      path,
+      remedy: isHeld ? "SocketMode=0600 in the socket unit" : "set KMS_SOCKET_MODE=0600",
+    });
+  }
 }
 
 function listening(server: Server, where: { path: string } | { fd: number }): Promise<void> {
@@ -78,19 +118,13 @@ function listening(server: Server, where: { path: string } | { fd: number }): Pr
   });
 }
 
-function prepareDirectory({ path, gid, log }: SocketOptions): void {
+function prepareDirectory({ path, gid }: SocketOptions): void {
   const directory = dirname(path);
   try {
     const made = mkdirSync(directory, { recursive: true, mode: 0o700 });
     if (made !== undefined && gid !== undefined) {
       chownSync(directory, -1, gid); // else its members could not reach the socket
       chmodSync(directory, 0o710);
-    }
-    if ((statSync(directory).mode & 0o022) !== 0) {
-      log.warn("others can write to the directory of the socket and could bind there first", {
-        directory,
-        remedy: "use a directory of its own with mode 0700, such as /run/key4c-kms",
-      });
     }
   } catch (error) {
     throw new ExitError(
@@ -162,8 +196,8 @@ async function bind(server: Server, options: SocketOptions): Promise<SocketIdent
     await listening(server, { path: temporary });
     giveToGroup(temporary, gid);
     chmodSync(temporary, mode);
+    const { dev, ino } = lstatSync(temporary); // before the rename: at the path another process may be by then
     renameSync(temporary, path);
-    const { dev, ino } = lstatSync(path);
     return { dev, ino };
   } catch (error) {
     server.close();
@@ -189,6 +223,23 @@ function giveToGroup(path: string, gid: number | undefined): void {
 }
 
 function isSame(path: string, { dev, ino }: SocketIdentity): boolean {
-  const found = lstatSync(path, { throwIfNoEntry: false });
-  return found?.dev === dev && found.ino === ino;
+  const found = identityOf(path);
+  return typeof found === "object" && found.dev === dev && found.ino === ino;
+}
+
+/** undefined: nothing there; hidden: not for us to see. */
+function identityOf(path: string): SocketIdentity | "hidden" | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false });
+  } catch {
+    return "hidden"; // a directory that we may not search
+  }
+}
+
+function modeOf(path: string): number | undefined {
+  try {
+    return statSync(path, { throwIfNoEntry: false })?.mode;
+  } catch {
+    return undefined;
+  }
 }

@@ -1,4 +1,16 @@
-import { readFileSync, statSync } from "node:fs";
+import {
+  closeSync,
+  fchmodSync,
+  fsyncSync,
+  lstatSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { basename, dirname, join } from "node:path";
 
 /** No secret, certificate or profile comes near this; a larger file is the wrong file. */
 const MAX_FILE_BYTES = 1024 * 1024;
@@ -45,21 +57,61 @@ export class ReloadedFile<T> {
 
 /** The text of a file. @throws Error with a sentence for the user, never with the content. */
 export function readSmallFile(path: string, mayBeEmpty = false): string {
+  const text = readSmallBytes(path).toString("utf8");
+  if (!mayBeEmpty && text.trim() === "") {
+    throw new Error(`${path} is empty`);
+  }
+  return text;
+}
+
+/** The same as it is, also without a byte. */
+export function readSmallBytes(path: string): Buffer {
   let size: number;
-  let text: string;
+  let bytes: Buffer;
   try {
     size = statSync(path).size;
-    text = size > MAX_FILE_BYTES ? "" : readFileSync(path, "utf8");
+    bytes = size > MAX_FILE_BYTES ? Buffer.alloc(0) : readFileSync(path);
   } catch (error) {
     throw new Error(`cannot read ${path} (${errorCode(error)})`);
   }
   if (size > MAX_FILE_BYTES) {
     throw new Error(`${path} is larger than ${MAX_FILE_BYTES} bytes`);
   }
-  if (!mayBeEmpty && text.trim() === "") {
-    throw new Error(`${path} is empty`);
+  return bytes;
+}
+
+/**
+ * Writes a file as a whole: beside it, synced, renamed. A crash leaves the old one or the new one, and so does a full
+ * disk. Until then its name begins with a dot, which a kubelet that watches the directory leaves alone.
+ * @throws Error with a sentence for the user; also where the path leads to something that is no regular file, since
+ * that would be replaced by one: /dev/null, for the whole machine
+ */
+export function replaceFile(path: string, text: string, mode: number): void {
+  if (lstatSync(path, { throwIfNoEntry: false })?.isFile() === false) {
+    throw new Error(`${path} is no regular file`);
   }
-  return text;
+  const directory = dirname(path);
+  const temporary = join(directory, `.${basename(path)}.${process.pid}`);
+  try {
+    withDescriptor(openSync(temporary, "wx", mode), (descriptor) => {
+      fchmodSync(descriptor, mode); // whatever the umask
+      writeSync(descriptor, text);
+      fsyncSync(descriptor);
+    });
+    renameSync(temporary, path);
+    withDescriptor(openSync(directory, "r"), fsyncSync);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw new Error(`cannot write ${path} (${errorCode(error)})`);
+  }
+}
+
+function withDescriptor(descriptor: number, work: (descriptor: number) => void): void {
+  try {
+    work(descriptor);
+  } finally {
+    closeSync(descriptor);
+  }
 }
 
 /** The code of a system error, such as ENOENT; else its name. Messages may hold a whole URL. */

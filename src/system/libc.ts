@@ -10,7 +10,10 @@ const LIBC_NAMES = [
 const AF_UNIX = 1;
 const SOCK_DGRAM = 2;
 const SOCK_CLOEXEC = 0o2000000;
+/** A service manager that does not read must not hold us up. */
+const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
+const POLLOUT = 4;
 /** sockaddr_un.sun_path (unix(7)). */
 const SUN_PATH_BYTES = 108;
 const PR_SET_DUMPABLE = 4;
@@ -22,6 +25,8 @@ const SYMBOLS = {
   socket: { args: [i32, i32, i32], returns: i32 },
   sendto: { args: [i32, ptr, u64, i32, ptr, u32], returns: i32 },
   close: { args: [i32], returns: i32 },
+  dup: { args: [i32], returns: i32 },
+  poll: { args: [ptr, u64, i32], returns: i32 },
 } as const;
 
 type Libc = ReturnType<typeof dlopen<typeof SYMBOLS>>["symbols"];
@@ -60,10 +65,34 @@ export function forbidDumps(): boolean {
   return libc().prctl(PR_SET_DUMPABLE, 0n, 0n, 0n, 0n) === 0;
 }
 
+/** struct pollfd: descriptor (4) || events (2) || what came true of them (2); both machines are little-endian. */
+const pollfd = new Int32Array(2);
+
+/** Whether a write to a descriptor would take something at once (poll(2)). Without a libc we hope so. */
+export function takesMore(descriptor: number): boolean {
+  pollfd[0] = descriptor;
+  pollfd[1] = POLLOUT;
+  try {
+    libc().poll(pollfd, 1n, 0);
+  } catch {
+    return true;
+  }
+  return ((pollfd[1] >>> 16) & POLLOUT) !== 0;
+}
+
+/** Another descriptor for the same (dup(2)). @throws Error when there is none left */
+export function duplicate(descriptor: number): number {
+  const copy = libc().dup(descriptor);
+  if (copy < 0) {
+    throw new Error("no descriptor left");
+  }
+  return copy;
+}
+
 /**
- * Sends one datagram to a unix socket, which Node's and Bun's own datagrams cannot.
+ * Sends one datagram to a unix socket, which Node's and Bun's own datagrams cannot. Never waits.
  * @param path of the socket; one that starts with `@` is abstract
- * @returns whether the kernel took it
+ * @returns whether the kernel took it; not so when nobody reads what was sent before
  */
 export function sendDatagram(path: string, text: string): boolean {
   const name = Buffer.from(path.replace(/^@/, "\0"));
@@ -82,7 +111,7 @@ export function sendDatagram(path: string, text: string): boolean {
     descriptor,
     message,
     BigInt(message.length),
-    MSG_NOSIGNAL,
+    MSG_DONTWAIT | MSG_NOSIGNAL,
     address,
     address.length,
   );

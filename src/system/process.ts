@@ -1,4 +1,6 @@
+import { constants } from "node:os";
 import { describeError, ExitError } from "./errors.ts";
+import { errorCode } from "./files.ts";
 import { forbidDumps, setNativeEnvironment } from "./libc.ts";
 import type { Log } from "./log.ts";
 
@@ -14,6 +16,10 @@ const FORBIDDEN_ENVIRONMENT = [
   "BUN_INSPECT_NOTIFY", // tells a debugger where that port is
   "BUN_INSPECT_PRELOAD", // runs a file first
   "BUN_OPTIONS", // any flag of Bun, such as --preload and --inspect
+  "BUN_ENABLE_CRASH_REPORTING", // a crash runs curl, to tell somebody of it
+  "BUN_CRASH_REPORT_URL", // whom it tells
+  "BUN_BYTECODE_DIGEST_OUT", // a file that is written over at the end
+  "BUN_BYTECODE_ORDER_OUT", // the same
 ];
 
 /**
@@ -64,18 +70,38 @@ export function hardenProcess(log: Log): void {
   process.on("unhandledRejection", unexpected);
 }
 
-/** Resolves with the signal that asks for the end. */
+const END_SIGNALS = ["SIGTERM", "SIGINT"] as const;
+/** Whoever sends one wants files or logs opened again: files are read again by themselves, and we open no log. */
+const HARMLESS_SIGNALS = ["SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
+
+/**
+ * For what serves: resolves with the first signal that asks for the end. A second one changes nothing, nor does
+ * any that would end the process without asking: calls are in flight.
+ */
 export function untilSignal(): Promise<NodeJS.Signals> {
+  for (const signal of HARMLESS_SIGNALS) {
+    process.on(signal, () => {});
+  }
   return new Promise((resolve) => {
-    for (const signal of ["SIGTERM", "SIGINT"] as const) {
-      process.once(signal, () => resolve(signal));
+    for (const signal of END_SIGNALS) {
+      process.on(signal, resolve);
     }
   });
 }
 
-/** Writes to standard output, to the last byte. */
+/** For what ends by itself: a signal ends it at once, also as PID 1, for which the kernel's default is to ignore it. */
+export function endOnSignal(): void {
+  for (const signal of END_SIGNALS) {
+    process.on(signal, () => process.exit(128 + constants.signals[signal]));
+  }
+}
+
+/** Writes to standard output, to the last byte. @throws ExitError when it cannot be */
 export function print(output: string | Uint8Array): Promise<void> {
   return new Promise((resolve, reject) => {
-    process.stdout.write(output, (error) => (error ? reject(error) : resolve()));
+    const settle = (error?: Error | null) =>
+      error ? reject(new ExitError(1, `cannot write the result (${errorCode(error)})`)) : resolve();
+    process.stdout.once("error", settle);
+    process.stdout.write(output, settle);
   });
 }

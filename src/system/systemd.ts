@@ -10,12 +10,18 @@ type Environment = Readonly<Record<string, string | undefined>>;
 /** sd_listen_fds(3): the first descriptor that is passed. */
 const LISTEN_FDS_START = 3;
 
+/** A socket that systemd made and keeps: its descriptor here, and the path to which systemd bound it. */
+export interface HeldSocket {
+  readonly descriptor: number;
+  readonly path: string;
+}
+
 /**
  * The listening socket that systemd holds for us (LISTEN_FDS, LISTEN_PID); undefined without one. It
  * outlives the process: calls that come during a restart wait in its queue.
- * @throws ExitError when what was passed is not exactly one unix stream socket that listens
+ * @throws ExitError when what was passed is not exactly one unix stream socket that listens on a path
  */
-export function inheritedSocket(env: Environment, pid: number): number | undefined {
+export function inheritedSocket(env: Environment, pid: number): HeldSocket | undefined {
   if (env["LISTEN_FDS"] === undefined || env["LISTEN_PID"] !== String(pid)) {
     return undefined; // meant for nobody, or for another process whose environment we have
   }
@@ -25,36 +31,38 @@ export function inheritedSocket(env: Environment, pid: number): number | undefin
       `systemd passed ${env["LISTEN_FDS"]} sockets: the socket unit must have one ListenStream=`,
     );
   }
-  if (!isListeningUnixStream(LISTEN_FDS_START)) {
+  const path = pathOfListener(LISTEN_FDS_START);
+  // Bun would listen on a TCP socket just as well, on which anyone could ask for plaintext. An abstract one has
+  // no permissions either.
+  if (path?.startsWith("/") !== true) {
     throw new ExitError(
       1,
       "what systemd passed is not a unix stream socket: the socket unit needs ListenStream=/PATH",
     );
   }
-  return LISTEN_FDS_START;
+  return { descriptor: LISTEN_FDS_START, path };
 }
 
-/** Bun would listen on a TCP socket just as well, on which anyone could ask for plaintext. */
-function isListeningUnixStream(descriptor: number): boolean {
+/** The path of a unix stream socket that listens; undefined for anything else. */
+function pathOfListener(descriptor: number): string | undefined {
   try {
     if (!fstatSync(descriptor).isSocket()) {
-      return false;
+      return undefined;
     }
     const inode = /^socket:\[(\d+)\]$/.exec(readlinkSync(`/proc/self/fd/${descriptor}`))?.[1];
     // proc_net_unix(5): Num RefCount Protocol Flags Type St Inode [Path]
-    const found = readFileSync("/proc/self/net/unix", "utf8")
-      .split("\n")
-      .map((line) => line.trim().split(/\s+/))
-      .find((fields) => inode !== undefined && fields[6] === inode);
+    const [, flags = "", type = "", path] =
+      readFileSync("/proc/self/net/unix", "utf8").match(
+        new RegExp(`^\\S+ \\S+ \\S+ (\\S+) (\\S+) \\S+ +${inode}(?: (.*))?$`, "m"),
+      ) ?? [];
     const SO_ACCEPTCON = 1 << 16;
     const SOCK_STREAM = 1;
-    return (
-      found !== undefined &&
-      (Number.parseInt(found[3] ?? "", 16) & SO_ACCEPTCON) !== 0 &&
-      Number.parseInt(found[4] ?? "", 16) === SOCK_STREAM
-    );
+    return (Number.parseInt(flags, 16) & SO_ACCEPTCON) !== 0 &&
+      Number.parseInt(type, 16) === SOCK_STREAM
+      ? path
+      : undefined;
   } catch {
-    return false;
+    return undefined;
   }
 }
 
@@ -71,41 +79,69 @@ export interface Supervisor {
   stopping(): void;
 }
 
+interface SupervisorOptions {
+  /** Asked before each sign of life. */
+  readonly isLive: () => boolean;
+  /** What `systemctl status` shows, in a line. */
+  readonly status: () => string;
+  readonly log: Log;
+}
+
+/** How often systemd is told again what it did not take, and of a changed status. */
+const TELL_INTERVAL_MS = 1_000;
+
 /**
  * Tells the service manager of our state (sd_notify(3)), and that we live at half the interval it wants
- * (sd_watchdog_enabled(3)). Without NOTIFY_SOCKET it does nothing.
- * @param isLive asked before each sign of life
+ * (sd_watchdog_enabled(3)). It never waits for a manager that does not read. Without NOTIFY_SOCKET it does nothing.
  */
 export function supervisor(
   env: Environment,
   pid: number,
-  { isLive, log }: { readonly isLive: () => boolean; readonly log: Log },
+  { isLive, status, log }: SupervisorOptions,
 ): Supervisor {
   const path = env["NOTIFY_SOCKET"];
   if (!path) {
     return { ready() {}, stopping() {} };
   }
-  const notify = (state: string) => {
+  let isWarned = false;
+  const notify = (state: string): boolean => {
+    let cause = "it does not read, or is not there";
     try {
-      if (!sendDatagram(path, state)) {
-        log.warn("systemd cannot be told", { state });
+      if (sendDatagram(path, state)) {
+        isWarned = false;
+        return true;
       }
     } catch (error) {
-      log.warn("systemd cannot be told", { state, cause: describeError(error) });
+      cause = describeError(error);
     }
+    if (!isWarned) {
+      isWarned = true;
+      log.warn("systemd cannot be told; it is tried again", { state, cause });
+    }
+    return false;
   };
   const isForUs = [undefined, String(pid)].includes(env["WATCHDOG_PID"]);
-  const intervalMs = isForUs ? Number(env["WATCHDOG_USEC"] ?? 0) / 1_000 / 2 : 0;
-  let timer: Timer | undefined;
+  const watchdogMs = isForUs ? Number(env["WATCHDOG_USEC"] ?? 0) / 1_000 / 2 : 0;
+  const timers: Timer[] = [];
+  let told: string | undefined;
+  const tellStatus = () => {
+    const now = status();
+    const isNews = told === undefined || now !== told;
+    // A start that was not noticed would be begun again, so READY goes along until it was taken.
+    if (isNews && notify(`${told === undefined ? "READY=1\n" : ""}STATUS=${now}`)) {
+      told = now;
+    }
+  };
   return {
     ready() {
-      notify("READY=1");
-      if (intervalMs >= 1) {
-        timer = setInterval(() => isLive() && notify("WATCHDOG=1"), intervalMs);
+      tellStatus();
+      timers.push(setInterval(tellStatus, TELL_INTERVAL_MS));
+      if (watchdogMs >= 1) {
+        timers.push(setInterval(() => isLive() && notify("WATCHDOG=1"), watchdogMs));
       }
     },
     stopping() {
-      clearInterval(timer);
+      timers.forEach(clearInterval);
       notify("STOPPING=1");
     },
   };

@@ -5,7 +5,9 @@
 import { Health } from "../../src/health/health.ts";
 import { Key4C } from "../../src/key4c/client.ts";
 import { DEFAULT_PROFILE } from "../../src/key4c/profile.ts";
+import { KeySet } from "../../src/keys/key-set.ts";
 import { Keyring } from "../../src/keys/keyring.ts";
+import { Standings } from "../../src/keys/standing.ts";
 import { createLog } from "../../src/system/log.ts";
 
 /** So much faster than real; more, and the machine is too slow for the bursts. */
@@ -47,28 +49,25 @@ export async function fleet(quick: boolean): Promise<void> {
       userAgent: "fleet",
       log,
     });
-    const keyring: Keyring = new Keyring({
-      key4c,
-      kmsKeyId: "fleet",
-      previousKeyIds: [],
+    const keys = new KeySet(() => "fleet");
+    const standings = new Standings({ outageGraceMs: undefined, revocationGraceMs: 60_000 });
+    const keyring = new Keyring({
+      service: key4c,
+      keys,
+      standings,
       maxUses: 2 ** 20,
       maxAgeMs: 7 * 86_400_000,
       cacheSize: 16,
-      probeFailure: () => health.failure,
-      firstProbe: () => health.firstProbe,
-      suspect: () => health.suspect(),
       log,
     });
-    const health = new Health({
+    return new Health({
       key4c,
       keyring,
-      kmsKeyId: "fleet",
-      previousKeyIds: [],
+      keys,
+      standings,
       intervalMs: PROBE_INTERVAL_MS,
-      outageGraceMs: undefined,
       log,
     });
-    return health;
   });
 
   console.log(`${plugins} plugins, Key4C calls a second:\n`);
@@ -91,7 +90,6 @@ export async function fleet(quick: boolean): Promise<void> {
     }
   });
   await phase("the minutes after", 240, () => {});
-  await phase("the first unwraps come due", 180, () => {});
   await phase("at rest", 300, () => {});
   await phase("Key4C is away", 60, () => {
     key.isAway = true;

@@ -9,6 +9,7 @@ import { StatusRequestSchema, StatusResponseSchema } from "../../src/gen/v2/api_
 
 export const BINARY = join(ROOT, "dist/key4c-kms-plugin");
 export const scratch = mkdtempSync(join(tmpdir(), "k4c-bench-"));
+process.on("exit", () => rmSync(scratch, { recursive: true, force: true }));
 const children: Bun.Subprocess[] = [];
 let started = 0;
 
@@ -18,13 +19,12 @@ export interface Target {
   readonly process: Bun.Subprocess;
 }
 
-/** Ends every server and removes what they left. */
+/** Ends every server. */
 export async function cleanUp(): Promise<void> {
   for (const child of children) {
     child.kill();
     await child.exited;
   }
-  rmSync(scratch, { recursive: true });
 }
 
 function start(name: string, command: (socket: string) => string[], env = {}): Target {

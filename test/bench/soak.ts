@@ -8,7 +8,8 @@
 import { copyFileSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
+import { compile, NAME, ROOT } from "../../src/build/compile.ts";
+import { scriptArguments } from "../../src/build/usage.ts";
 import { makePki } from "../e2e/pki.ts";
 import { eventually, freePort } from "../e2e/process.ts";
 
@@ -36,17 +37,24 @@ interface Totals {
   readonly cut: number;
 }
 
-const { values } = parseArgs({
-  options: {
-    minutes: { type: "string", default: "20" },
-    rate: { type: "string", default: "6000" },
-  },
+const USAGE = `npm run soak [-- --minutes N] [--rate N]: builds the binary and loads it with grpc-go for N minutes (default: 20; a
+line a minute), while keys are rotated and Key4C is killed. Needs Go and openssl.
+
+  --minutes N   how long
+  --rate N      RPCs a second (default: 6000)
+`;
+const { values } = scriptArguments(USAGE, {
+  minutes: { type: "string", default: "20" },
+  rate: { type: "string", default: "6000" },
 });
 const durationMs = Number(values.minutes) * 60_000;
 const scratch = mkdtempSync(join(tmpdir(), "k4c-soak-"));
 // A copy, so that the next build does not pull it away from under a run of hours.
 const binary = join(scratch, "key4c-kms-plugin");
-copyFileSync(join(import.meta.dir, "../../dist/key4c-kms-plugin"), binary);
+console.log("building the binary and the loader (Go modules are downloaded once)");
+const built = join(ROOT, "dist", NAME);
+await compile(built);
+copyFileSync(built, binary);
 mkdirSync(join(scratch, "pki"));
 const pki = await makePki(join(scratch, "pki"));
 const loader = join(scratch, "soak");

@@ -2,48 +2,36 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { join } from "node:path";
-import { version } from "../../package.json";
-import { BINARY, emulator, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
+import { version as VERSION, version } from "../../package.json";
+import {
+  BINARY,
+  emulator,
+  onTestEnd,
+  runBinary,
+  startBinary,
+  startPlugin,
+  startProcess,
+  temporaryDirectory,
+} from "../support.ts";
 
 const DEK = randomBytes(32);
 
-/** Runs a command to its end. */
-async function run(
-  args: string[],
-  env: Record<string, string> = {},
-  input: Uint8Array = Buffer.alloc(0),
-  cwd = "/",
-) {
-  const child = Bun.spawn([BINARY, ...args], {
-    env,
-    cwd,
-    stdin: input,
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-  const [stdout, stderr, exitCode] = await Promise.all([
-    child.stdout.bytes(),
-    child.stderr.text(),
-    child.exited,
-  ]);
-  return { stdout: Buffer.from(stdout), stderr, exitCode };
-}
-
 test("version and help", async () => {
   for (const args of [["version"], ["--version"]]) {
-    expect(await run(args)).toMatchObject({ exitCode: 0, stderr: "" });
-    expect((await run(args)).stdout.toString()).toBe(`key4c-kms-plugin ${version}\n`);
+    expect(await runBinary(args)).toMatchObject({ exitCode: 0, stderr: "" });
+    expect((await runBinary(args)).stdout.toString()).toBe(`key4c-kms-plugin ${version}\n`);
   }
   for (const args of [["help"], ["--help"], ["serve", "--help"]]) {
-    const { stdout, exitCode } = await run(args);
+    const { stdout, exitCode } = await runBinary(args);
     expect(exitCode).toBe(0);
     expect(stdout.toString()).toContain("--local-kek-max-age DURATION, KMS_LOCAL_KEK_MAX_AGE");
   }
 });
 
 test("wrong usage: one line a problem, exit code 2, no stack", async () => {
-  const { stderr, exitCode, stdout } = await run(["serve", "--nonsense"]);
+  const { stderr, exitCode, stdout } = await runBinary(["serve", "--nonsense"]);
   expect(exitCode).toBe(2);
   expect(stdout.length).toBe(0);
   expect(stderr.split("\n").filter(Boolean)).toEqual([
@@ -57,18 +45,18 @@ test("wrong usage: one line a problem, exit code 2, no stack", async () => {
 test("encrypt and decrypt give the bytes back, for both APIs", async () => {
   const { socket } = await startPlugin(emulator().url);
   const env = { KMS_ENDPOINT: `unix://${socket}` };
-  const v2 = await run(["encrypt"], env, DEK);
+  const v2 = await runBinary(["encrypt"], { env, input: DEK });
   expect(Object.keys(JSON.parse(v2.stdout.toString()))).toEqual([
     "ciphertext",
     "keyId",
     "annotations",
   ]);
-  expect((await run(["decrypt"], env, v2.stdout)).stdout).toEqual(DEK);
-  const v1 = await run(["encrypt", "--api", "v1"], env, DEK);
+  expect((await runBinary(["decrypt"], { env, input: v2.stdout })).stdout).toEqual(DEK);
+  const v1 = await runBinary(["encrypt", "--api", "v1"], { env, input: DEK });
   expect(v1.stdout.subarray(0, 4).toString("latin1")).toBe("k4c\x01");
-  expect((await run(["decrypt", "--endpoint", env.KMS_ENDPOINT], {}, v1.stdout)).stdout).toEqual(
-    DEK,
-  );
+  expect(
+    (await runBinary(["decrypt", "--endpoint", env.KMS_ENDPOINT], { input: v1.stdout })).stdout,
+  ).toEqual(DEK);
 });
 
 test("what cannot be decrypted is told by its status, exit code 1", async () => {
@@ -81,7 +69,7 @@ test("what cannot be decrypted is told by its status, exit code 1", async () => 
     ['{"ciphertext":1}', "input must be"],
     ["x".repeat(300_000), "input must be at most"],
   ] as const) {
-    const { stderr, exitCode, stdout } = await run(["decrypt"], env, Buffer.from(input));
+    const { stderr, exitCode, stdout } = await runBinary(["decrypt"], { env, input });
     expect([exitCode, stdout.length]).toEqual([1, 0]);
     expect(stderr).toContain(message);
     expect(stderr.trim().split("\n").length).toBe(1);
@@ -91,22 +79,71 @@ test("what cannot be decrypted is told by its status, exit code 1", async () => 
 test("status: one line of JSON and exit code 0 only if ok; --wait waits", async () => {
   const socket = join(temporaryDirectory(), "kms.sock");
   const env = { KMS_ENDPOINT: `unix://${socket}` };
-  expect((await run(["status"], env)).exitCode).toBe(1);
-  const waiting = run(["status", "--wait", "10s"], { ...env, KMS_KEY_ID: "demo" });
+  expect((await runBinary(["status"], { env })).exitCode).toBe(1);
+  const waiting = runBinary(["status", "--wait", "120s"], { env: { ...env, KMS_KEY_ID: "demo" } });
   startBinary(["serve", "--emulator"], env);
   const { stdout, exitCode } = await waiting;
   expect(exitCode).toBe(0);
-  const line = { version: "v2", healthz: "ok", keyId: "k4c-fbajn2fxsguq6aegzffhmyn5zi.v1" };
+  const keyId = expect.stringMatching(/^k4c-fbajn2fxsguq6aegzffhmyn5zi\.v1\.k[a-z2-7]{8}$/);
+  const line = { version: "v2", healthz: "ok", keyId, pluginVersion: VERSION };
   expect(JSON.parse(stdout.toString())).toEqual({ ...line, kmsKeyId: "demo" });
-  const other = await run(["status"], { ...env, KMS_KEY_ID: "other" });
-  expect(JSON.parse(other.stdout.toString())).toEqual(line);
+  const unnamed = await runBinary(["status"], { env });
+  expect(JSON.parse(unnamed.stdout.toString())).toEqual(line);
+  const other = await runBinary(["status"], { env: { ...env, KMS_KEY_ID: "other" } });
+  expect([other.exitCode, other.stderr, other.stdout.length]).toEqual([
+    1,
+    expect.stringContaining("ok, and of another key"),
+    0,
+  ]);
 });
 
-test("serve --emulator prints one line to paste and warns", async () => {
+test("status --live: one line of JSON, whatever Key4C does; without a plugin exit code 1, soon", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const env = { KMS_ENDPOINT: `unix://${socket}` };
+  const nobody = await runBinary(["status", "--live"], { env });
+  expect(nobody.exitCode).toBe(1);
+  expect(nobody.stderr).toMatch(/^key4c-kms-plugin: .*kms.sock is gone: .*socket.*\n$/);
+  startBinary(["serve"], {
+    ...env,
+    KEY4C_URL: "http://127.0.0.1:9", // nobody listens there
+    KMS_KEY_ID: "demo",
+    KMS_USER_ID: "u",
+  });
+  const { stdout, exitCode } = await runBinary(["status", "--live", "--wait", "10s"], { env });
+  expect(exitCode).toBe(0);
+  const line = { live: true, runtimeName: "key4c-kms-plugin", runtimeVersion: version };
+  expect(JSON.parse(stdout.toString())).toEqual(line);
+  expect((await runBinary(["status"], { env })).exitCode).toBe(1); // is another question
+});
+
+test("status --live does not wait for a plugin that is stuck", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const stuck = createServer();
+  await new Promise<void>((resolve) => stuck.listen(socket, resolve));
+  onTestEnd(() => stuck.close());
+  const { stderr, exitCode } = await runBinary(["status", "--live"], {
+    env: { KMS_ENDPOINT: `unix://${socket}` },
+  });
+  expect(exitCode).toBe(1);
+  expect(stderr).toMatch(/^key4c-kms-plugin: Version through .* failed: DEADLINE_EXCEEDED.*\n$/);
+});
+
+test("a result that nobody takes is an error of one line", async () => {
+  const plugin = await startPlugin(emulator().url);
+  const script = 'exec "$0" status --endpoint "$1" >/dev/full';
+  const status = startProcess(["sh", "-c", script, BINARY, `unix://${plugin.socket}`]);
+  expect(await status.exited).toBe(1);
+  expect(status.output()).toBe("key4c-kms-plugin: cannot write the result (ENOSPC)\n");
+});
+
+test("serve --emulator prints what to paste into a second shell, and warns", async () => {
   const socket = join(temporaryDirectory(), "kms.sock");
   const plugin = startBinary(["serve", "--emulator"], { KMS_ENDPOINT: `unix://${socket}` });
   await plugin.until(/Key4C is ok/);
   expect(plugin.output()).toContain(`export KMS_ENDPOINT=unix://${socket}\n`);
+  const lines = (await plugin.until(/# Ready[\s\S]* decrypt\n/))[0];
+  const shell = Bun.spawn(["sh", "-ec", lines], { env: { PATH: process.env["PATH"] ?? "" } });
+  expect(await shell.stdout.text()).toMatch(/^\{"version":"v2","healthz":"ok".*\na-data-key\n$/);
   expect(plugin.output()).toMatch(/"warn".*EMULATOR.*lost at exit/);
 });
 
@@ -117,16 +154,16 @@ test("with --emulator-data the key outlives the process", async () => {
   const args = ["serve", "--emulator", "--emulator-data", data];
   const first = startBinary(args, env);
   await first.until(/Key4C is ok/);
-  const { stdout: wrapped } = await run(["encrypt"], env, DEK);
+  const { stdout: wrapped } = await runBinary(["encrypt"], { env, input: DEK });
   await first.stop("SIGKILL");
   await startBinary(args, env).until(/Key4C is ok/);
-  expect((await run(["decrypt"], env, wrapped)).stdout).toEqual(DEK);
+  expect((await runBinary(["decrypt"], { env, input: wrapped })).stdout).toEqual(DEK);
 });
 
 test("an emulator whose data file is something else leaves it alone", async () => {
   const data = join(temporaryDirectory(), "notes.txt");
   writeFileSync(data, "my notes");
-  const { stderr, exitCode } = await run([
+  const { stderr, exitCode } = await runBinary([
     "serve",
     "--emulator",
     "--emulator-data",
@@ -144,10 +181,10 @@ test("neither .env nor bunfig.toml of the directory it is started in has a say",
   writeFileSync(join(directory, ".env"), "KMS_LOG_LEVEL=loud\n");
   writeFileSync(join(directory, "bunfig.toml"), 'preload = ["./preload.ts"]\n');
   writeFileSync(join(directory, "preload.ts"), 'console.log("PRELOADED");\n');
-  const { stdout, stderr, exitCode } = await run(["version"], {}, Buffer.alloc(0), directory);
+  const { stdout, stderr, exitCode } = await runBinary(["version"], { cwd: directory });
   expect([exitCode, stderr]).toEqual([0, ""]);
   expect(stdout.toString()).not.toContain("PRELOADED");
-  const { stderr: problems } = await run(["serve"], {}, Buffer.alloc(0), directory);
+  const { stderr: problems } = await runBinary(["serve"], { cwd: directory });
   expect(problems).not.toContain("loud");
   expect(problems).not.toContain("KMS_LOG_LEVEL");
 });

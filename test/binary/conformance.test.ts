@@ -51,7 +51,7 @@ test("case 15: ten thousand ciphertexts of one DEK all differ", async () => {
     seen.add(Buffer.from(await encryptV1(plugin)).toString("latin1")),
   );
   expect(seen.size).toBe(10_000);
-}, 30_000);
+});
 
 test("cases 21, 22, 24: the largest wrapped KEK and the longest key ID fit every limit", async () => {
   const keyId = "K".repeat(256);
@@ -95,7 +95,7 @@ test("case 23: key_id holds nothing of the key's ID or the credential", async ()
     KMS_KEY_ID: "my-key-id",
     KMS_USER_ID: "my-user-id",
   });
-  expect((await ask(plugin)).keyId).toMatch(/^k4c-[a-z2-7]{26}\.v1$/);
+  expect((await ask(plugin)).keyId).toMatch(/^k4c-[a-z2-7]{26}\.v1\.k[a-z2-7]{8}$/);
 });
 
 test("cases 27, 28: every flipped bit, truncation and extension is refused, with one text", async () => {
@@ -129,7 +129,7 @@ test("cases 27, 28: every flipped bit, truncation and extension is refused, with
     const annotations = { [ANNOTATION]: bad };
     expect(await failureOf(decrypt(plugin, { ciphertext, keyId, annotations }))).toEqual(INVALID);
   });
-}, 30_000);
+});
 
 test("case 33: a ciphertext of another cluster's key of the same name does not open", async () => {
   const ours = await startPlugin(emulator().url);
@@ -144,7 +144,7 @@ test("case 35: Status and Encrypt agree under continuous rotation with 64 caller
   let done = false;
   const versions = new Set<number>();
   const versionOf = (keyId: string) => {
-    const version = Number(keyId.split(".v")[1]);
+    const version = Number(/\.v(\d+)\./.exec(keyId)?.[1]);
     versions.add(version);
     return version;
   };
@@ -160,15 +160,20 @@ test("case 35: Status and Encrypt agree under continuous rotation with 64 caller
       expect(Buffer.from((await decrypt(plugin, response)).plaintext)).toEqual(DEK);
     }
   });
+  let rotated = 0;
   while (versions.size < 8) {
-    await key4c.control("POST", "keys/demo/rotate");
+    rotated = (await key4c.control("POST", "keys/demo/rotate"))["version"] ?? 0;
     await Bun.sleep(100);
   }
   done = true;
   await Promise.all(callers);
+  // Nothing moves any more once the last rotation has arrived.
+  while (versionOf((await ask(plugin)).keyId) < rotated) {
+    await Bun.sleep(10);
+  }
   const last = (await ask(plugin)).keyId;
   expect((await encrypt(plugin)).keyId).toBe(last);
-}, 30_000);
+});
 
 test("case 39: a thousand Statuses cost Key4C nothing, and do not wait for it", async () => {
   const key4c = emulator();
@@ -181,14 +186,15 @@ test("case 39: a thousand Statuses cost Key4C nothing, and do not wait for it", 
 
 test("case 42: a restart storm of KMS v1, ten thousand Decrypts one after the other", async () => {
   const key4c = emulator();
-  const cipher = await encryptV1(await startPlugin(key4c.url));
-  const restarted = await startPlugin(key4c.url);
+  const noProbe = { KMS_PROBE_INTERVAL: "1h" };
+  const cipher = await encryptV1(await startPlugin(key4c.url, noProbe));
+  const restarted = await startPlugin(key4c.url, noProbe);
   for (let round = 0; round < 10_000; round++) {
     const { plain } = await decryptV1(restarted, cipher);
     expect(DEK.equals(plain)).toBe(true);
   }
   expect(await key4c.control("GET", "stats")).toMatchObject({ encrypt: 2, decrypt: 3 });
-}, 60_000);
+});
 
 /** A metric without labels of a plugin with HTTP. */
 async function metric(plugin: Plugin, name: string): Promise<number> {
@@ -254,4 +260,4 @@ test("a client that never reads its answers is no longer read", async () => {
   }
   expect(await answered()).toBeLessThan(REQUESTS / 10);
   expect((await encrypt(plugin)).ciphertext.length).toBeGreaterThan(0);
-}, 60_000);
+});

@@ -4,6 +4,7 @@ import { renameSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { testWith } from "../needs.ts";
 import {
   callRaw,
   callRpc,
@@ -24,67 +25,69 @@ async function setup(env: Record<string, string> = {}) {
     const response = await fetch(url + path, init);
     return [response.status, await response.text()];
   };
-  const metric = async (name: string) => {
-    const line = (await get("metrics"))[1].split("\n").find((one) => one.startsWith(`${name} `));
-    return line === undefined ? undefined : Number(line.slice(name.length));
-  };
-  return { key4c, plugin, url, get, metric };
+  return { key4c, plugin, url, get };
 }
 
-test("the metrics are valid for promtool and have a sample of everything that happened", async () => {
-  if (Bun.which("promtool") === null) {
-    throw new Error("promtool is missing: .ci/setup installs it (Debian's package prometheus)");
-  }
-  const secretFile = join(temporaryDirectory(), "user-id");
-  writeFileSync(secretFile, "u");
-  utimesSync(secretFile, 0, Date.now() / 1000 - 1_000);
-  const { plugin, get, metric } = await setup({
-    KMS_USER_ID: "",
-    KMS_USER_ID_FILE: secretFile,
-    KMS_PREVIOUS_KEY_IDS: "old",
-  });
-  const { cipher } = await callRpc(plugin.client, V1.method.encrypt, { plain: Buffer.alloc(32) });
-  await callRpc(plugin.client, V1.method.decrypt, { cipher });
-  await callRpc(plugin.client, V2.method.status, {});
-  await failureOf(callRpc(plugin.client, V2.method.decrypt, { keyId: "garbage" }));
-  await failureOf(callRaw(plugin.client, "/evil.Service/Method", Buffer.alloc(0)));
-  const [status, text] = await get("metrics");
-  expect(status).toBe(200);
-  const promtool = Bun.spawn(["promtool", "check", "metrics"], {
-    stdin: Buffer.from(text),
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-  const verdict = (await promtool.stdout.text()) + (await promtool.stderr.text());
-  expect([await promtool.exited, verdict]).toEqual([0, ""]);
+/** A sample of what /metrics told. */
+function metric(text: string, name: string): number | undefined {
+  const line = text.split("\n").find((one) => one.startsWith(`${name} `));
+  return line === undefined ? undefined : Number(line.slice(name.length));
+}
 
-  for (const [name, value] of [
-    ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Encrypt",code="OK"}', 1],
-    ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Decrypt",code="OK"}', 1],
-    ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Status",code="OK"}', 1],
-    ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Decrypt",code="NOT_FOUND"}', 1],
-    ['key4c_kms_key4c_call_duration_seconds_count{operation="encrypt",kind="ok"}', 1],
-    ['key4c_kms_state{state="ok"}', 1],
-    ['key4c_kms_state{state="degraded"}', 0],
-    ['key4c_kms_key_info{key_id="k4c-fbajn2fxsguq6aegzffhmyn5zi.v1"}', 1],
-    ["key4c_kms_key_version", 1],
-    ['key4c_kms_key_revoked{key="k4c-fbajn2fxsguq6aegzffhmyn5zi"}', 0],
-    ["key4c_kms_local_kek_uses", 1],
-    ["key4c_kms_local_kek_cache_entries", 0],
-    ["key4c_kms_connections", 1],
-  ] as const) {
-    expect([name, await metric(name)]).toEqual([name, value]);
-  }
-  const age = await metric('key4c_kms_secret_file_age_seconds{option="KMS_USER_ID_FILE"}');
-  expect(age).toBeGreaterThanOrEqual(1_000);
-  expect(
-    Date.now() / 1000 - ((await metric("key4c_kms_key4c_last_contact_timestamp_seconds")) ?? 0),
-  ).toBeLessThan(60);
-  expect(await metric("process_resident_memory_bytes")).toBeGreaterThan(1e6);
-  // Nothing that a caller sent became a label.
-  expect(text).not.toContain("garbage");
-  expect(text).not.toContain("evil");
-});
+testWith("promtool")(
+  "the metrics are valid for promtool and have a sample of everything that happened",
+  async () => {
+    const secretFile = join(temporaryDirectory(), "user-id");
+    writeFileSync(secretFile, "u");
+    utimesSync(secretFile, 0, Date.now() / 1000 - 1_000);
+    const { plugin, get } = await setup({
+      KMS_USER_ID: "",
+      KMS_USER_ID_FILE: secretFile,
+      KMS_PREVIOUS_KEY_IDS: "old",
+    });
+    const { cipher } = await callRpc(plugin.client, V1.method.encrypt, { plain: Buffer.alloc(32) });
+    await callRpc(plugin.client, V1.method.decrypt, { cipher });
+    const { keyId } = await callRpc(plugin.client, V2.method.status, {});
+    await failureOf(callRpc(plugin.client, V2.method.decrypt, { keyId: "garbage" }));
+    await failureOf(callRaw(plugin.client, "/evil.Service/Method", Buffer.alloc(0)));
+    const [status, text] = await get("metrics");
+    expect(status).toBe(200);
+    const promtool = Bun.spawn(["promtool", "check", "metrics"], {
+      stdin: Buffer.from(text),
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const verdict = (await promtool.stdout.text()) + (await promtool.stderr.text());
+    expect([await promtool.exited, verdict]).toEqual([0, ""]);
+
+    for (const [name, value] of [
+      ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Encrypt",code="OK"}', 1],
+      ['key4c_kms_rpc_duration_seconds_count{api="v1",method="Decrypt",code="OK"}', 1],
+      ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Status",code="OK"}', 1],
+      ['key4c_kms_rpc_duration_seconds_count{api="v2",method="Decrypt",code="NOT_FOUND"}', 1],
+      ['key4c_kms_key4c_call_duration_seconds_count{operation="encrypt",kind="ok"}', 1],
+      ['key4c_kms_state{state="ok"}', 1],
+      ['key4c_kms_state{state="degraded"}', 0],
+      [`key4c_kms_key_info{key_id="${keyId}"}`, 1],
+      ["key4c_kms_key_version", 1],
+      ['key4c_kms_key_revoked{key="k4c-fbajn2fxsguq6aegzffhmyn5zi"}', 0],
+      ["key4c_kms_local_kek_uses", 1],
+      ["key4c_kms_local_kek_cache_entries", 0],
+      ["key4c_kms_connections", 1],
+    ] as const) {
+      expect([name, metric(text, name)]).toEqual([name, value]);
+    }
+    const age = metric(text, 'key4c_kms_secret_file_age_seconds{option="KMS_USER_ID_FILE"}');
+    expect(age).toBeGreaterThanOrEqual(1_000);
+    expect(
+      Date.now() / 1000 - (metric(text, "key4c_kms_key4c_last_contact_timestamp_seconds") ?? 0),
+    ).toBeLessThan(60);
+    expect(metric(text, "process_resident_memory_bytes")).toBeGreaterThan(1e6);
+    // Nothing that a caller sent became a label.
+    expect(text).not.toContain("garbage");
+    expect(text).not.toContain("evil");
+  },
+);
 
 test("ready follows Status, live follows the socket, and neither is the other", async () => {
   const { key4c, plugin, get } = await setup({
@@ -99,7 +102,9 @@ test("ready follows Status, live follows the socket, and neither is the other", 
   await plugin.until(/"state":"expired"/);
   expect(await get("readyz")).toEqual([
     503,
-    expect.stringMatching(/^expired since .*: Key4C is not available/),
+    expect.stringMatching(
+      /^expired since .*: unavailable: Key4C is away; longer than KMS_OUTAGE_GRACE/,
+    ),
   ]);
   expect(await get("livez")).toEqual([200, "ok\n"]);
 
@@ -110,6 +115,25 @@ test("ready follows Status, live follows the socket, and neither is the other", 
   writeFileSync(`${plugin.socket}.other`, "");
   renameSync(`${plugin.socket}.other`, plugin.socket);
   expect((await get("livez"))[0]).toBe(503);
+});
+
+test("metrics are made once for all who ask at the same time, and are never old", async () => {
+  const { plugin, get } = await setup();
+  const statuses = 'key4c_kms_rpc_duration_seconds_count{api="v2",method="Status",code="OK"}';
+  for (let turn = 1; turn <= 3; turn++) {
+    await callRpc(plugin.client, V2.method.status, {});
+    const texts = await Promise.all(
+      Array.from({ length: 5 }, async () => (await get("metrics"))[1]),
+    );
+    expect(metric(texts[0] ?? "", statuses)).toBe(turn);
+  }
+  const startMs = performance.now();
+  const rounds = 4;
+  for (let round = 0; round < rounds; round++) {
+    await get("metrics");
+  }
+  // Not a measurement: sooner would be a defect.
+  expect(performance.now() - startMs).toBeGreaterThan((rounds - 1) * 1_000);
 });
 
 test("only GET, only these three paths", async () => {

@@ -1,19 +1,14 @@
 /** What the compiled binary prints for an installation, in the hands of the tools that will read it. */
-import { beforeAll, expect, test } from "bun:test";
+import { expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { PROFILE_SCHEMA } from "../../src/key4c/profile.ts";
 import { STATES } from "../../src/keys/standing.ts";
+import { KINDS } from "../../src/system/errors.ts";
+import { testWith } from "../needs.ts";
 import { BINARY, emulator, startPlugin, startProcess, temporaryDirectory } from "../support.ts";
 
 const SERVE = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "demo" };
-
-beforeAll(() => {
-  for (const tool of ["systemd-analyze", "promtool", "strace"]) {
-    if (Bun.which(tool) === null) {
-      throw new Error(`${tool} is missing: .ci/setup installs it`);
-    }
-  }
-});
 
 async function run(command: readonly string[], env: Record<string, string> = {}) {
   const child = Bun.spawn([...command], { env, stdout: "pipe", stderr: "pipe" });
@@ -43,7 +38,7 @@ test("without a name: the list; each name of it prints something", async () => {
     .map((line) => line.split(" ")[0] ?? "");
   expect(exitCode).toBe(0);
   expect(names).toContain("static-pod");
-  expect(names).toHaveLength(9);
+  expect(names).toHaveLength(11);
   for (const name of names) {
     const { stdout: text, stderr } = await print(name);
     expect({ name, stderr, placeholder: name !== "grafana" && /\{\{\w+\}\}/.test(text) }).toEqual({
@@ -86,51 +81,99 @@ test("wrong usage: nothing is printed, exit code 2", async () => {
 });
 
 test("a secret in the environment is not printed; its file is named", async () => {
-  const env = { ...SERVE, KMS_USER_ID: "the-token", KMS_API_KEY: "the-key" };
+  const env = { ...SERVE, KMS_USER_ID: "the-token", KMS_API_KEY: "the-key", KMS_PIN: "the-pin" };
   for (const name of ["static-pod", "systemd-service"]) {
     const { stdout } = await print(name, [], env);
     expect(stdout).not.toContain("the-token");
     expect(stdout).not.toContain("the-key");
+    expect(stdout).not.toContain("the-pin");
     expect(stdout).toContain("/etc/key4c-kms/user-id");
     expect(stdout).toContain("/etc/key4c-kms/api-key");
+    expect(stdout).toContain("/etc/key4c-kms/pin");
   }
 });
 
-test("units: systemd-analyze verify has nothing to say, exposure is at most 1.5", async () => {
-  const odd = [
-    "--key-id",
-    '50%"\\x',
-    "--key4c-ca-file",
-    "/etc/key4c-kms/ca.pem",
-    "--socket-group",
-    "daemon",
-  ];
-  for (const flags of [[], odd]) {
-    const { paths, service } = await units(...flags);
-    expect(await run(["systemd-analyze", "verify", ...paths])).toEqual({
-      stdout: "",
-      stderr: "",
-      exitCode: 0,
-    });
-    const security = [
-      "systemd-analyze",
-      "security",
-      "--offline=true",
-      "--threshold=15",
-      paths[0] ?? "",
-    ];
-    const { stdout, exitCode } = await run(security);
-    expect([exitCode, stdout.match(/exposure level .*: (\d\.\d)/)?.[1]]).toEqual([
-      0,
-      expect.any(String),
-    ]);
-    expect(service).toMatch(/^Type=notify$/m);
+interface Probe {
+  readonly exec: { readonly command: readonly string[] };
+}
+
+test("the static pod is asked through its socket, and by no TCP port", async () => {
+  const pod = Bun.YAML.parse((await print("static-pod")).stdout) as {
+    spec: { containers: Record<"startupProbe" | "livenessProbe" | "readinessProbe", Probe>[] };
+  };
+  const [container] = pod.spec.containers;
+  const binary =
+    /^ENTRYPOINT \["(.*)"\]$/m.exec(
+      readFileSync(join(import.meta.dir, "../../Containerfile"), "utf8"),
+    )?.[1] ?? "";
+  const plugin = await startPlugin(emulator().url);
+  for (const [probe, command] of [
+    ["startupProbe", [binary, "status", "--live"]],
+    ["livenessProbe", [binary, "status", "--live"]],
+    ["readinessProbe", [binary, "status"]],
+  ] as const) {
+    expect([probe, container?.[probe].exec.command]).toEqual([probe, command]);
+    const [, ...args] = container?.[probe].exec.command ?? [];
+    const env = { KMS_ENDPOINT: `unix://${plugin.socket}` };
+    expect((await run([BINARY, ...args], env)).exitCode).toBe(0);
   }
-  // It can say something.
-  const { paths, service } = await units();
-  writeFileSync(paths[0] ?? "", service.replace("Restart=always", "Restart=sometimes"));
-  expect((await run(["systemd-analyze", "verify", ...paths])).stderr).toContain("sometimes");
 });
+
+test("the metrics have an address in what is printed, unless it is empty", async () => {
+  for (const name of ["static-pod", "systemd-service"]) {
+    const text = async (flags: string[], env = {}) =>
+      (await print(name, flags, { ...SERVE, ...env })).stdout;
+    expect(await text([])).toMatch(/KMS_HTTP_ADDRESS\W+(value: ")?127\.0\.0\.1:9640"/);
+    expect(await text([], { KMS_HTTP_ADDRESS: "[::1]:99" })).toMatch(
+      /KMS_HTTP_ADDRESS.*\s*.*\[::1\]:99/,
+    );
+    expect(await text(["--http-address", ""])).not.toContain("KMS_HTTP_ADDRESS");
+  }
+});
+
+test("the schema of profiles is that of the reader", async () => {
+  const { stdout } = await print("profile-schema", [], {});
+  expect(JSON.parse(stdout)).toEqual(PROFILE_SCHEMA);
+});
+
+testWith("systemd-analyze")(
+  "units: systemd-analyze verify has nothing to say, exposure is at most 1.5",
+  async () => {
+    const odd = [
+      "--key-id",
+      '50%"\\x',
+      "--key4c-ca-file",
+      "/etc/key4c-kms/ca.pem",
+      "--socket-group",
+      "daemon",
+    ];
+    for (const flags of [[], odd]) {
+      const { paths, service } = await units(...flags);
+      expect(await run(["systemd-analyze", "verify", ...paths])).toEqual({
+        stdout: "",
+        stderr: "",
+        exitCode: 0,
+      });
+      const security = [
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        "--threshold=15",
+        paths[0] ?? "",
+      ];
+      const { stdout, exitCode } = await run(security);
+      expect([exitCode, stdout.match(/exposure level .*: (\d\.\d)/)?.[1]]).toEqual([
+        0,
+        expect.any(String),
+      ]);
+      expect(service).toMatch(/^Type=notify$/m);
+    }
+    // It can say something.
+    const { paths, service } = await units();
+    writeFileSync(paths[0] ?? "", service.replace("Restart=always", "Restart=sometimes"));
+    expect((await run(["systemd-analyze", "verify", ...paths])).stderr).toContain("sometimes");
+  },
+);
 
 /** The syscalls that a set such as `@system-service` stands for. */
 async function syscalls(set: string): Promise<string[]> {
@@ -145,48 +188,58 @@ async function syscalls(set: string): Promise<string[]> {
   ).flat();
 }
 
-test("the unit's filter allows every system call that the plugin makes", async () => {
-  const { service } = await units();
-  const filters = [...service.matchAll(/^SystemCallFilter=(~?)(.+)$/gm)].map(
-    ([, sign, sets = ""]) => ({
-      forbids: sign === "~",
-      sets: sets.split(" "),
-    }),
-  );
-  expect(filters.map(({ forbids }) => forbids)).toEqual([false, true]);
-  const of = async (forbids: boolean) =>
-    (
-      await Promise.all(
-        filters.filter((one) => one.forbids === forbids).flatMap(({ sets }) => sets.map(syscalls)),
-      )
-    ).flat();
-  const forbidden = await of(true);
-  const allowed = new Set((await of(false)).filter((one) => !forbidden.includes(one)));
+testWith("systemd-analyze", "strace")(
+  "the unit's filter allows every system call that the plugin makes",
+  async () => {
+    const { service } = await units();
+    const filters = [...service.matchAll(/^SystemCallFilter=(~?)(.+)$/gm)].map(
+      ([, sign, sets = ""]) => ({
+        forbids: sign === "~",
+        sets: sets.split(" "),
+      }),
+    );
+    expect(filters.map(({ forbids }) => forbids)).toEqual([false, true]);
+    const of = async (forbids: boolean) =>
+      (
+        await Promise.all(
+          filters
+            .filter((one) => one.forbids === forbids)
+            .flatMap(({ sets }) => sets.map(syscalls)),
+        )
+      ).flat();
+    const forbidden = await of(true);
+    const allowed = new Set((await of(false)).filter((one) => !forbidden.includes(one)));
 
-  const trace = join(temporaryDirectory(), "trace");
-  const socket = join(temporaryDirectory(), "kms.sock");
-  const strace = startProcess(["strace", "-f", "-qq", "-o", trace, BINARY, "serve", "--emulator"], {
-    KMS_ENDPOINT: `unix://${socket}`,
-    KMS_HTTP_ADDRESS: "127.0.0.1:0",
-    PATH: process.env["PATH"] ?? "",
-  });
-  expect(
-    (await run([BINARY, "status", "--wait", "20s"], { KMS_ENDPOINT: `unix://${socket}` })).exitCode,
-  ).toBe(0);
-  await run([BINARY, "doctor"], { KMS_ENDPOINT: `unix://${socket}` }); // all RPCs
-  const [pid = ""] = readFileSync(`/proc/${strace.pid}/task/${strace.pid}/children`, "utf8").split(
-    " ",
-  );
-  process.kill(Number(pid), "SIGTERM");
-  expect(await strace.exited).toBe(0);
-  const used = new Set(
-    [...readFileSync(trace, "utf8").matchAll(/^\d+ +([a-z0-9_]+)\(/gm)].map(
-      ([, name]) => name ?? "",
-    ),
-  );
-  expect(used.has("accept4")).toBe(true);
-  expect([...used].filter((name) => !allowed.has(name))).toEqual([]);
-}, 60_000);
+    const trace = join(temporaryDirectory(), "trace");
+    const socket = join(temporaryDirectory(), "kms.sock");
+    const strace = startProcess(
+      ["strace", "-f", "-qq", "-o", trace, BINARY, "serve", "--emulator"],
+      {
+        KMS_ENDPOINT: `unix://${socket}`,
+        KMS_HTTP_ADDRESS: "127.0.0.1:0",
+        PATH: process.env["PATH"] ?? "",
+      },
+    );
+    expect(
+      (await run([BINARY, "status", "--wait", "120s"], { KMS_ENDPOINT: `unix://${socket}` }))
+        .exitCode,
+    ).toBe(0);
+    await run([BINARY, "doctor"], { KMS_ENDPOINT: `unix://${socket}` }); // all RPCs
+    const [pid = ""] = readFileSync(
+      `/proc/${strace.pid}/task/${strace.pid}/children`,
+      "utf8",
+    ).split(" ");
+    process.kill(Number(pid), "SIGTERM");
+    expect(await strace.exited).toBe(0);
+    const used = new Set(
+      [...readFileSync(trace, "utf8").matchAll(/^\d+ +([a-z0-9_]+)\(/gm)].map(
+        ([, name]) => name ?? "",
+      ),
+    );
+    expect(used.has("accept4")).toBe(true);
+    expect([...used].filter((name) => !allowed.has(name))).toEqual([]);
+  },
+);
 
 /** The metrics of ours and of the process that a text names. */
 function metricsIn(text: string): string[] {
@@ -194,45 +247,53 @@ function metricsIn(text: string): string[] {
   return [...new Set(names)];
 }
 
-test("rules pass promtool, and every query names a metric that the plugin exports", async () => {
-  const rules = (await print("prometheus-rules")).stdout;
-  const file = join(temporaryDirectory(), "rules.yaml");
-  writeFileSync(file, rules);
-  expect((await run(["promtool", "check", "rules", file])).exitCode).toBe(0);
-  const dashboard = (await print("grafana")).stdout;
-  const panels = (JSON.parse(dashboard) as { panels: { targets: { expr: string }[] }[] }).panels;
-  expect(panels.length).toBeGreaterThan(8);
-  // The queries of the dashboard as rules, with its variables filled in: promtool parses them.
-  const queries = panels.flatMap(({ targets }) => targets.map(({ expr }) => expr));
-  const asRules = queries.map((expr, index) => ({
-    record: `query:${index}`,
-    expr: expr.replaceAll("$__rate_interval", "5m").replaceAll("$instance", ".*"),
-  }));
-  writeFileSync(file, JSON.stringify({ groups: [{ name: "dashboard", rules: asRules }] }));
-  expect((await run(["promtool", "check", "rules", file])).exitCode).toBe(0);
+testWith("promtool")(
+  "rules pass promtool, and every query names a metric that the plugin exports",
+  async () => {
+    const rules = (await print("prometheus-rules")).stdout;
+    const file = join(temporaryDirectory(), "rules.yaml");
+    writeFileSync(file, rules);
+    expect((await run(["promtool", "check", "rules", file])).exitCode).toBe(0);
+    const dashboard = (await print("grafana")).stdout;
+    const panels = (JSON.parse(dashboard) as { panels: { targets: { expr: string }[] }[] }).panels;
+    expect(panels.length).toBeGreaterThan(8);
+    // The queries of the dashboard as rules, with its variables filled in: promtool parses them.
+    const queries = panels.flatMap(({ targets }) => targets.map(({ expr }) => expr));
+    const asRules = queries.map((expr, index) => ({
+      record: `query:${index}`,
+      expr: expr.replaceAll("$__rate_interval", "5m").replaceAll("$instance", ".*"),
+    }));
+    writeFileSync(file, JSON.stringify({ groups: [{ name: "dashboard", rules: asRules }] }));
+    expect((await run(["promtool", "check", "rules", file])).exitCode).toBe(0);
 
-  const plugin = await startPlugin(emulator().url, { KMS_HTTP_ADDRESS: "127.0.0.1:0" });
-  const url = (await plugin.until(/"url":"(http:[^"]*)"/))[1];
-  const exported = await (await fetch(`${url}metrics`)).text();
-  const types = new Map(
-    [...exported.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, name = "", type = ""]) => [
-      name,
-      type,
-    ]),
-  );
-  for (const name of metricsIn(`${rules}${queries.join("\n")}`)) {
-    const family = name.replace(/_(bucket|count|sum)$/, "");
-    expect([name, types.has(name) || types.get(family) === "histogram"]).toEqual([name, true]);
-  }
-});
+    const plugin = await startPlugin(emulator().url, { KMS_HTTP_ADDRESS: "127.0.0.1:0" });
+    const url = (await plugin.until(/"url":"(http:[^"]*)"/))[1];
+    const exported = await (await fetch(`${url}metrics`)).text();
+    const types = new Map(
+      [...exported.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, name = "", type = ""]) => [
+        name,
+        type,
+      ]),
+    );
+    for (const name of metricsIn(`${rules}${queries.join("\n")}`)) {
+      const family = name.replace(/_(bucket|count|sum)$/, "");
+      expect([name, types.has(name) || types.get(family) === "histogram"]).toEqual([name, true]);
+    }
+  },
+);
 
 test("labels in rules have values that exist", async () => {
   const rules = (await print("prometheus-rules")).stdout;
-  const named = [...rules.matchAll(/state=~?"([^"]+)"/g)].flatMap(([, states = ""]) =>
-    states.split("|"),
-  );
-  expect(named.length).toBeGreaterThan(3);
-  for (const state of named) {
-    expect(STATES as readonly string[]).toContain(state);
+  for (const [label, values] of [
+    ["state", STATES],
+    ["kind", Object.keys(KINDS)],
+  ] as const) {
+    const named = [...rules.matchAll(new RegExp(`${label}[!=]=?~?"([^"]+)"`, "g"))].flatMap(
+      ([, texts = ""]) => texts.split("|"),
+    );
+    expect(named.length).toBeGreaterThan(1);
+    for (const one of named) {
+      expect(values as readonly string[]).toContain(one);
+    }
   }
 });

@@ -32,6 +32,7 @@ const headers = Buffer.concat([
 const message = Buffer.from([0, 0, 0, 0, 0]); // an empty EncryptRequest
 
 const socket = connect(path);
+socket.on("error", () => {}); // the plugin ends first
 socket.pause();
 socket.write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
 socket.write(frame(4, 0, 0, Buffer.from("00047fffffff", "hex"))); // SETTINGS_INITIAL_WINDOW_SIZE

@@ -14,7 +14,7 @@ import {
 } from "../support.ts";
 
 const DEK = randomBytes(32);
-const UNUSABLE = [status.FAILED_PRECONDITION, "the Key4C key is missing, disabled or deleted"];
+const UNUSABLE = [status.FAILED_PRECONDITION, "the Key4C key is disabled or deleted"];
 
 test("revoked after a minute of refusals, not sooner; a gateway's 403 never; enabling heals", async () => {
   const key4c = emulator({ keyIds: ["demo", "old"] });
@@ -64,13 +64,10 @@ test("revoked after a minute of refusals, not sooner; a gateway's 403 never; ena
   expect(await decrypt(own)).toEqual(DEK);
   expect((await fetch(`${directUrl}readyz`)).status).toBe(200);
 
-  for (const lineOfTheLog of [
-    /"the key is revoked: its local KEKs are dropped"/,
-    /"state":"revoked"/,
-  ]) {
-    while (!lineOfTheLog.test(direct.output())) {
-      await Bun.sleep(50);
-    }
+  while (
+    !/the key is revoked: its local KEKs are dropped.*"state":"revoked"/.test(direct.output())
+  ) {
+    await Bun.sleep(50);
   }
   // Not a measurement: sooner would be a defect.
   expect(performance.now() - disabledAtMs).toBeGreaterThanOrEqual(60_000);
@@ -100,4 +97,4 @@ test("revoked after a minute of refusals, not sooner; a gateway's 403 never; ena
   expect((await encrypt(direct)).keyId).toBe(own.keyId);
   expect(await decrypt(own)).toEqual(DEK);
   expect(proxy.requests.at(-1)?.request.headers.get("X-Key4C-User-Id")).toBe("user");
-}, 120_000);
+});

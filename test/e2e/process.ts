@@ -1,15 +1,20 @@
 /** Programs that run to their end, and waiting for what those that stay do. */
-/** Runs a program to its end and returns its stdout. @throws Error when it fails */
+/**
+ * Runs a program to its end and returns its stdout.
+ * @param answers exit codes that are no failure
+ * @throws Error when it fails
+ */
 export async function run(
   command: readonly [string, ...string[]],
   env: Record<string, string> = {},
   input = "",
   cwd = "/",
+  answers: readonly number[] = [0],
 ): Promise<string> {
   const stdin = Buffer.from(input);
   const child = Bun.spawn([...command], { env, cwd, stdin, stdout: "pipe", stderr: "pipe" });
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-  if ((await child.exited) !== 0) {
+  if (!answers.includes(await child.exited)) {
     throw new Error(`${command.join(" ")}: ${stdout}${stderr}`.slice(0, 2_000));
   }
   return stdout;

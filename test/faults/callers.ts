@@ -73,3 +73,10 @@ export const rpcs = {
   decrypt2: async (client: Client, wrapped: Wrapped) =>
     same((await callRpc(client, V2.method.decrypt, wrapped.v2, options)).plaintext, wrapped),
 };
+
+/** A DEK as a plugin wraps it now, by either API. */
+export async function wrapBoth(client: Client, dek: Buffer): Promise<Wrapped> {
+  const { ciphertext, keyId, annotations } = await rpcs.encrypt2(client, dek);
+  const v1 = { cipher: await rpcs.encrypt1(client, dek) };
+  return { dek, v1, v2: { ciphertext, keyId, annotations } };
+}

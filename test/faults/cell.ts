@@ -1,8 +1,8 @@
 /** One cell of the campaign: a plugin of its own goes into a fault of a Key4C of its own, and out of it. */
 import { randomBytes } from "node:crypto";
 import { copyFileSync, writeFileSync } from "node:fs";
-import { rpcs, Sightings } from "./callers.ts";
-import { type Fault, hosts, type Setup } from "./faults.ts";
+import { type Role, rpcs, Sightings, wrapBoth } from "./callers.ts";
+import { type Fault, hosts, LASTING, type Setup, type Situation } from "./faults.ts";
 import type { Wrapped } from "./material.ts";
 import {
   CONNECTIONS,
@@ -13,9 +13,6 @@ import {
   untilState,
   watchStalls,
 } from "./plugin.ts";
-
-export const SITUATIONS = ["at start", "idle", "64 callers"] as const;
-export type Situation = (typeof SITUATIONS)[number];
 
 export interface Row {
   readonly during: Sightings;
@@ -43,12 +40,17 @@ export interface Row {
   readonly stallMs: number;
 }
 
-/** What a fault must not touch is asked for by 40, what it does by 24. */
-const CALLERS = { status: 8, encrypt: 16, known: 16, unseen: 24 } as const;
+type Callers = Readonly<Record<Role, number>>;
+/** What a fault must not touch is asked for by 40, what it does by 24. Those that last go side by side. */
+const CALLERS: { readonly [S in Situation]?: Callers } = {
+  "64 callers": { status: 8, encrypt: 16, known: 16, unseen: 24 },
+  [LASTING]: { status: 1, encrypt: 1, known: 2, unseen: 2 },
+};
 /** Between two RPCs of one caller: 64 callers and their plugin leave half of two cores to the rest. */
 const PAUSE_MS = 50;
 /** How long the fault goes on after it was noticed, or where it is not. */
 const HOLD_MS = 1_200;
+const LASTING_HOLD_MS = 150_000;
 
 const DEK = randomBytes(32);
 
@@ -67,15 +69,10 @@ interface Phase {
 }
 
 /** Callers of every kind that go on until the phase is over. */
-function call(
-  plugin: Plugin,
-  phase: Phase,
-  known: readonly Wrapped[],
-  counts: Record<keyof typeof CALLERS, number>,
-) {
+function call(plugin: Plugin, phase: Phase, known: readonly Wrapped[], counts: Callers) {
   let turn = 0;
   let unseenAt = 0;
-  const loop = async (role: keyof typeof CALLERS) => {
+  const loop = async (role: Role) => {
     while (!phase.isOver) {
       turn += 1;
       const { sightings, material } = phase;
@@ -99,7 +96,7 @@ function call(
       await Bun.sleep(PAUSE_MS);
     }
   };
-  const roles = Object.keys(counts) as (keyof typeof CALLERS)[]; // own keys of the table above
+  const roles = Object.keys(counts) as Role[]; // own keys of the table above
   return Promise.all(
     roles.flatMap((role) => Array.from({ length: counts[role] }, () => loop(role))),
   );
@@ -107,10 +104,12 @@ function call(
 
 /** What the plugin itself has made: known to it. */
 async function own(plugin: Plugin): Promise<Wrapped[]> {
-  const [client] = plugin.clients as [Plugin["clients"][number]];
-  const { ciphertext, keyId, annotations } = await rpcs.encrypt2(client, DEK);
-  const v1 = { cipher: await rpcs.encrypt1(client, DEK) };
-  return [{ dek: DEK, v1, v2: { ciphertext, keyId, annotations } }];
+  return [await wrapBoth(plugin.clients[0] as Plugin["clients"][number], DEK)];
+}
+
+/** Whether callers have been told of the fault. */
+export function isMet({ code, firstCode }: Fault, seen: Sightings): boolean {
+  return seen.codesOf("unseen").some((one) => one === code || one === firstCode);
 }
 
 export async function play(
@@ -124,6 +123,7 @@ export async function play(
   writeFileSync(setup.hostsFile, hosts("127.0.0.1"));
   setup.fake.listen({ pki: setup.pki, name: "server" });
 
+  const crowd = CALLERS[situation];
   const stall = watchStalls();
   const phase: Phase = { sightings: new Sightings(), isOver: false, material: material.during };
   const one = { status: 1, encrypt: 2, known: 0, unseen: 2 };
@@ -146,14 +146,14 @@ export async function play(
     await untilState(plugin, "ok");
     known = [...(await own(plugin)), ...material.after.slice(0, 8)];
     await Promise.all(known.map((wrapped) => rpcs.decrypt2(plugin.clients[0] as never, wrapped)));
-    if (situation === "64 callers") {
+    if (crowd !== undefined) {
       // Before the fault: everything but what is not to be seen yet.
       const before: Phase = { sightings: new Sightings(), isOver: false, material: [] };
-      const warm = call(plugin, before, known, { ...CALLERS, unseen: 0 });
+      const warm = call(plugin, before, known, { ...crowd, unseen: 0 });
       await Bun.sleep(500);
       before.isOver = true;
       await warm;
-      callers = call(plugin, phase, known, CALLERS);
+      callers = call(plugin, phase, known, crowd);
     }
     firstLine = plugin.output().split("\n").length - 1;
     beganMs = begin();
@@ -161,14 +161,14 @@ export async function play(
 
   // Into it.
   if (situation === "at start") {
-    await until(() => plugin.output().match(/"msg":"Key4C is /) ?? undefined);
+    await until(() => plugin.output().match(/"state":"/) ?? undefined);
   } else if (fault.state === "degraded") {
     await untilState(plugin, "degraded");
   }
   const noticedMs = performance.now() - beganMs;
-  await Bun.sleep(HOLD_MS);
-  if (situation === "64 callers") {
-    await until(() => phase.sightings.codesOf("unseen").includes(fault.code) || undefined);
+  await Bun.sleep(situation === LASTING ? LASTING_HOLD_MS : HOLD_MS);
+  if (crowd !== undefined) {
+    await until(() => isMet(fault, phase.sightings) || undefined);
   }
   if (situation === "idle") {
     const asked: Phase = { ...phase };
@@ -204,7 +204,7 @@ export async function play(
   const between = phase.sightings;
   phase.sightings = new Sightings();
   const after = phase.sightings;
-  if (situation !== "64 callers") {
+  if (crowd === undefined) {
     callers = Promise.all([callers, call(plugin, phase, await own(plugin), { ...one, known: 1 })]);
   }
   const recoveredAtMs = performance.now();
@@ -223,7 +223,7 @@ export async function play(
   await callers;
 
   const lines = plugin.output().split("\n").slice(firstLine).filter(Boolean);
-  const stateLines = lines.filter((line) => line.includes('"msg":"Key4C is '));
+  const stateLines = lines.filter((line) => line.includes('"state":"'));
   const routine = /"msg":"(?:new local KEK|serving|http)/;
   const row = {
     during,

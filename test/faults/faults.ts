@@ -6,6 +6,11 @@ import type { Pki } from "../pki.ts";
 import { answerBytes, answerHonestly, type Behaviour, type FakeKey4C } from "./fake.ts";
 import type { FakeProxy } from "./proxy.ts";
 
+export const SITUATIONS = ["at start", "idle", "64 callers"] as const;
+/** A fault that lasts, under a few callers. */
+export const LASTING = "150 s";
+export type Situation = (typeof SITUATIONS)[number] | typeof LASTING;
+
 /** What one cell of the campaign has to itself. */
 export interface Setup {
   readonly fake: FakeKey4C;
@@ -24,6 +29,8 @@ export interface Fault {
   readonly name: string;
   /** What the decrypt of a local KEK gets meanwhile that Key4C has to unwrap. */
   readonly code: status;
+  /** What it may get besides, until a probe has met the fault. */
+  readonly firstCode?: status;
   /** What Status and Encrypt get of a plugin that starts into it. */
   readonly startCode: status;
   /** What a plugin becomes that was ok; "ok" where the probe meets nothing of it. */
@@ -36,6 +43,9 @@ export interface Fault {
   readonly lastKekMs: number;
   /** How the plugin finds Key4C: at its address, by a name in a hosts file of its own, or through a proxy. */
   readonly way: "address" | "name" | "proxy";
+  readonly situations: readonly Situation[];
+  /** What a plugin becomes that was ok, where the fault is also held for 150 s. */
+  readonly lastingState?: "degraded" | "mismatch" | "revoked";
   begin(setup: Setup): void;
   end(setup: Setup): void;
 }
@@ -46,8 +56,13 @@ const ATTEMPT_TIMEOUT_MS = 2_500;
 const UNWRAP_UNDER_WAY_MS = 4_500;
 /** DNS_TTL_SECONDS in src/system/process.ts, and the second that Bun rounds it up by. */
 const NAME_IS_BELIEVED_MS = 6_000;
-/** REFUSAL_MS and DOUBT_MS in src/keys/kek-cache.ts: as long is a refused or a doubtful local KEK believed. */
+/** REFUSAL_MS and DOUBT_MS in src/keys: as long is a refused or a doubtful local KEK believed. */
 const REFUSAL_MS = 10_000;
+/** DENIED_PAUSE_MS in the client, and a probe: as long is a secret that was refused not tried again. */
+const DENIED_PAUSE_MS = 32_200;
+/** Of src/keys/standing.ts, with the jitter on top: the fourth pause is the longest that a short fault meets. */
+const THROTTLED_PAUSE_MS = 8_800;
+const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 16_500;
 /** A thousand times what an answer may have. */
 const FLOOD_BYTES = 64 * 1024 * 1024;
 const FLOOD_CHUNK = Buffer.alloc(256 * 1024, 0x20);
@@ -62,6 +77,7 @@ const fault = (name: string, behaviour: Behaviour, facts: Partial<Fault> = {}): 
   learnMs: 0,
   lastKekMs: UNWRAP_UNDER_WAY_MS,
   way: "address",
+  situations: SITUATIONS,
   begin: ({ fake }) => {
     fake.behaviour = behaviour;
   },
@@ -72,16 +88,19 @@ const fault = (name: string, behaviour: Behaviour, facts: Partial<Fault> = {}): 
 });
 
 const SLOW = { attemptMs: ATTEMPT_TIMEOUT_MS };
-const DENIED = { code: status.FAILED_PRECONDITION };
-const INVALID = {
-  code: status.INVALID_ARGUMENT,
-  startCode: status.UNAVAILABLE,
-  state: "ok",
-  lastKekMs: REFUSAL_MS,
-} as const;
+const UNUSABLE = { code: status.FAILED_PRECONDITION };
+const DENIED = { ...UNUSABLE, learnMs: DENIED_PAUSE_MS };
+/** What was wrapped this moment is not given back either: Key4C is not well. */
+const GIVES_NOTHING_BACK = { firstCode: status.INVALID_ARGUMENT, lastKekMs: REFUSAL_MS };
 /** No fault to a caller, or none that a probe can meet. */
 const WELL = { code: status.OK, state: "ok" } as const;
-const THROTTLED = { code: status.RESOURCE_EXHAUSTED };
+const THROTTLED = { code: status.RESOURCE_EXHAUSTED, learnMs: THROTTLED_PAUSE_MS };
+/** With a local KEK in hand it is obeyed for 5 minutes, which is left to the simulation. */
+const THROTTLED_LONG = {
+  code: status.RESOURCE_EXHAUSTED,
+  learnMs: MAX_RETRY_AFTER_WITHOUT_KEK_MS,
+  situations: ["at start"],
+} as const;
 
 const says =
   (code: number, text: string, ...headers: string[]): Behaviour =>
@@ -174,7 +193,7 @@ export const FAULTS: readonly Fault[] = [
     },
     end: serves("server").end,
   }),
-  fault("never answers", () => {}, SLOW),
+  fault("never answers", () => {}, { ...SLOW, lastingState: "degraded" }),
   fault(
     "hangs after the headers",
     pours(`${HEAD}Content-Length: 99\r\n\r\n`, () => undefined),
@@ -266,24 +285,25 @@ export const FAULTS: readonly Fault[] = [
     onlyDecrypts((exchange) =>
       exchange.answer(200, JSON.stringify({ plaintext: randomBytes(32).toString("base64") })),
     ),
-    INVALID,
+    GIVES_NOTHING_BACK,
   ),
   fault(
     "calls every ciphertext invalid",
     onlyDecrypts(says(400, '{"code":"INVALID_CIPHERTEXT"}')),
-    INVALID,
+    GIVES_NOTHING_BACK,
   ),
-  fault("401", says(401, '{"code":"DENIED"}'), DENIED),
+  fault("401", says(401, '{"code":"DENIED"}'), { ...DENIED, lastingState: "degraded" }),
   fault("403", says(403, '{"code":"DENIED"}'), DENIED),
   fault("403, a gateway's page", says(403, "<html>Forbidden</html>"), DENIED),
-  fault("404", says(404, '{"code":"KEY_NOT_FOUND"}'), DENIED),
-  fault("409", says(409, '{"code":"KEY_DISABLED"}'), DENIED),
+  fault("404", says(404, '{"code":"KEY_NOT_FOUND"}'), { ...UNUSABLE, lastingState: "mismatch" }),
+  fault("404, a gateway's in JSON", says(404, '{"code":404}'), { lastingState: "degraded" }),
+  fault("409", says(409, '{"code":"KEY_DISABLED"}'), { ...UNUSABLE, lastingState: "revoked" }),
   fault("500", says(500, '{"code":"INTERNAL"}')),
   fault("503", says(503, "<html>Unavailable</html>", "Retry-After: 1")),
-  fault("429", throttles(), THROTTLED),
+  fault("429", throttles(), { ...THROTTLED, lastingState: "degraded" }),
   fault("429, Retry-After: 0", throttles("Retry-After: 0"), THROTTLED),
-  fault("429, Retry-After: 2", throttles("Retry-After: 2"), { ...THROTTLED, attemptMs: 2_000 }),
-  fault("429, Retry-After: 3600", throttles("Retry-After: 3600"), THROTTLED),
+  fault("429, Retry-After: 2", throttles("Retry-After: 2"), { ...THROTTLED, learnMs: 2_200 }),
+  fault("429, Retry-After: 3600", throttles("Retry-After: 3600"), THROTTLED_LONG),
   fault("429, Retry-After: -5", throttles("Retry-After: -5"), THROTTLED),
   fault("429, Retry-After: soon", throttles("Retry-After: soon"), THROTTLED),
   fault(
@@ -294,7 +314,7 @@ export const FAULTS: readonly Fault[] = [
   fault(
     "429, Retry-After: a date in the future",
     throttles("Retry-After: Wed, 21 Oct 2099 07:28:00 GMT"),
-    THROTTLED,
+    THROTTLED_LONG,
   ),
   fault("redirects", answerHonestly, {
     begin: ({ fake, elsewhere }) => {
@@ -316,7 +336,7 @@ export const FAULTS: readonly Fault[] = [
         ? answerHonestly(exchange)
         : exchange.answer(401, '{"code":"DENIED"}'),
     {
-      ...DENIED,
+      ...UNUSABLE,
       end: ({ userIdFile }) =>
         replace(userIdFile, (temporary) => writeFileSync(temporary, "renewed\n")),
     },

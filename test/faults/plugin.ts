@@ -8,7 +8,7 @@ export const PROBE_INTERVAL_MS = 1_000;
 export const CONNECTIONS = 4;
 /** So few that local KEKs are renewed in the fault, too. */
 const LOCAL_KEK_MAX_USES = 1_000;
-const GIVE_UP_MS = 40_000;
+const GIVE_UP_MS = 90_000;
 
 export type Plugin = Awaited<ReturnType<typeof start>>;
 

@@ -1,7 +1,8 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { DEFAULT_PROFILE, parseProfile } from "../../src/key4c/profile.ts";
-import type { ErrorKind } from "../../src/system/errors.ts";
+import { type ErrorKind, PluginError } from "../../src/system/errors.ts";
+import { TestClock, within } from "../clock.ts";
 import { emulator, fakeServer, key4cClient, kindOf, onTestEnd, recordingLog } from "../support.ts";
 
 const LOCAL_KEK = randomBytes(32);
@@ -14,7 +15,8 @@ test("wraps, unwraps and describes by the contract", async () => {
   const wrapped = await key4c.wrap("demo", LOCAL_KEK, AAD);
   expect(wrapped).toMatchObject({ version: 1, aadSent: true });
   expect(await key4c.unwrap("demo", wrapped.ciphertext, AAD)).toEqual(LOCAL_KEK);
-  expect(await key4c.describe("demo")).toEqual({ version: 1, algorithm: "AES" });
+  const kcv = expect.stringMatching(/^[0-9A-F]{6}$/);
+  expect(await key4c.describe("demo")).toEqual({ version: 1, kcv, algorithm: "AES" });
   expect(await kindOf(key4c.unwrap("demo", wrapped.ciphertext, Buffer.from("x")))).toBe("invalid");
   expect(await kindOf(key4c.unwrap("demo", "AAAA", AAD))).toBe("invalid");
 });
@@ -23,13 +25,16 @@ test("a rotated key has a higher version and unwraps what older ones wrapped", a
   const { url, control } = emulator();
   const key4c = key4cClient({ url });
   const { ciphertext } = await key4c.wrap("demo", LOCAL_KEK, AAD);
+  const { kcv } = await key4c.describe("demo");
   await control("POST", "keys/demo/rotate");
-  expect(await key4c.describe("demo")).toEqual({ version: 2, algorithm: "AES" });
+  const rotated = await key4c.describe("demo");
+  expect(rotated.version).toBe(2);
+  expect(rotated.kcv).not.toBe(kcv);
   expect(await key4c.wrap("demo", LOCAL_KEK, AAD)).toMatchObject({ version: 2 });
   expect(await key4c.unwrap("demo", ciphertext, AAD)).toEqual(LOCAL_KEK);
 });
 
-test("a key that is disabled, deleted or missing is unusable", async () => {
+test("a key that is disabled or deleted is unusable, one that is missing is not found", async () => {
   const { url, control } = emulator();
   const key4c = key4cClient({ url });
   const { ciphertext } = await key4c.wrap("demo", LOCAL_KEK, AAD);
@@ -41,13 +46,18 @@ test("a key that is disabled, deleted or missing is unusable", async () => {
   }
   await control("POST", "keys/demo/enable");
   expect(await key4c.unwrap("demo", ciphertext, AAD)).toEqual(LOCAL_KEK);
-  expect(await kindOf(key4c.describe("other"))).toBe("keyUnusable");
+  for (const call of [
+    () => key4c.describe("other"),
+    () => key4c.unwrap("other", ciphertext, AAD),
+  ]) {
+    expect(await failureOf(call())).toMatchObject({ kind: "keyNotFound", isVerdict: true });
+  }
 });
 
 test("sends the headers of the contract, and no Authorization without an API key", async () => {
   const server = fakeServer(() => Response.json({ plaintext: LOCAL_KEK.toString("base64") }));
   const plain = key4cClient({ url: server.url });
-  await plain.unwrap("a/b", "c", AAD, "0f3b1c6e-0000-4000-8000-000000000000");
+  await plain.unwrap("a/b", "c", AAD, { requestId: "0f3b1c6e-0000-4000-8000-000000000000" });
   const first = server.requests[0]?.request;
   expect(new URL(first?.url ?? "").pathname).toBe("/v1/keys/a%2Fb/decrypt");
   expect(first?.headers.get("X-Key4C-User-Id")).toBe("test-user");
@@ -67,42 +77,65 @@ test("sends the headers of the contract, and no Authorization without an API key
   expect(JSON.parse(second?.body ?? "")).toEqual({ ciphertext: "c" });
 });
 
+/** The error with which a promise fails. */
+async function failureOf(promise: Promise<unknown>): Promise<PluginError> {
+  const error = await promise.then(
+    () => new Error("it did not fail"),
+    (reason: unknown) => reason,
+  );
+  if (error instanceof PluginError) {
+    return error;
+  }
+  throw error;
+}
+
+const FOR_CALLER = { isForCaller: true };
 const html = "<html>Forbidden</html>";
-const ANSWERS: [string, () => Response, ErrorKind][] = [
-  ["401", () => Response.json({ code: "DENIED" }, { status: 401 }), "denied"],
-  ["403", () => Response.json({ code: "DENIED" }, { status: 403 }), "denied"],
-  ["a gateway's 403", () => new Response(html, { status: 403 }), "denied"],
-  ["404", () => Response.json({ code: "KEY_NOT_FOUND" }, { status: 404 }), "keyUnusable"],
-  ["409", () => Response.json({ code: "KEY_DISABLED" }, { status: 409 }), "keyUnusable"],
-  [
-    "a code that outranks its status",
-    () => Response.json({ code: "KEY_DELETED" }, { status: 400 }),
-    "keyUnusable",
-  ],
-  ["400", () => Response.json({ code: "INVALID_CIPHERTEXT" }, { status: 400 }), "invalid"],
-  ["422", () => Response.json({ code: "WHATEVER" }, { status: 422 }), "invalid"],
-  [
-    "a code named like a method of objects",
-    () => Response.json({ code: "constructor" }, { status: 422 }),
-    "invalid",
-  ],
+const json = (code: unknown, status: number) => () => Response.json({ code }, { status });
+const page = (status: number) => () => new Response(html, { status });
+
+/** What is final; only a code of the contract is a verdict. */
+const ANSWERS: [string, () => Response, ErrorKind, boolean][] = [
+  ["401", json("DENIED", 401), "denied", true],
+  ["403", json("DENIED", 403), "denied", true],
+  ["a gateway's 401", page(401), "denied", false],
+  ["a gateway's 403", page(403), "denied", false],
+  ["a gateway's JSON 403", json("waf-block", 403), "denied", false],
+  ["404", json("KEY_NOT_FOUND", 404), "keyNotFound", true],
+  ["409", json("KEY_DISABLED", 409), "keyUnusable", true],
+  ["a code that outranks its status", json("KEY_DELETED", 401), "keyUnusable", true],
+  ["400", json("INVALID_CIPHERTEXT", 400), "invalid", true],
+  ["422", json("INVALID_CIPHERTEXT", 422), "invalid", true],
+  ["429", json("THROTTLED", 429), "throttled", true],
+  ["a gateway's 429", page(429), "throttled", false],
 ];
 
 test.each(ANSWERS)(
   "an answer is told by its kind and not tried again: %s",
-  async (_, answer, kind) => {
+  async (_, answer, kind, isVerdict) => {
     const server = fakeServer(answer);
     const key4c = key4cClient({ url: server.url });
-    expect(await kindOf(key4c.unwrap("demo", "c", AAD))).toBe(kind);
+    const failure = await failureOf(key4c.unwrap("demo", "c", AAD, FOR_CALLER));
+    expect([failure.kind, failure.isVerdict]).toEqual([kind, isVerdict]);
     expect(server.requests.length).toBe(1);
   },
 );
 
 /** Fails twice, then works: what is unavailable is tried again inside the budget. */
 const FAILURES: [string, () => Response][] = [
-  ["500", () => Response.json({ code: "OOPS" }, { status: 500 })],
+  ["500", json("OOPS", 500)],
   ["503", () => new Response("", { status: 503 })],
+  ["503 in JSON", json("SEALED", 503)],
   ["418", () => new Response("", { status: 418 })],
+  ["a gateway's 400", page(400)],
+  ["a gateway's 404", page(404)],
+  ["a gateway's 404 in JSON", json(404, 404)],
+  ["a 404 of another server", () => Response.json({ error: "no route" }, { status: 404 })],
+  ["a status that is no code", json("400", 400)],
+  ["422 with a code that is not listed", json("WHATEVER", 422)],
+  ["409 without a code", () => Response.json({}, { status: 409 })],
+  ["a code named like a method of objects", json("constructor", 422)],
+  ["a code that is no text", json(["KEY_DELETED"], 409)],
   ["a redirect", () => Response.redirect("http://127.0.0.1:9/", 302)],
   ["not JSON", () => new Response(html)],
   ["JSON without the result", () => Response.json({})],
@@ -114,13 +147,9 @@ const FAILURES: [string, () => Response][] = [
     "64 KiB and more",
     () => new Response(`${JSON.stringify({ plaintext: RIGHT })}${" ".repeat(65_536)}`),
   ],
-  [
-    "429",
-    () => Response.json({ code: "THROTTLED" }, { status: 429, headers: { "Retry-After": "0" } }),
-  ],
 ];
 
-test("what makes no sense is tried again", async () => {
+test("what makes no sense is tried again, and no verdict", async () => {
   await Promise.all(
     FAILURES.map(async ([name, failure]) => {
       let left = 2;
@@ -128,38 +157,189 @@ test("what makes no sense is tried again", async () => {
         left-- > 0 ? failure() : Response.json({ plaintext: LOCAL_KEK.toString("base64") }),
       );
       const key4c = key4cClient({ url: server.url });
-      const kind = await kindOf(key4c.unwrap("demo", "c", AAD));
+      const kind = await kindOf(key4c.unwrap("demo", "c", AAD, FOR_CALLER));
       expect([name, kind, server.requests.length]).toEqual([name, "ok", 3]);
+      const broken = key4cClient({ url: fakeServer(failure).url });
+      const { kind: told, isVerdict } = await failureOf(broken.unwrap("demo", "c", AAD));
+      expect([name, told, isVerdict]).toEqual([name, "unavailable", false]);
     }),
   );
 });
 
-test("a 429 waits as long as Retry-After says, and fails when that does not fit", async () => {
-  const server = fakeServer(
-    () => new Response("", { status: 429, headers: { "Retry-After": "60" } }),
-  );
+test("only a decrypt can be invalid: to a describe and an encrypt it is a failure of Key4C", async () => {
+  const server = fakeServer(json("INVALID_CIPHERTEXT", 400));
   const key4c = key4cClient({ url: server.url });
-  expect(await kindOf(key4c.unwrap("demo", "c", AAD))).toBe("throttled");
-  expect(server.requests.length).toBe(1);
+  for (const call of [() => key4c.describe("demo"), () => key4c.wrap("demo", LOCAL_KEK, AAD)]) {
+    expect(await failureOf(call())).toMatchObject({ kind: "unavailable", isVerdict: false });
+  }
 });
 
-test("a Retry-After of nothing, or of the past, is no leave to ask without a pause", async () => {
-  const values = ["0", "-5", "5.5", "Wed, 21 Oct 2015 07:28:00 GMT"];
-  await Promise.all(
-    values.map(async (value) => {
-      let throttles = true;
-      const server = fakeServer(() =>
-        throttles
-          ? new Response("", { status: 429, headers: { "Retry-After": value } })
-          : Response.json({ plaintext: RIGHT }),
-      );
-      const unwrapping = kindOf(key4cClient({ url: server.url }).unwrap("demo", "c", AAD));
-      await Bun.sleep(1_000);
-      expect(server.requests.length).toBeLessThan(20); // it would be thousands
-      throttles = false;
-      expect(await unwrapping).toBe("ok");
-    }),
+test("a state of describe is a verdict, as a code is", async () => {
+  for (const state of ["DISABLED", "DELETED"]) {
+    const server = fakeServer(() => Response.json({ version: 1, state }));
+    const failure = await failureOf(key4cClient({ url: server.url }).describe("demo"));
+    expect(failure).toMatchObject({ kind: "keyUnusable", isVerdict: true });
+    expect(server.requests.length).toBe(1);
+  }
+});
+
+test("a status that a profile maps is no verdict, and nothing at all on a gateway's page", async () => {
+  const statuses = { "404": "keyUnusable", "400": "invalid" } as const;
+  const profile = { ...DEFAULT_PROFILE, errors: { codes: {}, statuses } };
+  const kindAndVerdict = async (answer: () => Response) => {
+    const key4c = key4cClient({ url: fakeServer(answer).url, profile });
+    const { kind, isVerdict } = await failureOf(key4c.unwrap("demo", "c", AAD));
+    return [kind, isVerdict];
+  };
+  expect(await kindAndVerdict(json("X", 404))).toEqual(["keyUnusable", false]);
+  expect(await kindAndVerdict(json("X", 400))).toEqual(["invalid", false]);
+  expect(await kindAndVerdict(page(404))).toEqual(["unavailable", false]);
+  expect(await kindAndVerdict(page(400))).toEqual(["unavailable", false]);
+});
+
+test("a Retry-After is told in milliseconds, whatever its form", async () => {
+  const inAnHour = new Date(Date.now() + 3_600_000).toUTCString();
+  for (const [value, minMs, maxMs] of [
+    ["60", 60_000, 60_000],
+    ["0", 0, 0],
+    [inAnHour, 3_500_000, 3_600_000],
+    ["Wed, 21 Oct 2015 07:28:00 GMT", 0, 0],
+  ] as const) {
+    const headers = { "Retry-After": value };
+    const server = fakeServer(() => new Response("", { status: 429, headers }));
+    const { retryAfterMs } = await failureOf(key4cClient({ url: server.url }).describe("demo"));
+    expect(retryAfterMs).toBeGreaterThanOrEqual(minMs);
+    expect(retryAfterMs).toBeLessThanOrEqual(maxMs);
+  }
+  const none = fakeServer(page(429));
+  const failure = await failureOf(key4cClient({ url: none.url }).describe("demo"));
+  expect(failure.retryAfterMs).toBeUndefined();
+});
+
+/** A client on a clock of the test, and the attempts that its network saw. */
+function onTestClock(answer: (attempt: number) => Response | Promise<Response>) {
+  const clock = new TestClock();
+  const attempts: { readonly atMs: number; readonly init: BunFetchRequestInit }[] = [];
+  const credentials = { userId: "first" };
+  const key4c = key4cClient({
+    url: "http://key4c",
+    clock,
+    credentials: () => credentials,
+    async fetch(_, init) {
+      attempts.push({ atMs: clock.nowMs(), init });
+      return answer(attempts.length);
+    },
+  });
+  return { key4c, clock, attempts, credentials };
+}
+
+test("for a caller it is tried again for up to ten seconds, each time on a new connection", async () => {
+  const { key4c, clock, attempts } = onTestClock(() => new Response("", { status: 503 }));
+  let failedAttempts = 0;
+  const onFailedAttempt = () => {
+    failedAttempts += 1;
+  };
+  const call = kindOf(key4c.unwrap("demo", "c", AAD, { ...FOR_CALLER, onFailedAttempt }));
+  expect(await within(clock, 10_000, call)).toBe("unavailable");
+  const pausesMs = attempts.slice(1).map(({ atMs }, at) => atMs - (attempts[at]?.atMs ?? 0));
+  expect(pausesMs.slice(0, 6)).toEqual([50, 100, 200, 250, 250, 250]); // a half of 100, 200, 400, 500, …
+  expect(attempts.at(-1)?.atMs).toBeGreaterThan(9_000);
+  expect(failedAttempts).toBe(attempts.length - 1); // one that nothing follows is told by the error
+  expect(attempts.map(({ init }) => init.keepalive)).toEqual([
+    true,
+    ...Array(attempts.length - 1).fill(false),
+  ]);
+  expect(clock.timers).toBe(0);
+});
+
+test.each([
+  ["nobody", {}, [true, false]],
+  ["nobody, on a new connection", { newConnection: true }, [false]],
+])("for %s it is tried no longer than a dead connection needs", async (_, options, keepalive) => {
+  const { key4c, clock, attempts } = onTestClock(() => new Response("", { status: 503 }));
+  for (const call of [
+    () => key4c.describe("demo", options),
+    () => key4c.wrap("demo", LOCAL_KEK, AAD, options),
+    () => key4c.unwrap("demo", "c", AAD, options),
+  ]) {
+    attempts.length = 0;
+    expect(await within(clock, 1_000, kindOf(call()))).toBe("unavailable");
+    expect(attempts.map(({ init }) => init.keepalive as unknown)).toEqual(keepalive);
+  }
+});
+
+test("attempts that hang end after 2.5 s each, and all of them after ten", async () => {
+  const hang = ({ signal }: BunFetchRequestInit) =>
+    new Promise<Response>((_, reject) => {
+      signal?.addEventListener("abort", () => reject(signal.reason));
+    });
+  const clock = new TestClock();
+  const endsMs: number[] = [];
+  const key4c = key4cClient({
+    url: "http://key4c",
+    clock,
+    fetch: (_, init) => hang(init).finally(() => endsMs.push(clock.nowMs())),
+  });
+  expect(await within(clock, 6_000, kindOf(key4c.describe("demo")))).toBe("unavailable");
+  expect(endsMs).toEqual([2_500, 5_050]);
+  const startMs = clock.nowMs();
+  endsMs.length = 0;
+  const call = kindOf(key4c.unwrap("demo", "c", AAD, FOR_CALLER));
+  expect(await within(clock, 11_000, call)).toBe("unavailable");
+  expect(endsMs.map((ms) => ms - startMs)).toEqual([2_500, 5_050, 7_650, 10_000]);
+  expect(clock.timers).toBe(0);
+});
+
+test("a secret that Key4C refused is not tried for 30 s, for that key; a changed one at once", async () => {
+  let isDenied = true;
+  const { key4c, clock, attempts, credentials } = onTestClock(() =>
+    isDenied
+      ? Response.json({ code: "DENIED" }, { status: 401 })
+      : Response.json({ plaintext: RIGHT, version: 1 }),
   );
+  const unwrap = (keyId: string) => kindOf(key4c.unwrap(keyId, "c", AAD, FOR_CALLER));
+  const first = await failureOf(key4c.describe("demo"));
+  for (let second = 0; second < 29; second++) {
+    await clock.pass(1_000);
+    expect([await unwrap("demo"), await kindOf(key4c.describe("demo"))]).toEqual([
+      "denied",
+      "denied",
+    ]);
+  }
+  expect(attempts.length).toBe(1);
+  expect(await failureOf(key4c.describe("demo"))).toBe(first); // as Key4C said it
+  expect(await unwrap("other")).toBe("denied");
+  expect(attempts.length).toBe(2); // a token may be good for one key and not for another
+  await clock.pass(1_000);
+  expect(await unwrap("demo")).toBe("denied");
+  expect(attempts.length).toBe(3);
+
+  isDenied = false;
+  expect(await unwrap("demo")).toBe("denied"); // nobody knows yet
+  credentials.userId = "second";
+  expect(await unwrap("demo")).toBe("ok");
+  credentials.userId = "first";
+  expect([await unwrap("demo"), await unwrap("other")]).toEqual(["denied", "denied"]); // it is that secret
+  await clock.pass(30_000);
+  expect([await unwrap("demo"), await unwrap("other")]).toEqual(["ok", "ok"]);
+});
+
+test("a key check value is hexadecimal, in capitals; what has another form is taken for none", async () => {
+  for (const [kcv, expected] of [
+    ["a1b2c3", "A1B2C3"],
+    ["A1B2", "A1B2"],
+    ["0".repeat(64), "0".repeat(64)],
+    ["A1B", undefined],
+    ["0".repeat(65), undefined],
+    ["A1B2CG", undefined],
+    ["A1:B2:C3", undefined],
+    [123456, undefined],
+    [null, undefined],
+  ]) {
+    const server = fakeServer(() => Response.json({ version: 1, kcv }));
+    const told = await key4cClient({ url: server.url }).describe("demo");
+    expect([kcv, told.kcv]).toEqual([kcv, expected as never]);
+  }
 });
 
 test("a retry takes a new connection: where one kept one is dead, the others are", async () => {
@@ -185,7 +365,7 @@ test("a retry takes a new connection: where one kept one is dead, the others are
   });
   onTestEnd(() => server.stop(true));
   const key4c = key4cClient({ url: `http://127.0.0.1:${server.port}` });
-  const wrap = () => kindOf(key4c.wrap("demo", LOCAL_KEK, AAD));
+  const wrap = () => kindOf(key4c.wrap("demo", LOCAL_KEK, AAD)); // twice, and the second on a new one
   const many = Array.from({ length: 8 }, wrap);
   setTimeout(gate.resolve, 100);
   expect(new Set(await Promise.all(many))).toEqual(new Set(["ok"]));
@@ -211,11 +391,19 @@ test("what the probe asks is asked twice, and a 400 to it is no fault of a ciphe
   expect(server.requests.length).toBe(4);
 });
 
-test.each([0, -1, 1.5, "3", null, 2 ** 32])("a version of %p is refused", async (version) => {
+const NO_VERSIONS = [0, -1, 1.5, null, 2 ** 32, "0", "03", "3 ", "3.0", "0x3", "", "4294967296"];
+test.each(NO_VERSIONS)("a version of %p is refused", async (version) => {
   const server = fakeServer(() => Response.json({ version, ciphertext: "c", state: "ENABLED" }));
   const key4c = key4cClient({ url: server.url });
   expect(await kindOf(key4c.describe("demo"))).toBe("unavailable");
   expect(await kindOf(key4c.wrap("demo", LOCAL_KEK, AAD))).toBe("unavailable");
+});
+
+test.each([3, "3"])("a version of %p is 3", async (version) => {
+  const server = fakeServer(() => Response.json({ version, ciphertext: "c", state: "ENABLED" }));
+  const key4c = key4cClient({ url: server.url });
+  expect(await key4c.describe("demo")).toMatchObject({ version: 3 });
+  expect(await key4c.wrap("demo", LOCAL_KEK, AAD)).toMatchObject({ version: 3 });
 });
 
 test.each(["", "\ud800", "x".repeat(16 * 1024 + 1), 7, null])(

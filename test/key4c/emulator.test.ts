@@ -33,6 +33,7 @@ test("answers by the contract, errors with code and message", async () => {
     ["/v1/keys/none", {}, 404, "KEY_NOT_FOUND"],
     ["/v1/keys/demo", { headers: {} }, 401, "DENIED"],
     ["/v1/keys/demo/decrypt", post({ ciphertext: "AAAA" }), 400, "INVALID_CIPHERTEXT"],
+    ["/v1/keys/demo/decrypt", post({ ciphertext: "?" }), 400, "INVALID_CIPHERTEXT"],
     ["/v1/keys/demo/encrypt", post({ plaintext: 1 }), 400, "INVALID_REQUEST"],
     ["/v1/keys/demo/encrypt", post({}), 400, "INVALID_REQUEST"],
     ["/v1/keys/demo/encrypt", { method: "POST", body: "{" }, 400, "INVALID_REQUEST"],
@@ -79,6 +80,26 @@ test("control rotates, disables, enables, deletes, slows and counts", async () =
   }
 });
 
+test("control replaces the key material behind the same versions, for good", async () => {
+  const dataFile = join(temporaryDirectory(), "keys.json");
+  const { url, control } = emulator({ dataFile });
+  await control("POST", "keys/demo/rotate");
+  const body = JSON.stringify({ plaintext: "AAAA" });
+  const encrypted = (await answer(url, "/v1/keys/demo/encrypt", { method: "POST", body }))[1];
+  const before = (await answer(url, "/v1/keys/demo"))[1] as { kcv: string };
+  expect(await control("POST", "keys/demo/replace")).toMatchObject({ version: 2 });
+  const again = emulator({ dataFile });
+  for (const one of [url, again.url]) {
+    const after = (await answer(one, "/v1/keys/demo"))[1] as { kcv: string };
+    expect(after.kcv).not.toBe(before.kcv);
+    const decrypt = { method: "POST", body: JSON.stringify(encrypted) };
+    expect(await answer(one, "/v1/keys/demo/decrypt", decrypt)).toMatchObject([
+      400,
+      { code: "INVALID_CIPHERTEXT" },
+    ]);
+  }
+});
+
 test("keys and versions are in the data file before the answer, for the owner only", async () => {
   const dataFile = join(temporaryDirectory(), "keys.json");
   const { control } = emulator({ dataFile, keyIds: ["a", "b"] });
@@ -87,4 +108,10 @@ test("keys and versions are in the data file before the answer, for the owner on
   const again = emulator({ dataFile, keyIds: ["a"] });
   expect(await answer(again.url, "/v1/keys/a")).toMatchObject([200, { version: 2 }]);
   expect(await answer(again.url, "/v1/keys/b")).toMatchObject([200, { version: 1 }]);
+});
+
+test("a data file that is no regular file is refused, and stays what it is", () => {
+  const directory = temporaryDirectory();
+  expect(() => emulator({ dataFile: directory })).toThrow("is no regular file");
+  expect(statSync(directory).isDirectory()).toBe(true);
 });

@@ -1,20 +1,29 @@
 /** Templates, pointers and the checks of a profile, on random documents. */
 import { expect } from "bun:test";
+import Ajv from "ajv";
 import fc from "fast-check";
 import { keyId } from "../../src/config/option-types.ts";
+import { type Json, resolvePointer } from "../../src/key4c/json.ts";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
+import { PROFILE_SCHEMA, parseProfile } from "../../src/key4c/profile.ts";
 import {
-  type Json,
+  decodeBytes,
+  ENCODINGS,
+  type Encoding,
   type PlaceholderValues,
-  parseProfile,
   render,
   renderJson,
-  resolvePointer,
-} from "../../src/key4c/profile.ts";
+} from "../../src/key4c/template.ts";
 import { holds } from "../properties.ts";
 
-const NAMES = ["plaintext", "ciphertext", "aad", "keyId", "userId", "apiKey", "requestId"] as const;
-const name = fc.constantFrom(...NAMES);
+const TEXTS = ["ciphertext", "keyId", "userId", "apiKey", "pin", "requestId"] as const;
+const BYTES = ["plaintext", "aad"] as const;
+const encoding = fc.constantFrom(...ENCODINGS);
+/** What a placeholder holds: `keyId`, `aad`, `aad:hex` … */
+const name = fc.oneof(
+  fc.constantFrom(...TEXTS, ...BYTES),
+  fc.tuple(fc.constantFrom(...BYTES), encoding).map(([one, how]) => `${one}:${how}` as const),
+);
 const placeholder = name.map((one) => `{${one}}`);
 /** Much of what a value could be taken for. */
 const value = fc.oneof(
@@ -25,10 +34,20 @@ const value = fc.oneof(
     })
     .map((parts) => parts.join("")),
 );
+const bytes = fc.uint8Array({ maxLength: 40 }).map((one) => Buffer.from(one));
 const values: fc.Arbitrary<PlaceholderValues> = fc.record(
-  Object.fromEntries(NAMES.map((one) => [one, value])),
+  Object.fromEntries([
+    ...TEXTS.map((one) => [one, value] as const),
+    ...BYTES.map((one) => [one, bytes] as const),
+  ]),
   { requiredKeys: [] },
 );
+/** What must stand where `{name}` was; undefined where there is none. */
+function standsFor(name: string, given: PlaceholderValues): string | undefined {
+  const [one = "", how = "base64"] = name.split(":");
+  const found = given[one as keyof PlaceholderValues];
+  return typeof found === "object" ? found.toString(how as Encoding) : found; // both are made above
+}
 const literal = fc.string().map((text) => text.replaceAll(/[{}]/g, "$"));
 
 holds(
@@ -36,10 +55,41 @@ holds(
   1_000,
   fc.property(fc.array(fc.tuple(literal, name)), literal, values, (pieces, end, given) => {
     const template = pieces.map(([text, one]) => `${text}{${one}}`).join("") + end;
-    const isComplete = pieces.every(([, one]) => given[one] !== undefined);
-    const wanted = pieces.map(([text, one]) => text + given[one]).join("") + end;
+    const isComplete = pieces.every(([, one]) => standsFor(one, given) !== undefined);
+    const wanted = pieces.map(([text, one]) => text + standsFor(one, given)).join("") + end;
     expect(render(template, given)).toBe(isComplete ? wanted : (undefined as never));
   }),
+);
+
+holds(
+  "bytes come back from each encoding",
+  1_000,
+  fc.property(bytes, encoding, (one, how) => {
+    expect(decodeBytes(render(`{plaintext:${how}}`, { plaintext: one }) ?? "?", how)).toEqual(one);
+  }),
+);
+
+holds(
+  "no two texts stand for the same bytes, but for the capitals of hex",
+  4_000,
+  fc.property(
+    bytes,
+    encoding,
+    fc.array(fc.tuple(fc.nat(60), fc.constantFrom("", "=", "A", "a", "F", "-", "+", " ", "\n")), {
+      minLength: 1,
+      maxLength: 3,
+    }),
+    fc.boolean(),
+    (one, how, edits, replaces) => {
+      const right = one.toString(how);
+      let text = right;
+      for (const [at, what] of edits) {
+        text = text.slice(0, at) + what + text.slice(at + (replaces ? 1 : 0));
+      }
+      const isSame = text === right || (how === "hex" && text === right.toUpperCase());
+      expect(decodeBytes(text, how)?.equals(one) ?? false).toBe(isSame);
+    },
+  ),
 );
 
 /** JSON whose texts come from `text`, with names that a pointer must escape and objects have of their own. */
@@ -118,7 +168,7 @@ holds(
     const wanted = JSON.parse(JSON.stringify([body]));
     for (const [way, leaf] of [...walk(wanted)].reverse()) {
       if (typeof leaf === "string") {
-        put(wanted, way, given[leaf.slice(1, -1) as (typeof NAMES)[number]]); // a placeholder
+        put(wanted, way, standsFor(leaf.slice(1, -1), given));
       }
     }
     expect(JSON.stringify(renderJson([body], given))).toBe(JSON.stringify(wanted));
@@ -173,10 +223,14 @@ holds(
 const edit = fc.record({
   which: fc.nat(1_000),
   what: fc.constantFrom("replace", "remove", "add"),
-  value: json(fc.oneof(fc.string(), placeholder)),
+  value: fc.oneof(
+    json(fc.oneof(fc.string(), placeholder)),
+    fc.constantFrom("/p", "/a~1b", "GET", "denied", "{plaintext:hexa}", "/\\", "/a#b", "é", ""),
+    fc.record({ pointer: fc.constantFrom("/p", "p"), encoding: fc.oneof(encoding, fc.string()) }),
+  ),
   name: fc.oneof(
     placeholder,
-    fc.constantFrom("a/b", "m~n", "__proto__", "X-A", "headers", "body", "kinds"),
+    fc.constantFrom("a/b", "m~n", "__proto__", "X-A", "headers", "body", "codes", "401", "$schema"),
   ),
 });
 
@@ -246,4 +300,24 @@ holds(
       }
     },
   ),
+);
+
+const isOfSchema = new Ajv({ allowUnionTypes: true }).compile(PROFILE_SCHEMA);
+/** How the parts fit together, which no schema says. */
+const RELATION =
+  /^\/(encrypt\/body: must hold|decrypt\/body: must hold|\w+\/body: must be absent|describe\/result\/state: must be there|errors\/code: must be there)/;
+
+holds(
+  "the schema and the reader say the same of what each part looks like",
+  4_000,
+  fc.property(draft, (text) => {
+    let faults: string[] = [];
+    try {
+      parseProfile(text);
+    } catch (error) {
+      faults = (error as Error).message.split(/; (?=\/)/);
+    }
+    const ofShape = faults.filter((fault) => !RELATION.test(fault));
+    expect([isOfSchema(JSON.parse(text)), ofShape]).toEqual([ofShape.length === 0, ofShape]);
+  }),
 );

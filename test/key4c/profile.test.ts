@@ -1,12 +1,6 @@
 import { expect, test } from "bun:test";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
-import {
-  DEFAULT_PROFILE,
-  parseProfile,
-  render,
-  renderJson,
-  resolvePointer,
-} from "../../src/key4c/profile.ts";
+import { DEFAULT_PROFILE, parseProfile, sends } from "../../src/key4c/profile.ts";
 
 function faultsOf(profile: unknown): string {
   try {
@@ -31,7 +25,24 @@ function changed(change: (profile: Draft) => void): unknown {
 
 test("the default profile is the documented contract", () => {
   expect(DEFAULT_PROFILE.encrypt.path).toBe("/v1/keys/{keyId}/encrypt");
-  expect(DEFAULT_PROFILE.errors.kinds["KEY_DISABLED"]).toBe("keyUnusable");
+  expect(DEFAULT_PROFILE.describe?.result.kcv).toBe("/kcv");
+  expect(DEFAULT_PROFILE.errors).toEqual({
+    code: "/code",
+    codes: {
+      DENIED: "denied",
+      KEY_NOT_FOUND: "keyNotFound",
+      KEY_DISABLED: "keyUnusable",
+      KEY_DELETED: "keyUnusable",
+      INVALID_CIPHERTEXT: "invalid",
+      THROTTLED: "throttled",
+    },
+    statuses: { "401": "denied", "403": "denied", "429": "throttled" },
+  });
+  expect(DEFAULT_PROFILE.decrypt.result.plaintext).toEqual({
+    pointer: "/plaintext",
+    encoding: "base64",
+  });
+  expect(sends(DEFAULT_PROFILE, "pin")).toBe(false);
 });
 
 test.each([
@@ -60,6 +71,51 @@ test.each([
     "an API key in a path",
     changed((p) => (p.describe["path"] = "/{apiKey}")),
     "/describe/path: {apiKey} is not allowed here",
+  ],
+  [
+    "a PIN in a path",
+    changed((p) => (p.encrypt["path"] = "/{pin}")),
+    "/encrypt/path: {pin} is not allowed here",
+  ],
+  [
+    "an encoding that there is not",
+    changed((p) => (p.encrypt["body"] = { p: "{plaintext:base32}", aad: "{aad}" })),
+    "/encrypt/body/p: {plaintext:base32} is not allowed here",
+  ],
+  [
+    "an encoding with a space",
+    changed((p) => (p.encrypt["body"] = { p: "{plaintext: hex}", aad: "{aad}" })),
+    "/encrypt/body/p: {plaintext: hex} is not allowed here",
+  ],
+  [
+    "an encoding of what is no bytes",
+    changed((p) => (p.decrypt["body"] = { c: "{ciphertext:hex}", aad: "{aad}" })),
+    "/decrypt/body/c: {ciphertext:hex} is not allowed here",
+  ],
+  [
+    "a result in an encoding that there is not",
+    changed((p) => (p.decrypt["result"] = { plaintext: { pointer: "/p", encoding: "HEX" } })),
+    "/decrypt/result/plaintext/encoding: must be one of base64, base64url, hex",
+  ],
+  [
+    "a result with an encoding and no place",
+    changed((p) => (p.decrypt["result"] = { plaintext: { encoding: "hex" } })),
+    "/decrypt/result/plaintext/pointer: must be a JSON pointer",
+  ],
+  [
+    "an encoding of what is no bytes in a result",
+    changed((p) => (p.encrypt["result"] = { ciphertext: { pointer: "/c", encoding: "hex" } })),
+    "/encrypt/result/ciphertext: must be a JSON pointer",
+  ],
+  [
+    "a state that is an object",
+    changed((p) => (p.describe["unusableStates"] = [{}])),
+    "/describe/unusableStates/0: must be a text, a number or a boolean",
+  ],
+  [
+    "states that are no list",
+    changed((p) => (p.describe["unusableStates"] = "DISABLED")),
+    "/describe/unusableStates: must be a list",
   ],
   [
     "a mistyped placeholder",
@@ -96,8 +152,38 @@ test.each([
   ],
   [
     "an unknown kind",
-    changed((p) => (p.errors["kinds"] = { "401": "forbidden" })),
-    "/errors/kinds/401: must be one of denied, keyUnusable, throttled, invalid",
+    changed((p) => (p.errors["statuses"] = { "401": "forbidden" })),
+    "/errors/statuses/401: must be one of denied, keyUnusable, keyNotFound, throttled, invalid",
+  ],
+  [
+    "an unknown kind of a code",
+    changed((p) => (p.errors["codes"] = { "a/b": "unavailable" })),
+    "/errors/codes/a~1b: must be one of denied, keyUnusable, keyNotFound, throttled, invalid",
+  ],
+  [
+    "a code among the statuses",
+    changed((p) => (p.errors["statuses"] = { KEY_DELETED: "keyUnusable" })),
+    "/errors/statuses/KEY_DELETED: is not an HTTP status",
+  ],
+  [
+    "a status that does not exist",
+    changed((p) => (p.errors["statuses"] = { "600": "throttled" })),
+    "/errors/statuses/600: is not an HTTP status",
+  ],
+  [
+    "codes without their place",
+    changed((p) => delete p.errors["code"]),
+    "/errors/code: must be there when codes is",
+  ],
+  [
+    "codes and statuses in one map",
+    changed((p) => (p.errors["kinds"] = { "401": "denied" })),
+    "/errors/kinds: is unknown; known are code, codes, statuses",
+  ],
+  [
+    "a key check value without a pointer",
+    changed((p) => (p.describe["result"] = { kcv: "kcv" })),
+    "/describe/result/kcv: must be a JSON pointer",
   ],
   [
     "a header with a line break",
@@ -167,34 +253,6 @@ test("names all faults at once", () => {
   }
 });
 
-test("placeholders are replaced once, so a value cannot smuggle another one in", () => {
-  const values = { keyId: "{apiKey}", apiKey: "secret", aad: undefined };
-  expect(render("/keys/{keyId}", values)).toBe("/keys/{apiKey}");
-  expect(render("/keys/{keyId}", { keyId: "a/../b?c#d%" }, encodeURIComponent)).toBe(
-    "/keys/a%2F..%2Fb%3Fc%23d%25",
-  );
-  expect(renderJson({ k: "{keyId}", n: 1, l: ["{keyId}", true, null] }, values)).toEqual({
-    k: "{apiKey}",
-    n: 1,
-    l: ["{apiKey}", true, null],
-  });
-});
-
-test("what names a value that is not there is left out", () => {
-  expect(render("Bearer {apiKey}", {})).toBeUndefined();
-  expect(renderJson({ aad: "{aad}", list: ["{aad}", "x"], keep: { aad: "{aad}" } }, {})).toEqual({
-    list: ["x"],
-    keep: {},
-  });
-});
-
-test("a value is placed into the parsed body, so that it cannot break out of its text", () => {
-  const values = { plaintext: '","admin":true,"x":"' };
-  expect(JSON.parse(JSON.stringify(renderJson({ p: "{plaintext}" }, values)))).toEqual({
-    p: '","admin":true,"x":"',
-  });
-});
-
 test("a header is kept whatever its name is", () => {
   const profile = JSON.stringify(defaultProfile).replace(
     '"headers":{',
@@ -202,32 +260,4 @@ test("a header is kept whatever its name is", () => {
   );
   const { headers } = parseProfile(profile).encrypt;
   expect(Object.keys(headers)[0]).toBe("__proto__");
-});
-
-test("pointers follow RFC 6901 §5", () => {
-  const document = {
-    foo: ["bar", "baz"],
-    "": 0,
-    "a/b": 1,
-    "c%d": 2,
-    "m~n": 8,
-    nested: { x: null },
-  };
-  for (const [pointer, value] of [
-    ["/foo", ["bar", "baz"]],
-    ["/foo/0", "bar"],
-    ["/", 0],
-    ["/a~1b", 1],
-    ["/c%d", 2],
-    ["/m~0n", 8],
-    ["/nested/x", null],
-    ["/nested/x/y", undefined],
-    ["/foo/2", undefined],
-    ["/foo/length", undefined],
-    ["/foo/length/toString", undefined],
-    ["/constructor", undefined],
-    ["/__proto__/x", undefined],
-  ] as const) {
-    expect([pointer, resolvePointer(document, pointer)]).toEqual([pointer, value]);
-  }
 });

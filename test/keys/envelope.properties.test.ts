@@ -11,7 +11,7 @@ import * as v1 from "../../src/gen/v1beta1/api_pb.ts";
 import * as v2 from "../../src/gen/v2/api_pb.ts";
 import { WRAPPED_KEK_ANNOTATION } from "../../src/keys/annotations.ts";
 import { type Envelope, encodeEnvelope, kekHeader, LocalKek } from "../../src/keys/envelope.ts";
-import { formatKeyId, keyNameHash } from "../../src/keys/key-id.ts";
+import { formatKeyId, kcvHash, keyNameHash, NO_KCV } from "../../src/keys/key-id.ts";
 import type { Keyring } from "../../src/keys/keyring.ts";
 import { kmsV1, kmsV2 } from "../../src/main.ts";
 import { holds } from "../properties.ts";
@@ -28,24 +28,17 @@ interface Stored {
 const KEY_IDS = ["demo", "former"] as const;
 const REFUSALS = ["invalid", "unknownKey"];
 const CALL = { hasLeft: () => false, userAgent: "", requestId: undefined };
-const HEALTH = {
-  refuseIfExpired() {},
-  get usable(): never {
-    throw new Error("only Status asks for it");
-  },
-};
-
 async function decrypt(ring: Keyring, { ciphertext, keyId, annotations }: Stored) {
   if (keyId === undefined) {
     const request = create(v1.DecryptRequestSchema, { cipher: ciphertext });
-    return (await kmsV1(ring, HEALTH).decrypt(request, CALL)).plain;
+    return (await kmsV1(ring).decrypt(request, CALL)).plain;
   }
   const request = create(v2.DecryptRequestSchema, {
     ciphertext,
     keyId,
     annotations: annotations ?? {},
   });
-  return (await kmsV2(ring, HEALTH).decrypt(request, CALL)).plaintext;
+  return (await kmsV2(ring).decrypt(request, CALL)).plaintext;
 }
 
 function stored(envelope: Envelope, keyId?: string): Stored {
@@ -77,8 +70,10 @@ const wrappedKek = fc.oneof(
   anyText.map((text) => `\ufeff${text}`), // a byte order mark is part of the text
 );
 const version = fc.oneof(fc.nat(3), fc.nat(2 ** 32 - 1), fc.constant(2 ** 32 - 1));
+const anyKcvHash = fc.constantFrom(NO_KCV, kcvHash("demo", "A1B2C3"), kcvHash("demo", "A1B2C4"));
 const header = fc
   .record({
+    kcvHash: anyKcvHash,
     keyNameHash: fc.constantFrom(...KEY_IDS).map(keyNameHash),
     keyVersion: version,
     aadSent: fc.boolean(),
@@ -86,27 +81,37 @@ const header = fc
   })
   .map(kekHeader);
 
+const kcv = fc.constantFrom(undefined, "A1B2C3", "0F".repeat(32));
+
 holds(
   "what Encrypt returned, Decrypt opens to the very bytes",
   200,
-  fc.asyncProperty(dek, wrappedKek, fc.option(version), async (plaintext, wrapped, keyVersion) => {
-    const key4c = new FakeKey4C();
-    key4c.version = keyVersion ?? undefined;
-    key4c.nameOf = () => wrapped;
-    const ring = await ready(key4c, { cacheSize: 0 });
-    const former = await kmsV1(ring, HEALTH).encrypt(
-      create(v1.EncryptRequestSchema, { plain: plaintext }),
-      CALL,
-    );
-    const request = create(v2.EncryptRequestSchema, { plaintext });
-    const { ciphertext, keyId, annotations } = await kmsV2(ring, HEALTH).encrypt(request, CALL);
-    const all = [{ ciphertext: former.cipher }, { ciphertext, keyId, annotations }] as Stored[]; // set, by the handlers
-    const restarted = keyring(key4c); // knows no local KEK
-    for (const one of all) {
-      expect(Buffer.from((await decrypt(ring, one)) ?? [0])).toEqual(Buffer.from(plaintext));
-      expect(Buffer.from((await decrypt(restarted, one)) ?? [0])).toEqual(Buffer.from(plaintext));
-    }
-  }),
+  fc.asyncProperty(
+    dek,
+    wrappedKek,
+    fc.option(version),
+    kcv,
+    async (plaintext, wrapped, ...told) => {
+      const key4c = new FakeKey4C();
+      const [keyVersion, kcvText] = told;
+      key4c.version = keyVersion ?? undefined;
+      key4c.kcv = kcvText;
+      key4c.nameOf = () => wrapped;
+      const ring = await ready(key4c, { cacheSize: 0 });
+      const former = await kmsV1(ring).encrypt(
+        create(v1.EncryptRequestSchema, { plain: plaintext }),
+        CALL,
+      );
+      const request = create(v2.EncryptRequestSchema, { plaintext });
+      const { ciphertext, keyId, annotations } = await kmsV2(ring).encrypt(request, CALL);
+      const all = [{ ciphertext: former.cipher }, { ciphertext, keyId, annotations }] as Stored[]; // set, by the handlers
+      const restarted = keyring(key4c); // knows no local KEK
+      for (const one of all) {
+        expect(Buffer.from((await decrypt(ring, one)) ?? [0])).toEqual(Buffer.from(plaintext));
+        expect(Buffer.from((await decrypt(restarted, one)) ?? [0])).toEqual(Buffer.from(plaintext));
+      }
+    },
+  ),
 );
 
 /** What may be put before or behind: anything, and fields that protobuf reads, known ones and others. */
@@ -147,7 +152,7 @@ holds(
       const bytes = randomBytes(32);
       const ring = credulous(() => bytes);
       const envelope = new LocalKek(Buffer.from(bytes)).seal(kek, plaintext);
-      const keyId = formatKeyId(kek.keyNameHash, kek.keyVersion);
+      const keyId = formatKeyId(kek);
       const [one, two] = [stored(envelope), stored(envelope, keyId)];
       expect(await decrypt(ring, one)).toEqual(Buffer.from(plaintext));
       expect(await decrypt(ring, two)).toEqual(Buffer.from(plaintext));
@@ -186,6 +191,7 @@ const PARTS = [
   "ciphertext",
   "keyNameHash",
   "keyVersion",
+  "kcvHash",
   "aadSent",
   "wrappedLocalKek",
   "keyId",
@@ -196,15 +202,15 @@ interface Parts extends Record<(typeof PARTS)[number], unknown> {
   readonly ciphertext: Uint8Array;
   readonly keyNameHash: Uint8Array;
   readonly keyVersion: number;
+  readonly kcvHash: Uint8Array;
   readonly aadSent: boolean;
   readonly wrappedLocalKek: string;
   readonly keyId: string;
 }
 
 function partsOf({ header: kek, iv, ciphertext }: Envelope): Parts {
-  const { keyNameHash: hash, keyVersion, aadSent, wrappedLocalKek } = kek;
-  const keyId = formatKeyId(hash, keyVersion);
-  return { iv, ciphertext, keyNameHash: hash, keyVersion, aadSent, wrappedLocalKek, keyId };
+  const { fingerprint: _, ...fields } = kek;
+  return { iv, ciphertext, ...fields, keyId: formatKeyId(kek) };
 }
 
 holds(
@@ -261,6 +267,7 @@ const garbage = fc.oneof(
     .record({
       keyNameHash: fc.oneof(fc.uint8Array({ maxLength: 20 }), fc.constant(keyNameHash("demo"))),
       keyVersion: version,
+      kcvHash: fc.oneof(anyKcvHash, fc.uint8Array({ maxLength: 7 })),
       aadSent: fc.boolean(),
       wrappedLocalKek: fc.oneof(fc.constant(""), wrappedKek),
       iv: fc.oneof(
@@ -286,7 +293,13 @@ holds(
     garbage,
     fc.oneof(
       fc.string(),
-      version.map((number) => formatKeyId(keyNameHash("demo"), number)),
+      fc
+        .record({
+          keyNameHash: fc.constant(keyNameHash("demo")),
+          keyVersion: version,
+          kcvHash: anyKcvHash,
+        })
+        .map(formatKeyId),
     ),
     anyAnnotations,
     async (noise, ciphertext, keyId, annotations) => {

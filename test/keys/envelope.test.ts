@@ -1,9 +1,11 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { EnvelopeSchema } from "../../src/gen/key4c/envelope/v1/envelope_pb.ts";
 import { decodeEnvelope, encodeEnvelope, kekHeader, LocalKek } from "../../src/keys/envelope.ts";
-import { keyNameHash } from "../../src/keys/key-id.ts";
+import { formatKeyId, kcvHash, keyNameHash, NO_KCV } from "../../src/keys/key-id.ts";
 import { kindOf } from "../support.ts";
 
 const DEK = randomBytes(32);
@@ -11,10 +13,14 @@ const kek = new LocalKek(randomBytes(32));
 const header = kekHeader({
   keyNameHash: keyNameHash("demo"),
   keyVersion: 3,
+  kcvHash: NO_KCV,
   aadSent: true,
   wrappedLocalKek: "vault:v3:AAAA",
 });
 const sealed = kek.seal(header, DEK);
+/** Where Key4C tells a key check value. */
+const kcvHeader = kekHeader({ ...header, kcvHash: kcvHash("demo", "A1B2C3") });
+const kcvSealed = kek.seal(kcvHeader, DEK);
 
 /** Opens stored bytes as v1 or, with an annotation, as v2. */
 async function open(bytes: Uint8Array, wrapped?: string): Promise<Buffer> {
@@ -25,6 +31,9 @@ test("an envelope comes back, with the wrapped KEK inside (v1) and beside it (v2
   expect(await open(encodeEnvelope(sealed, true))).toEqual(DEK);
   expect(await open(encodeEnvelope(sealed, false), header.wrappedLocalKek)).toEqual(DEK);
   expect(decodeEnvelope(encodeEnvelope(sealed, true)).header).toEqual(header);
+  expect(await open(encodeEnvelope(kcvSealed, true))).toEqual(DEK);
+  expect(await open(encodeEnvelope(kcvSealed, false), header.wrappedLocalKek)).toEqual(DEK);
+  expect(decodeEnvelope(encodeEnvelope(kcvSealed, true)).header).toEqual(kcvHeader);
 });
 
 test.each([0, 4, 16, 32, 512])("a plaintext of %d bytes comes back", async (length) => {
@@ -32,8 +41,13 @@ test.each([0, 4, 16, 32, 512])("a plaintext of %d bytes comes back", async (leng
   expect(await open(encodeEnvelope(kek.seal(header, plaintext), true))).toEqual(plaintext);
 });
 
-test.each([true, false])("every flipped bit is refused (KEK inside: %p)", async (inside) => {
-  const good = encodeEnvelope(sealed, inside);
+test.each([
+  [true, "none", sealed],
+  [false, "none", sealed],
+  [true, "a hash", kcvSealed],
+  [false, "a hash", kcvSealed],
+])("every flipped bit is refused (KEK inside: %p, key check value: %s)", async (inside, _, one) => {
+  const good = encodeEnvelope(one, inside);
   const wrapped = inside ? undefined : header.wrappedLocalKek;
   for (let bit = 0; bit < good.length * 8; bit++) {
     const bad = Buffer.from(good);
@@ -42,15 +56,21 @@ test.each([true, false])("every flipped bit is refused (KEK inside: %p)", async 
   }
 });
 
-test("every truncation and every extension by a byte is refused", async () => {
-  const good = encodeEnvelope(sealed, true);
-  for (let length = 0; length < good.length; length++) {
-    expect(await kindOf(open(good.subarray(0, length)))).toBe("invalid");
-  }
-  for (let byte = 0; byte < 256; byte++) {
-    expect(await kindOf(open(Buffer.concat([good, Buffer.from([byte])])))).toBe("invalid");
-  }
-});
+test.each([
+  ["none", sealed],
+  ["a hash", kcvSealed],
+])(
+  "every truncation and every extension by a byte is refused (key check value: %s)",
+  async (_, one) => {
+    const good = encodeEnvelope(one, true);
+    for (let length = 0; length < good.length; length++) {
+      expect(await kindOf(open(good.subarray(0, length)))).toBe("invalid");
+    }
+    for (let byte = 0; byte < 256; byte++) {
+      expect(await kindOf(open(Buffer.concat([good, Buffer.from([byte])])))).toBe("invalid");
+    }
+  },
+);
 
 test("encodings that protobuf reads but that we never write are refused", async () => {
   const good = encodeEnvelope(sealed, true);
@@ -74,9 +94,17 @@ test("parts of two envelopes cannot be exchanged", async () => {
     key: kekHeader({ ...header, keyNameHash: keyNameHash("other") }),
     "AAD flag": kekHeader({ ...header, aadSent: false }),
     "wrapped KEK": kekHeader({ ...header, wrappedLocalKek: "vault:v3:AAAB" }),
+    "key check value, added": kcvHeader,
   };
   for (const [what, other] of Object.entries(otherHeaders)) {
     const mixed = encodeEnvelope({ ...sealed, header: other }, true);
+    expect([what, await kindOf(open(mixed))]).toEqual([what, "invalid"]);
+  }
+  for (const [what, other] of Object.entries({
+    "key check value, removed": header,
+    "another key check value": kekHeader({ ...header, kcvHash: kcvHash("demo", "A1B2C4") }),
+  })) {
+    const mixed = encodeEnvelope({ ...kcvSealed, header: other }, true);
     expect([what, await kindOf(open(mixed))]).toEqual([what, "invalid"]);
   }
   const second = kek.seal(header, randomBytes(32));
@@ -94,6 +122,8 @@ test("lengths that the format does not have are refused", async () => {
   const magic = Buffer.from("6b346301", "hex");
   for (const wrong of [
     { keyNameHash: new Uint8Array(15) },
+    { kcvHash: new Uint8Array(4) },
+    { kcvHash: new Uint8Array(6) },
     { iv: new Uint8Array(16) },
     { ciphertext: new Uint8Array(15) },
     { ciphertext: new Uint8Array(512 + 17) },
@@ -103,6 +133,7 @@ test("lengths that the format does not have are refused", async () => {
     const message = create(EnvelopeSchema, { ...fields, ...parts, ...wrong });
     const bytes = Buffer.concat([magic, toBinary(EnvelopeSchema, message)]);
     expect(await kindOf(open(bytes))).toBe("invalid");
+    expect(() => decodeEnvelope(bytes)).toThrow("malformed ciphertext"); // before anything is asked for
   }
 });
 
@@ -129,4 +160,35 @@ test("inputs are not changed", () => {
   kek.open(decodeEnvelope(stored));
   expect(plaintext).toEqual(DEK);
   expect(stored).toEqual(copy);
+});
+
+const VECTORS = join(import.meta.dir, "../vectors");
+const vectorFiles = readdirSync(VECTORS).filter((name) => name.startsWith("format-"));
+
+interface Vector {
+  readonly ciphertext: string;
+  readonly keyId: string;
+  readonly annotations: Readonly<Record<string, string>>;
+}
+
+test.each(vectorFiles)("what %s holds is read to the key_id that it was given", (name) => {
+  const { v2 }: { readonly v2: readonly Vector[] } = JSON.parse(
+    readFileSync(join(VECTORS, name), "utf8"),
+  );
+  for (const { ciphertext, keyId, annotations } of v2) {
+    const wrapped = Buffer.from(Object.values(annotations).join(), "base64").toString();
+    const stored = Buffer.from(ciphertext, "base64");
+    const envelope = decodeEnvelope(stored, wrapped);
+    expect(formatKeyId(envelope.header)).toBe(keyId);
+    expect(encodeEnvelope(envelope, false)).toEqual(stored);
+  }
+  expect(v2.length).toBeGreaterThan(0);
+});
+
+test("there are vectors with a key check value, and without one", () => {
+  const texts = vectorFiles.map((name) => readFileSync(join(VECTORS, name), "utf8"));
+  const keyIds = texts.flatMap((text) => text.match(/"keyId": "[^"]*"/g) ?? []);
+  expect(keyIds.some((keyId) => /\.k.{8}"$/.test(keyId))).toBe(true);
+  expect(keyIds.some((keyId) => /\.v\d+"$/.test(keyId))).toBe(true);
+  expect(keyIds.some((keyId) => /"k4c-[a-z2-7]{26}"$/.test(keyId))).toBe(true);
 });

@@ -2,15 +2,22 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { type Envelope, encodeEnvelope, kekHeader } from "../../src/keys/envelope.ts";
 import { keyNameHash } from "../../src/keys/key-id.ts";
+import type { Keyring } from "../../src/keys/keyring.ts";
 import { PluginError } from "../../src/system/errors.ts";
+import { TestClock, turn, within } from "../clock.ts";
 import { kindOf, recordingLog } from "../support.ts";
-import { FakeKey4C, keyring, ready } from "./fake-key4c.ts";
+import { adopt, FakeKey4C, keyring, ready, readyParts, revoke, ringParts } from "./fake-key4c.ts";
 
 const DEK = randomBytes(32);
 const HOUR_MS = 3_600_000;
 
 /** Lets everything that is already possible happen. */
-const settle = () => Bun.sleep(1);
+const settle = async () => {
+  await turn();
+  await Bun.sleep(2); // what was dropped is wiped by a timer
+};
+
+const UNAVAILABLE = new PluginError("unavailable", "fake");
 
 test("ten thousand DEKs cost one wrap and one verifying unwrap", async () => {
   const key4c = new FakeKey4C();
@@ -19,17 +26,18 @@ test("ten thousand DEKs cost one wrap and one verifying unwrap", async () => {
     const { envelope } = await ring.wrap(DEK);
     expect(await ring.unwrap(envelope)).toEqual(DEK);
   }
-  expect(key4c.calls).toEqual({ wrap: 1, unwrap: 1 });
+  expect(key4c.calls).toEqual({ describe: 0, wrap: 1, unwrap: 1 });
 });
 
 test("a restarted plugin unwraps an old local KEK once, however many ask at once", async () => {
   const key4c = new FakeKey4C();
   const { envelope } = await (await ready(key4c)).wrap(DEK);
   const restarted = await ready(key4c);
-  key4c.calls = { wrap: 0, unwrap: 0 };
+  key4c.calls.unwrap = 0;
+  key4c.calls.wrap = 0;
   const all = await Promise.all(Array.from({ length: 64 }, () => restarted.unwrap(envelope)));
   expect(all.every((one) => one.equals(DEK))).toBe(true);
-  expect(key4c.calls).toEqual({ wrap: 0, unwrap: 1 });
+  expect(key4c.calls).toEqual({ describe: 0, wrap: 0, unwrap: 1 });
 });
 
 test("at most 64 unwraps run at once and 1,024 wait, and neither probe nor renewal waits behind them", async () => {
@@ -38,22 +46,21 @@ test("at most 64 unwraps run at once and 1,024 wait, and neither probe nor renew
   const envelopes: Envelope[] = [];
   while (envelopes.length < 64 + 1_024 + 10) {
     envelopes.push((await other.wrap(DEK)).envelope);
-    await other.renew();
+    await adopt(other, key4c);
   }
-  let probeFailure: PluginError | undefined;
-  const ring = await ready(key4c, { probeFailure: () => probeFailure });
-  key4c.calls = { wrap: 0, unwrap: 0 };
+  const { ring, standing } = await readyParts(key4c);
+  key4c.calls.unwrap = 0;
   const { promise, resolve } = Promise.withResolvers<void>();
   key4c.gate = promise;
   const kinds = envelopes.map((envelope) => kindOf(ring.unwrap(envelope)));
   expect(await Promise.all(kinds.slice(-10))).toEqual(Array(10).fill("throttled"));
   expect(key4c.calls.unwrap).toBe(64);
   key4c.gate = Promise.resolve();
-  await ring.verifyCurrent();
+  expect(await ring.missingKeks()).toEqual([]);
   key4c.version = 2;
-  await ring.renew();
+  await adopt(ring, key4c);
   // Those that wait are told when Key4C is found to be away, instead of hanging in their turn.
-  probeFailure = new PluginError("unavailable", "fake");
+  standing.hear(UNAVAILABLE);
   resolve();
   expect(await Promise.all(kinds.slice(0, -10))).toEqual([
     ...Array(64).fill("ok"),
@@ -75,15 +82,15 @@ test("a local KEK that Key4C does not give back never becomes current", async ()
   const key4c = new FakeKey4C();
   key4c.mangle = () => randomBytes(32);
   const ring = keyring(key4c);
-  expect(await kindOf(ring.renew())).toBe("unavailable");
+  expect(await kindOf(adopt(ring, key4c))).toBe("unavailable");
   expect(ring.snapshot).toBeUndefined();
   expect(await kindOf(ring.wrap(DEK))).toBe("unavailable");
   key4c.mangle = (bytes) => bytes;
-  await ring.renew();
+  await adopt(ring, key4c);
   const good = ring.snapshot;
   key4c.mangle = () => randomBytes(32);
   key4c.version = 2;
-  expect(await kindOf(ring.renew())).toBe("unavailable");
+  expect(await kindOf(adopt(ring, key4c))).toBe("unavailable");
   expect(ring.snapshot).toBe(good);
 });
 
@@ -91,49 +98,55 @@ test("an Encrypt that comes while the first local KEK is made waits for it", asy
   const key4c = new FakeKey4C();
   const { promise, resolve } = Promise.withResolvers<void>();
   key4c.gate = promise;
-  const ring = keyring(key4c);
-  void ring.renew();
+  const { ring, standing } = ringParts(key4c);
+  standing.firstProbe = adopt(ring, key4c).then(() => {});
   const wrapping = ring.wrap(DEK);
   resolve();
   expect((await wrapping).keyId).toMatch(/^k4c-.*\.v1$/);
 });
 
 test("without a local KEK, Encrypt says why", async () => {
-  let probeFailure: PluginError | undefined;
-  const ring = keyring(new FakeKey4C(), { probeFailure: () => probeFailure });
+  const { ring, standing } = ringParts(new FakeKey4C());
   expect(await kindOf(ring.wrap(DEK))).toBe("unavailable");
-  probeFailure = new PluginError("keyUnusable", "fake");
+  standing.hear(new PluginError("keyUnusable", "fake"));
   expect(await kindOf(ring.wrap(DEK))).toBe("keyUnusable");
 });
 
 test("the limit of uses renews ahead of need and keeps key_id", async () => {
   const key4c = new FakeKey4C();
   const ring = await ready(key4c, { maxUses: 100 });
-  const first = ring.snapshot;
-  for (let round = 0; round < 90; round++) {
-    await ring.wrap(DEK);
+  const witness = ring.snapshot;
+  const lastOfEach: Envelope[] = [];
+  for (let renewal = 0; renewal < 3; renewal++) {
+    const before = ring.snapshot;
+    for (let round = 0; round < 90; round++) {
+      await ring.wrap(DEK);
+    }
+    expect(ring.snapshot).toBe(before);
+    const { envelope: last } = await ring.wrap(DEK); // 91st: starts the renewal and does not wait
+    expect(last.header).toBe(before?.header as never);
+    lastOfEach.push(last);
+    await settle();
+    expect(ring.snapshot).not.toBe(before);
+    expect(ring.snapshot?.keyId).toBe(witness?.keyId as never);
   }
-  expect(ring.snapshot).toBe(first);
-  const { envelope: last } = await ring.wrap(DEK); // 91st: starts the renewal and does not wait
-  expect(last.header).toBe(first?.header as never);
-  await settle();
-  expect(ring.snapshot).not.toBe(first);
-  expect(ring.snapshot?.keyId).toBe(first?.keyId as never);
   key4c.calls.unwrap = 0;
-  expect(await ring.unwrap(last)).toEqual(DEK);
-  expect(key4c.calls.unwrap).toBe(0); // the former one stays in the cache
+  for (const envelope of lastOfEach) {
+    expect(await ring.unwrap(envelope)).toEqual(DEK);
+  }
+  expect(key4c.calls.unwrap).toBe(0); // the first is the witness, the others stay in the cache
 });
 
 test("the limit of age renews ahead of need", async () => {
-  let nowMs = 0;
+  const clock = new TestClock();
   const key4c = new FakeKey4C();
-  const ring = await ready(key4c, { maxAgeMs: 10 * HOUR_MS, nowMs: () => nowMs });
+  const ring = await ready(key4c, { maxAgeMs: 10 * HOUR_MS, clock });
   const first = ring.snapshot;
-  nowMs = 8.9 * HOUR_MS;
+  await clock.pass(8.9 * HOUR_MS);
   ring.renewIfDue();
   await settle();
   expect(ring.snapshot).toBe(first);
-  nowMs = 9 * HOUR_MS;
+  await clock.pass(0.1 * HOUR_MS);
   ring.renewIfDue();
   await settle();
   expect(ring.snapshot).not.toBe(first);
@@ -147,27 +160,31 @@ test("one use and no cache: Key4C is asked for every DEK, also by 64 callers at 
   expect(wrapped.size).toBe(64);
   await settle();
   key4c.calls.unwrap = 0;
-  const old = results.slice(0, 10).map(({ envelope }) => envelope);
+  const old = results.slice(1, 11).map(({ envelope }) => envelope);
   for (const envelope of old) {
     expect(await ring.unwrap(envelope)).toEqual(DEK);
     await settle();
     expect(await ring.unwrap(envelope)).toEqual(DEK);
   }
-  expect(key4c.calls.unwrap).toBe(20);
+  expect(key4c.calls.unwrap).toBe(20); // only the witness, of the first result, is pinned
 });
 
 test("while Key4C is away the current local KEK goes on, and attempts are spaced", async () => {
-  let nowMs = 0;
+  const clock = new TestClock();
   const key4c = new FakeKey4C();
-  const ring = await ready(key4c, { maxUses: 10, nowMs: () => nowMs });
-  key4c.failure = new PluginError("unavailable", "fake");
-  key4c.calls.wrap = 0;
+  const ring = await ready(key4c, { maxUses: 10, clock });
+  key4c.failure = UNAVAILABLE;
+  key4c.calls.unwrap = 0;
   for (let round = 0; round < 50; round++) {
     await ring.wrap(DEK);
     await settle();
   }
-  expect(key4c.calls.wrap).toBe(1);
-  nowMs += 5_000;
+  expect(key4c.calls.unwrap).toBe(1); // for the witness, which a renewal begins with
+  await clock.pass(4_999);
+  await ring.wrap(DEK);
+  await settle();
+  expect(key4c.calls.unwrap).toBe(1);
+  await clock.pass(1);
   key4c.failure = undefined;
   const first = ring.snapshot;
   await ring.wrap(DEK);
@@ -175,29 +192,36 @@ test("while Key4C is away the current local KEK goes on, and attempts are spaced
   expect(ring.snapshot).not.toBe(first);
 });
 
-test("an Encrypt above the limit does not wait for a Key4C that hangs", async () => {
+test("an Encrypt above the limit waits two seconds in all for a Key4C that hangs", async () => {
+  const clock = new TestClock();
   const key4c = new FakeKey4C();
-  const ring = await ready(key4c, { maxUses: 1 });
+  const ring = await ready(key4c, { maxUses: 1, clock });
   key4c.gate = new Promise(() => {});
   await ring.wrap(DEK);
   const first = ring.snapshot;
-  await ring.wrap(DEK); // waits its two seconds, and goes on
-  for (let round = 0; round < 10; round++) {
-    await ring.wrap(DEK); // which is known now
-  }
+  const many = Promise.all(Array.from({ length: 100 }, () => ring.wrap(DEK)));
+  await clock.pass(1_999);
+  expect(first?.localKek.uses).toBe(1);
+  await clock.pass(1);
+  await many;
   expect(ring.snapshot).toBe(first);
+  expect(ring.overLimit).toBe(100);
+  expect(clock.timers).toBe(0);
 });
 
-test("a renewal that was waited for and came leaves nothing behind two seconds later", async () => {
+test("Encrypts above the limit that waited and were served leave nothing behind", async () => {
+  const clock = new TestClock();
   const key4c = new FakeKey4C();
-  const ring = await ready(key4c, { maxUses: 1 });
+  const ring = await ready(key4c, { maxUses: 1, clock });
   const wrapped = new Set<string>();
   const wrap = async () => wrapped.add((await ring.wrap(DEK)).envelope.header.wrappedLocalKek);
   await wrap();
   await wrap(); // waits for the second local KEK
-  await Bun.sleep(2_100);
+  expect(clock.timers).toBe(0);
+  await clock.pass(2_100);
   await Promise.all([wrap(), wrap(), wrap()]);
   expect(wrapped.size).toBe(5);
+  expect([clock.timers, ring.overLimit]).toEqual([0, 0]);
 });
 
 test("unwraps that fail are forgotten, also those of unknown keys", async () => {
@@ -208,19 +232,20 @@ test("unwraps that fail are forgotten, also those of unknown keys", async () => 
     const header = kekHeader({ ...envelope.header, wrappedLocalKek: `w${round}` });
     expect(await kindOf(ring.unwrap({ ...envelope, header }))).toBe("unknownKey");
   }
-  expect(ring.unwrapsUnderWay).toBe(0);
+  expect(ring.unwraps.underWay).toBe(0);
 });
 
 test("a renewal that fails is told, in the log and to the probe", async () => {
   const { log, lines } = recordingLog();
-  let suspicions = 0;
   const key4c = new FakeKey4C();
-  const ring = await ready(key4c, { maxUses: 1, log, suspect: () => suspicions++ });
+  const { ring, standing } = await readyParts(key4c, { maxUses: 1, log });
+  let plans = 0;
+  standing.onChange = () => plans++;
   key4c.failure = new PluginError("denied", "fake");
   await ring.wrap(DEK);
   await ring.wrap(DEK);
   await settle();
-  expect(suspicions).toBe(1);
+  expect([plans, standing.probeAfterMs(30_000)]).toEqual([1, 250]);
   expect(lines).toContainEqual(
     expect.objectContaining({ level: "warn", kind: "denied", cause: "fake" }),
   );
@@ -229,14 +254,14 @@ test("a renewal that fails is told, in the log and to the probe", async () => {
 test("a renewal that takes long and fails is told once, however many Encrypts met it", async () => {
   const { log, lines } = recordingLog();
   const key4c = new FakeKey4C();
-  let nowMs = 0;
-  const ring = await ready(key4c, { maxUses: 1_000, log, nowMs: () => nowMs });
+  const clock = new TestClock();
+  const ring = await ready(key4c, { maxUses: 1_000, log, clock });
   const { promise, resolve } = Promise.withResolvers<void>();
   key4c.gate = promise;
   while ((ring.snapshot?.localKek.uses ?? 0) < 910) {
     await ring.wrap(DEK);
   }
-  nowMs += 60_000; // longer than the pause after a renewal that failed
+  await clock.pass(60_000); // longer than the pause after a renewal that failed
   await Promise.all(Array.from({ length: 50 }, () => ring.wrap(DEK)));
   key4c.failure = new PluginError("unavailable", "fake");
   resolve();
@@ -266,11 +291,14 @@ test("a local KEK that is replaced while Key4C unwraps it for the probe is no fa
     const bytes = await unwrap(...args);
     key4c.unwrap = unwrap;
     await ring.wrap(DEK);
-    await ring.renew();
+    key4c.version = 2; // so that it is no witness either
+    await adopt(ring, key4c);
     await settle();
     return bytes;
   };
-  await ring.verifyCurrent();
+  const { localKek } = ring.snapshot ?? {};
+  expect(await ring.missingKeks()).toEqual([]);
+  expect(localKek?.isDropped).toBe(true);
 });
 
 test("at 2^32 uses without a successor Encrypt fails (NIST SP 800-38D §8.3)", async () => {
@@ -290,29 +318,29 @@ test("a rotation changes local KEK and key_id at once; old data stay readable", 
   const ring = await ready(key4c);
   const before = await ring.wrap(DEK);
   key4c.version = 2;
-  await ring.renew();
+  await adopt(ring, key4c);
   const after = await ring.wrap(DEK);
   expect([before.keyId.slice(-3), after.keyId.slice(-3)]).toEqual([".v1", ".v2"]);
   expect(after.envelope.header.keyVersion).toBe(2);
   expect(await ring.unwrap(before.envelope)).toEqual(DEK);
 });
 
-test("a backend that lags never takes the version back, nor makes a switch of no use", async () => {
+test("a backend that lags never takes the version back", async () => {
   const key4c = new FakeKey4C();
   key4c.version = 5;
   const ring = await ready(key4c);
   const current = ring.snapshot;
-  for (const version of [4, 5, undefined]) {
+  for (const version of [4, undefined]) {
     key4c.version = version;
-    expect(await ring.renew()).toBe(current as never);
+    expect(await kindOf(adopt(ring, key4c))).toBe("olderVersion");
     expect(ring.snapshot).toBe(current);
   }
 });
 
 test("what Key4C refused is not asked again for ten seconds, however often it comes", async () => {
-  let nowMs = 0;
+  const clock = new TestClock();
   const key4c = new FakeKey4C();
-  const ring = await ready(key4c, { nowMs: () => nowMs });
+  const ring = await ready(key4c, { clock });
   const { envelope } = await ring.wrap(DEK);
   const garbage = (name: string) => ({
     ...envelope,
@@ -322,35 +350,56 @@ test("what Key4C refused is not asked again for ten seconds, however often it co
   for (let round = 0; round < 100; round++) {
     expect(await kindOf(ring.unwrap(garbage("x")))).toBe("invalid");
   }
+  await clock.pass(9_999);
+  expect(await kindOf(ring.unwrap(garbage("x")))).toBe("invalid");
   expect(key4c.calls.unwrap).toBe(1);
-  nowMs = 10_000;
+  await clock.pass(1);
   expect(await kindOf(ring.unwrap(garbage("x")))).toBe("invalid");
   expect(key4c.calls.unwrap).toBe(2);
 });
 
-test("whoever invents wrapped KEKs costs Key4C 1,024 calls in ten seconds, and known data nothing", async () => {
-  let nowMs = 0;
-  let suspicions = 0;
+/** Ciphertexts whose wrapped local KEK Key4C does not know. */
+function invented({ header, ...rest }: Envelope, count: number, name: string): Envelope[] {
+  return Array.from({ length: count }, (_, number) => ({
+    ...rest,
+    header: kekHeader({ ...header, wrappedLocalKek: `${name}${number}` }),
+  }));
+}
+
+test("after 1,024 dead local KEKs a healthy unknown one still comes through, known data cost nothing", async () => {
+  const clock = new TestClock();
   const key4c = new FakeKey4C();
-  const ring = await ready(key4c, { nowMs: () => nowMs, suspect: () => suspicions++ });
+  const { ring, standing } = await readyParts(key4c, { clock });
   const { envelope } = await ring.wrap(DEK);
   const { envelope: unseen } = await (await ready(key4c)).wrap(DEK); // a replica's
-  const garbage = (name: string) => ({
-    ...envelope,
-    header: kekHeader({ ...envelope.header, wrappedLocalKek: name }),
-  });
   key4c.calls.unwrap = 0;
-  for (let number = 0; number < 1_024; number++) {
-    expect(await kindOf(ring.unwrap(garbage(`x${number}`)))).toBe("invalid");
+  for (const dead of invented(envelope, 1_024, "x")) {
+    expect(await kindOf(ring.unwrap(dead))).toBe("invalid");
   }
-  for (let number = 0; number < 100; number++) {
-    expect(await kindOf(ring.unwrap(garbage(`y${number}`)))).toBe("throttled");
-  }
-  expect([key4c.calls.unwrap, suspicions]).toEqual([1_024, 0]);
+  expect(key4c.calls.unwrap).toBe(1_024);
   expect(await ring.unwrap(envelope)).toEqual(DEK);
-  expect(await kindOf(ring.unwrap(unseen))).toBe("throttled");
-  nowMs = 10_000;
-  expect(await ring.unwrap(unseen)).toEqual(DEK);
+  expect(await within(clock, 10, ring.unwrap(unseen))).toEqual(DEK);
+  expect(standing.probeAfterMs(30_000)).toBe(30_000); // garbage brings no probe forward
+});
+
+test("whoever invents wrapped KEKs costs Key4C one call in 10 ms once there were 1,024", async () => {
+  const clock = new TestClock();
+  const key4c = new FakeKey4C();
+  const ring = await ready(key4c, { clock });
+  const { envelope } = await ring.wrap(DEK);
+  key4c.calls.unwrap = 0;
+  const inventAtOnce = (count: number, name: string) =>
+    Promise.all(invented(envelope, count, name).map((one) => kindOf(ring.unwrap(one))));
+  expect(new Set(await inventAtOnce(1_000, "x"))).toEqual(new Set(["invalid"]));
+  const flood = inventAtOnce(1_000, "y");
+  await clock.pass(0);
+  const atOnce = key4c.calls.unwrap;
+  expect(atOnce).toBeLessThanOrEqual(1_024 + 64 + 1); // those under way at the limit
+  await clock.pass(1_000);
+  expect(key4c.calls.unwrap - atOnce).toBeLessThanOrEqual(101);
+  expect(key4c.calls.unwrap - atOnce).toBeGreaterThanOrEqual(99);
+  expect(new Set(await within(clock, 10_000, flood))).toEqual(new Set(["invalid"]));
+  expect(clock.timers).toBe(0);
 });
 
 test("a Decrypt counts as one hit or one miss of the cache, in whatever steps it is made", async () => {
@@ -364,28 +413,11 @@ test("a Decrypt counts as one hit or one miss of the cache, in whatever steps it
   expect(ring.cache).toMatchObject({ hits: 1, misses: 1 });
 });
 
-test("invented wrapped KEKs that wait for their turn are not asked about when there were enough", async () => {
-  const key4c = new FakeKey4C();
-  const ring = await ready(key4c);
-  const { envelope } = await ring.wrap(DEK);
-  key4c.calls.unwrap = 0;
-  const inventAtOnce = (count: number, name: string) =>
-    Promise.all(
-      Array.from({ length: count }, (_, number) => {
-        const header = { ...envelope.header, wrappedLocalKek: `${name}${number}` };
-        return kindOf(ring.unwrap({ ...envelope, header: kekHeader(header) }));
-      }),
-    );
-  expect(new Set(await inventAtOnce(1_000, "x"))).toEqual(new Set(["invalid"]));
-  expect(new Set(await inventAtOnce(1_000, "y"))).toEqual(new Set(["invalid", "throttled"]));
-  expect(key4c.calls.unwrap).toBeLessThanOrEqual(1_024 + 64); // those under way at the limit
-});
-
 test("a wrong answer of Key4C is not believed for ever, and garbage costs no flood of calls", async () => {
-  let nowMs = 0;
+  const clock = new TestClock();
   const key4c = new FakeKey4C();
   const { envelope } = await (await ready(key4c)).wrap(DEK);
-  const ring = await ready(key4c, { nowMs: () => nowMs });
+  const ring = await ready(key4c, { clock });
   key4c.mangle = () => randomBytes(32);
   key4c.calls.unwrap = 0;
   for (let round = 0; round < 100; round++) {
@@ -393,96 +425,177 @@ test("a wrong answer of Key4C is not believed for ever, and garbage costs no flo
   }
   expect(key4c.calls.unwrap).toBe(1);
   key4c.mangle = (bytes) => bytes;
-  nowMs = 10_000;
-  expect(await kindOf(ring.unwrap(envelope))).toBe("invalid"); // and now it is dropped
+  await clock.pass(10_000);
+  expect(await kindOf(ring.unwrap(envelope))).toBe("invalid"); // and now Key4C is asked once more
+  await settle();
   expect(await ring.unwrap(envelope)).toEqual(DEK);
   expect(key4c.calls.unwrap).toBe(2);
   // What has opened something stays, whatever else does not open.
-  nowMs = 30_000;
+  await clock.pass(20_000);
   const tampered = { ...envelope, iv: randomBytes(12) };
   expect(await kindOf(ring.unwrap(tampered))).toBe("invalid");
+  await settle();
   expect(await ring.unwrap(envelope)).toEqual(DEK);
   expect(key4c.calls.unwrap).toBe(2);
 });
 
-test("while the probe says that Key4C is away, callers do not ask it; known keys work on", async () => {
-  const key4c = new FakeKey4C();
-  let probeFailure: PluginError | undefined;
-  const unknown = await (await ready(key4c)).wrap(DEK);
-  const ring = await ready(key4c, { probeFailure: () => probeFailure });
-  const known = await ring.wrap(DEK);
-  key4c.calls.unwrap = 0;
-  probeFailure = new PluginError("unavailable", "fake");
-  expect(await kindOf(ring.unwrap(unknown.envelope))).toBe("unavailable");
-  expect(await ring.unwrap(known.envelope)).toEqual(DEK);
-  expect(key4c.calls.unwrap).toBe(0);
-  probeFailure = new PluginError("denied", "fake"); // a refusal is no outage: other keys may work
-  expect(await ring.unwrap(unknown.envelope)).toEqual(DEK);
-});
+test.each(["unavailable", "denied", "throttled"] as const)(
+  "while the probe says that Key4C is %s, callers do not ask it; known keys work on",
+  async (kind) => {
+    const key4c = new FakeKey4C();
+    const unknown = await (await ready(key4c)).wrap(DEK);
+    const { ring, standing } = await readyParts(key4c);
+    const known = await ring.wrap(DEK);
+    key4c.calls.unwrap = 0;
+    standing.hear(new PluginError(kind, "fake"));
+    expect(await kindOf(ring.unwrap(unknown.envelope))).toBe(kind);
+    expect(await ring.unwrap(known.envelope)).toEqual(DEK);
+    expect(key4c.calls.unwrap).toBe(0);
+    standing.hear(undefined);
+    expect(await ring.unwrap(unknown.envelope)).toEqual(DEK);
+  },
+);
 
-test("a caller's failure for want of Key4C raises suspicion, garbage does not", async () => {
-  const key4c = new FakeKey4C();
-  let suspicions = 0;
-  const { envelope } = await (await ready(key4c)).wrap(DEK);
-  const ring = await ready(key4c, { suspect: () => suspicions++ });
-  const garbage = kekHeader({ ...envelope.header, wrappedLocalKek: "x" });
-  await kindOf(ring.unwrap({ ...envelope, header: garbage }));
-  expect(suspicions).toBe(0);
-  key4c.failure = new PluginError("unavailable", "fake");
-  await kindOf(ring.unwrap(envelope));
-  expect(suspicions).toBe(1);
-});
-
-test("a revoked key loses its local KEKs, other keys keep theirs, restoring brings it back", async () => {
+test("what is only of the current key keeps nobody from asking for a previous one", async () => {
   const key4c = new FakeKey4C();
   const old = await (await ready(key4c, { kmsKeyId: "old" })).wrap(DEK);
-  const ring = await ready(key4c, { previousKeyIds: ["old"] });
+  const unknown = await (await ready(key4c)).wrap(DEK);
+  const { ring, standing } = await readyParts(key4c, { previousKeyIds: ["old"], cacheSize: 0 });
+  for (const kind of ["throttled", "keyUnusable", "keyNotFound"] as const) {
+    standing.hear(new PluginError(kind, "fake"));
+    expect(await kindOf(ring.unwrap(unknown.envelope))).toBe(kind);
+    expect(await ring.unwrap(old.envelope)).toEqual(DEK);
+  }
+  for (const kind of ["mismatch", "olderVersion"] as const) {
+    standing.hear(new PluginError(kind, "fake"));
+    expect(await ring.unwrap(unknown.envelope)).toEqual(DEK); // Key4C itself is well
+  }
+  for (const kind of ["unavailable", "denied"] as const) {
+    standing.hear(new PluginError(kind, "fake"));
+    expect(await kindOf(ring.unwrap(old.envelope))).toBe(kind);
+  }
+});
+
+test("a caller's failure for want of Key4C brings the probe forward, garbage does not", async () => {
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c)).wrap(DEK);
+  const { ring, standing } = await readyParts(key4c);
+  let plans = 0;
+  standing.onChange = () => plans++;
+  const garbage = kekHeader({ ...envelope.header, wrappedLocalKek: "x" });
+  await kindOf(ring.unwrap({ ...envelope, header: garbage }));
+  expect([plans, standing.probeAfterMs(30_000)]).toEqual([0, 30_000]);
+  key4c.failure = UNAVAILABLE;
+  await kindOf(ring.unwrap(envelope));
+  expect([plans, standing.probeAfterMs(30_000)]).toEqual([1, 250]);
+});
+
+test("a caller that is throttled stops all others of its key until Key4C wants to be asked", async () => {
+  const clock = new TestClock();
+  const key4c = new FakeKey4C();
+  const unknown = await (await ready(key4c)).wrap(DEK);
+  const { ring, standing } = await readyParts(key4c, { clock });
+  key4c.failure = new PluginError("throttled", "fake", { retryAfterMs: 90_000 });
+  key4c.calls.unwrap = 0;
+  for (let round = 0; round < 10; round++) {
+    expect(await kindOf(ring.unwrap(unknown.envelope))).toBe("throttled");
+  }
+  expect(key4c.calls.unwrap).toBe(1);
+  expect(standing.probeAfterMs(30_000)).toBe(90_000);
+});
+
+test("a revoked key loses its local KEKs, other keys keep theirs, enabling brings it back", async () => {
+  const key4c = new FakeKey4C();
+  const old = await (await ready(key4c, { kmsKeyId: "old" })).wrap(DEK);
+  const parts = await readyParts(key4c, { previousKeyIds: ["old"], revocationGraceMs: 0 });
+  const { ring, standings, standing } = parts;
   const { envelope } = await ring.wrap(DEK);
   expect(await ring.unwrap(old.envelope)).toEqual(DEK);
   const { localKek } = ring.snapshot ?? {};
-  ring.revoke("demo", new PluginError("keyUnusable", "fake"));
+  revoke(parts, "demo");
   await settle();
-  expect([ring.snapshot, ring.isRevoked("demo"), ring.isRevoked("old")]).toEqual([
+  expect([ring.snapshot, standing.state, standings.of("old").revocation]).toEqual([
     undefined,
-    true,
-    false,
+    "revoked",
+    undefined,
   ]);
   expect(() => localKek?.equals(DEK)).toThrow("dropped");
   expect(await kindOf(ring.wrap(DEK))).toBe("keyUnusable");
+  expect(await kindOf(ring.acknowledged())).toBe("keyUnusable");
   expect(await kindOf(ring.unwrap(envelope))).toBe("keyUnusable");
   key4c.calls.unwrap = 0;
   expect(await ring.unwrap(old.envelope)).toEqual(DEK);
   expect(key4c.calls.unwrap).toBe(0);
 
-  ring.revoke("old", new PluginError("denied", "fake"));
-  expect(await kindOf(ring.unwrap(old.envelope))).toBe("denied");
-  await ring.renew();
-  expect([ring.restore("demo"), ring.restore("demo"), ring.restore("old")]).toEqual([
-    true,
-    false,
-    true,
-  ]);
+  revoke(parts, "old");
+  expect(await kindOf(ring.unwrap(old.envelope))).toBe("keyUnusable");
+  expect(key4c.calls.unwrap).toBe(0);
+  await adopt(ring, key4c); // as the probe does that finds it enabled
+  standing.hear(undefined);
+  standings.of("old").hear(undefined);
   expect((await ring.wrap(DEK)).keyId).toEndWith(".v1");
   expect(await ring.unwrap(envelope)).toEqual(DEK);
   expect(await ring.unwrap(old.envelope)).toEqual(DEK);
 });
 
-test("a key that is revoked while a new local KEK is made leaves no dropped one in the cache", async () => {
+/** Runs `begin`, revokes the key while Key4C is at it, and lets it go on. */
+async function revokedDuring(begin: (ring: Keyring, key4c: FakeKey4C) => unknown) {
   const key4c = new FakeKey4C();
-  const ring = await ready(key4c, { maxAgeMs: 0 });
+  const given: Buffer[] = [];
+  const parts = await readyParts(key4c, { maxUses: 1, revocationGraceMs: 0 });
+  const { ring } = parts;
   const { promise, resolve } = Promise.withResolvers<void>();
   const unwrap = key4c.unwrap.bind(key4c);
   key4c.unwrap = async (...args) => {
     await promise;
-    return unwrap(...args);
+    const bytes = await unwrap(...args);
+    given.push(bytes);
+    return bytes;
   };
-  const { envelope } = await ring.wrap(DEK); // starts a renewal, which waits for its verifying unwrap
+  const before = await ring.wrap(DEK);
+  const ended = begin(ring, key4c);
   await settle();
-  ring.revoke("demo", new PluginError("denied", "fake"));
+  revoke(parts, "demo");
   resolve();
-  await ring.renew();
-  ring.restore("demo");
-  expect(await ring.unwrap(envelope)).toEqual(DEK);
+  await settle();
+  return { ...parts, key4c, before, ended, given };
+}
+
+test("a key that is revoked while it is renewed has no local KEK afterwards", async () => {
+  const { ring, standing, before, given, ended, key4c } = await revokedDuring((ring) =>
+    kindOf(ring.wrap(DEK)),
+  );
+  expect(await ended).toBe("keyUnusable");
+  expect(given.length).toBe(2); // the new one's and the witness's
+  expect([ring.snapshot, ring.cache.size, standing.hasLocalKek]).toEqual([undefined, 0, false]);
+  expect(await kindOf(ring.unwrap(before.envelope))).toBe("keyUnusable");
+  await adopt(ring, key4c);
+  standing.hear(undefined);
+  expect(await ring.unwrap(before.envelope)).toEqual(DEK);
+});
+
+test("a key that is revoked while a higher version is adopted has no local KEK afterwards", async () => {
+  const { ring, standing, ended } = await revokedDuring((ring, key4c) => {
+    key4c.version = 2;
+    return kindOf(adopt(ring, key4c));
+  });
+  expect(await ended).toBe("unavailable");
+  expect([ring.snapshot, ring.cache.size, standing.hasLocalKek]).toEqual([undefined, 0, false]);
+});
+
+test("a key that is revoked while a caller's local KEK is fetched keeps none of it", async () => {
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c)).wrap(DEK);
+  const parts = await readyParts(key4c, { revocationGraceMs: 0 });
+  const { promise, resolve } = Promise.withResolvers<void>();
+  key4c.gate = promise;
+  const unwrapping = kindOf(parts.ring.unwrap(envelope));
+  await settle();
+  revoke(parts, "demo");
+  resolve();
+  await unwrapping;
+  expect(parts.ring.cache.size).toBe(0);
+  expect(await kindOf(parts.ring.unwrap(envelope))).toBe("keyUnusable");
 });
 
 test("data of a previous key are read when it is listed, and not when it is not", async () => {
@@ -537,12 +650,16 @@ test("a plaintext above 512 bytes is refused before anything is wrapped", async 
   expect(ring.snapshot?.localKek.uses).toBe(1);
 });
 
-test("verifyCurrent compares what Key4C gives back", async () => {
+test("missingKeks compares what Key4C gives back, on new connections", async () => {
   const key4c = new FakeKey4C();
   const ring = await ready(key4c);
-  await ring.verifyCurrent();
+  key4c.unwraps.length = 0;
+  expect(await ring.missingKeks()).toEqual([]);
+  expect(key4c.unwraps).toEqual([{ newConnection: true }]);
   key4c.mangle = () => randomBytes(32);
-  expect(await kindOf(ring.verifyCurrent())).toBe("unavailable");
+  expect(await ring.missingKeks()).toEqual([ring.snapshot as never]);
+  key4c.failure = UNAVAILABLE;
+  expect(await kindOf(ring.missingKeks())).toBe("unavailable");
 });
 
 test("a service that tells no version gives a key_id without one", async () => {

@@ -149,7 +149,7 @@ test("for arm64 it has arm64's binary, which runs", async () => {
 
   const libraries = join(directory, "arm64");
   cpSync("/usr/aarch64-linux-gnu/lib", join(libraries, "lib"), { recursive: true });
-  await imageOf(libraries, `${BASE}-arm64`, "--arch", "arm64");
+  await imageOf(libraries, `${BASE}-arm64`, { flags: ["--arch", "arm64"] });
   const tag = `${IMAGE}-arm64`;
   await buildImage(tag, "--arch", "arm64", "--base", `${BASE}-arm64`);
   const format = "{{.Os}}/{{.Architecture}}";

@@ -21,13 +21,7 @@ export const settings = {
 /** Runs podman, or buildah. @throws Error with what it printed */
 export const podman = (...args: string[]) => run(["podman", ...args], settings);
 
-/** @throws Error when a tool is missing: nothing here may be passed over in silence */
 export async function setUpContainers(): Promise<void> {
-  for (const tool of ["buildah", "podman", "runc", "catatonit", "apt-get", "dpkg-deb"]) {
-    if (Bun.which(tool) === null) {
-      throw new Error(`${tool} is missing: .ci/setup installs it (Debian, as root)`);
-    }
-  }
   const toml = (name: string, text: string) => writeFileSync(join(directory, name), text);
   toml(
     "storage.conf",
@@ -54,10 +48,18 @@ async function buildBase(): Promise<void> {
   await imageOf(root, BASE);
 }
 
-/** An image of nothing but these files. */
-export async function imageOf(root: string, tag: string, ...flags: string[]): Promise<void> {
+/**
+ * An image of nothing but these files.
+ * @param options.flags for buildah
+ * @param options.lines more lines of its Containerfile
+ */
+export async function imageOf(
+  root: string,
+  tag: string,
+  { flags = [], lines = [] }: { flags?: readonly string[]; lines?: readonly string[] } = {},
+): Promise<void> {
   const containerfile = join(directory, "only-files");
-  writeFileSync(containerfile, "FROM scratch\nCOPY . /\n");
+  writeFileSync(containerfile, ["FROM scratch", "COPY . /", ...lines, ""].join("\n"));
   const build = ["build", "--quiet", ...flags, "--file", containerfile, "--tag", tag];
   await run(["buildah", ...build, root], settings);
 }

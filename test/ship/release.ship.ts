@@ -113,6 +113,7 @@ test("the bill of materials names what is in the bundle, with versions and hashe
     "@bufbuild/protobuf",
     "@grpc/grpc-js",
     "@js-sdsl/ordered-map",
+    "yaml",
     "bun",
   ]);
   const runtimes = bill.components.flatMap((one) => one.components ?? []);

@@ -1,7 +1,7 @@
 /** What must hold, whatever happens: S1 to S8, with the bounds that we state. */
 import { status } from "@grpc/grpc-js";
+import type { Snapshot } from "../../src/keys/held.ts";
 import { parseKeyId } from "../../src/keys/key-id.ts";
-import type { Snapshot } from "../../src/keys/keyring.ts";
 import type { Standing, State } from "../../src/keys/standing.ts";
 import type { PluginError } from "../../src/system/errors.ts";
 import {
@@ -441,10 +441,10 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     if (clock.pendingTimers > timers) {
       this.fail("S8", `node ${node}: ${clock.pendingTimers} timers are left, ${timers} are wanted`);
     }
-    if (inFlight.count > 0 || plugin.unanswered > 0 || keyring.unwrapsUnderWay > 0) {
+    if (inFlight.count > 0 || plugin.unanswered > 0 || keyring.unwraps.underWay > 0) {
       this.fail(
         "S8",
-        `node ${node}: ${inFlight.count} requests, ${plugin.unanswered} RPCs, ${keyring.unwrapsUnderWay} unwraps are left`,
+        `node ${node}: ${inFlight.count} requests, ${plugin.unanswered} RPCs, ${keyring.unwraps.underWay} unwraps are left`,
       );
     }
     this.expectNoKeyLeft(plugin);

@@ -6,21 +6,7 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { holds } from "../properties.ts";
 import clientBytes from "../vectors/client-bytes.json";
-import {
-  CONTINUATION,
-  END_HEADERS,
-  everyByte,
-  filtered,
-  frame,
-  HEADERS,
-  HUFFMAN_NAME,
-  integer,
-  LITERALS,
-  PADDED,
-  PREFACE,
-  PRIORITY,
-  string,
-} from "./hpack.ts";
+import * as h2 from "./hpack.ts";
 
 const FILL = "k".charCodeAt(0);
 
@@ -32,7 +18,7 @@ class Hopeless extends Error {}
 /** What must come out, by the book: frames first, then the representations of each header block. */
 function reference(input: Buffer): Buffer {
   const output = Buffer.from(input);
-  if (!input.subarray(0, PREFACE.length).equals(PREFACE)) {
+  if (!input.subarray(0, h2.PREFACE.length).equals(h2.PREFACE)) {
     return output;
   }
   try {
@@ -50,18 +36,18 @@ function reference(input: Buffer): Buffer {
 /** Of each header block, where its bytes are in the input (RFC 9113 §4.3, §6.2, §6.10). */
 function headerBlocks(input: Buffer): number[][] {
   const blocks: number[][] = [[]];
-  for (let at = PREFACE.length; at + 9 <= input.length; ) {
+  for (let at = h2.PREFACE.length; at + 9 <= input.length; ) {
     const [length, type, flags] = [input.readUIntBE(at, 3), input[at + 3], input[at + 4] ?? 0];
     at += 9;
     let [from, to] = [at, at + length];
-    if (type === HEADERS) {
+    if (type === h2.HEADERS) {
       blocks.push([]);
-      const isPadded = (flags & PADDED) !== 0 && length > 0;
+      const isPadded = (flags & h2.PADDED) !== 0 && length > 0;
       const padding = isPadded ? (input[at] ?? 0) : 0;
-      from = Math.min(to, from + (isPadded ? 1 : 0) + (flags & PRIORITY ? 5 : 0));
+      from = Math.min(to, from + (isPadded ? 1 : 0) + (flags & h2.PRIORITY ? 5 : 0));
       to = Math.max(from, to - padding);
     }
-    if (type === HEADERS || type === CONTINUATION) {
+    if (type === h2.HEADERS || type === h2.CONTINUATION) {
       for (let position = from; position < Math.min(to, input.length); position++) {
         blocks.at(-1)?.push(position);
       }
@@ -112,7 +98,7 @@ function rewrite(output: Buffer, block: readonly number[]): void {
       if (index === 0) {
         const start = byte();
         const name = Buffer.from(Array.from({ length: number(start, 7) }, byte));
-        isAuthority = name.equals(start >= 0x80 ? HUFFMAN_NAME : Buffer.from(":authority"));
+        isAuthority = name.equals(start >= 0x80 ? h2.HUFFMAN_NAME : Buffer.from(":authority"));
       }
       const start = position();
       const sent = output[start] ?? 0;
@@ -153,7 +139,7 @@ const name = fc.oneof(
   fc.integer({ min: 2, max: 300 }).map((index) => {
     return { index, spelled: Buffer.alloc(0), isAuthority: false };
   }),
-  fc.constantFrom(string(":authority"), string(HUFFMAN_NAME, true)).map((spelled) => {
+  fc.constantFrom(h2.string(":authority"), h2.string(h2.HUFFMAN_NAME, true)).map((spelled) => {
     return { index: 0, spelled, isAuthority: true };
   }),
   fc
@@ -161,26 +147,26 @@ const name = fc.oneof(
       fc.oneof(
         bytes(150),
         fc.constantFrom(":authorit", ":authority:", ":Authority").map((one) => Buffer.from(one)),
-        fc.constant(HUFFMAN_NAME.subarray(0, 7)),
+        fc.constant(h2.HUFFMAN_NAME.subarray(0, 7)),
       ),
       fc.boolean(),
     )
-    .filter(([one, huffman]) => !one.equals(huffman ? HUFFMAN_NAME : Buffer.from(":authority")))
-    .map(([one, huffman]) => ({ index: 0, spelled: string(one, huffman), isAuthority: false })),
+    .filter(([one, huffman]) => !one.equals(huffman ? h2.HUFFMAN_NAME : Buffer.from(":authority")))
+    .map(([one, huffman]) => ({ index: 0, spelled: h2.string(one, huffman), isAuthority: false })),
 );
 
 const representation: fc.Arbitrary<Pair> = fc.oneof(
-  fc.integer({ min: 1, max: 300 }).map((index) => unchanged(integer(0x80, 7, index))),
-  fc.nat(10_000).map((size) => unchanged(integer(0x20, 5, size))),
+  fc.integer({ min: 1, max: 300 }).map((index) => unchanged(h2.integer(0x80, 7, index))),
+  fc.nat(10_000).map((size) => unchanged(h2.integer(0x20, 5, size))),
   fc
-    .tuple(fc.constantFrom(...LITERALS), name, text, fc.boolean())
+    .tuple(fc.constantFrom(...h2.LITERALS), name, text, fc.boolean())
     .map(([[, pattern, bits], { index, spelled, isAuthority }, value, huffman]): Pair => {
-      const start = Buffer.concat([integer(pattern, bits, index), spelled]);
+      const start = Buffer.concat([h2.integer(pattern, bits, index), spelled]);
       const wanted =
         isAuthority && value.length > 0
-          ? string(Buffer.alloc(value.length, FILL))
-          : string(value, huffman);
-      return [Buffer.concat([start, string(value, huffman)]), Buffer.concat([start, wanted])];
+          ? h2.string(Buffer.alloc(value.length, FILL))
+          : h2.string(value, huffman);
+      return [Buffer.concat([start, h2.string(value, huffman)]), Buffer.concat([start, wanted])];
     }),
 );
 
@@ -193,16 +179,16 @@ const headers: fc.Arbitrary<Pair> = fc
     priority: fc.option(fc.uint8Array({ minLength: 5, maxLength: 5 })),
   })
   .map(({ block, cuts, padding, priority }) => {
-    const flags = (padding ? PADDED : 0) | (priority ? PRIORITY : 0);
+    const flags = (padding ? h2.PADDED : 0) | (priority ? h2.PRIORITY : 0);
     const framed = (whole: Buffer) => {
       const ends = [...positions(cuts, whole.length), whole.length];
       const frames = ends.map((end, index) => {
         const fragment = whole.subarray(ends[index - 1] ?? 0, end);
-        const last = end === whole.length && index === ends.length - 1 ? END_HEADERS : 0;
+        const last = end === whole.length && index === ends.length - 1 ? h2.END_HEADERS : 0;
         return index > 0
-          ? frame(CONTINUATION, last, fragment)
-          : frame(
-              HEADERS,
+          ? h2.frame(h2.CONTINUATION, last, fragment)
+          : h2.frame(
+              h2.HEADERS,
               flags | last,
               Buffer.concat([
                 padding ? Buffer.from([padding.length]) : Buffer.alloc(0),
@@ -225,7 +211,7 @@ const otherFrame = fc
     fc.oneof(bytes(300), representation),
   )
   .map(([type, flags, payload]) =>
-    unchanged(frame(type, flags, Buffer.isBuffer(payload) ? payload : payload[0])),
+    unchanged(h2.frame(type, flags, Buffer.isBuffer(payload) ? payload : payload[0])),
   );
 
 const cutsOf = fc.array(fc.nat(50_000), { maxLength: 20 });
@@ -239,17 +225,17 @@ holds(
   "valid header blocks: the authority is overwritten, nothing else, however they are cut",
   1_000,
   fc.property(fc.array(fc.oneof(headers, otherFrame), { maxLength: 5 }), cutsOf, (pairs, cuts) => {
-    const [sent, wanted] = join([unchanged(PREFACE), ...pairs]);
+    const [sent, wanted] = join([unchanged(h2.PREFACE), ...pairs]);
     expect(reference(sent)).toEqual(wanted);
-    expect(filtered(sent)).toEqual(wanted);
-    expect(filtered(sent, (length) => positions(cuts, length))).toEqual(wanted);
-    expect(filtered(sent, everyByte)).toEqual(wanted);
+    expect(h2.filtered(sent)).toEqual(wanted);
+    expect(h2.filtered(sent, (length) => positions(cuts, length))).toEqual(wanted);
+    expect(h2.filtered(sent, h2.everyByte)).toEqual(wanted);
   }),
 );
 
 const anyFrame = fc
   .tuple(
-    fc.constantFrom(HEADERS, HEADERS, CONTINUATION, 0, 4),
+    fc.constantFrom(h2.HEADERS, h2.HEADERS, h2.CONTINUATION, 0, 4),
     fc.nat(255),
     fc.oneof(
       bytes(60),
@@ -261,18 +247,18 @@ const anyFrame = fc
         ),
     ),
   )
-  .map(([type, flags, payload]) => frame(type, flags, Buffer.from(payload)));
+  .map(([type, flags, payload]) => h2.frame(type, flags, Buffer.from(payload)));
 
 holds(
   "random frames: the same as the reference, of the same length, however they are cut",
   3_000,
   fc.property(fc.array(anyFrame, { maxLength: 6 }), fc.nat(400), cutsOf, (frames, lost, cuts) => {
-    const whole = Buffer.concat([PREFACE, ...frames]);
-    const sent = whole.subarray(0, Math.max(PREFACE.length, whole.length - (lost % 20)));
+    const whole = Buffer.concat([h2.PREFACE, ...frames]);
+    const sent = whole.subarray(0, Math.max(h2.PREFACE.length, whole.length - (lost % 20)));
     const wanted = reference(sent);
-    expect(filtered(sent)).toEqual(wanted);
-    expect(filtered(sent, (length) => positions(cuts, length))).toEqual(wanted);
-    expect(filtered(sent, everyByte)).toEqual(wanted);
+    expect(h2.filtered(sent)).toEqual(wanted);
+    expect(h2.filtered(sent, (length) => positions(cuts, length))).toEqual(wanted);
+    expect(h2.filtered(sent, h2.everyByte)).toEqual(wanted);
   }),
 );
 
@@ -283,18 +269,20 @@ holds(
     fc.oneof(
       bytes(60),
       // A preface with one wrong byte.
-      fc.tuple(fc.nat(PREFACE.length - 1), fc.integer({ min: 1, max: 255 })).map(([at, flip]) => {
-        const wrong = Buffer.from(PREFACE);
-        wrong[at] = (wrong[at] ?? 0) ^ flip;
-        return wrong;
-      }),
+      fc
+        .tuple(fc.nat(h2.PREFACE.length - 1), fc.integer({ min: 1, max: 255 }))
+        .map(([at, flip]) => {
+          const wrong = Buffer.from(h2.PREFACE);
+          wrong[at] = (wrong[at] ?? 0) ^ flip;
+          return wrong;
+        }),
     ),
     headers,
     cutsOf,
     (start, [block], cuts) => {
       const sent = Buffer.concat([start, block]);
-      fc.pre(!sent.subarray(0, PREFACE.length).equals(PREFACE));
-      expect(filtered(sent, (length) => positions(cuts, length))).toEqual(sent);
+      fc.pre(!sent.subarray(0, h2.PREFACE.length).equals(h2.PREFACE));
+      expect(h2.filtered(sent, (length) => positions(cuts, length))).toEqual(sent);
     },
   ),
 );
@@ -303,10 +291,11 @@ test.each(clientBytes.clients)(
   "$client: its path is overwritten wherever its bytes are cut",
   (one) => {
     const sent = Buffer.from(one.bytes, "hex");
-    const whole = filtered(sent);
+    const whole = h2.filtered(sent);
     expect(whole).toEqual(reference(sent));
     // The length byte loses its Huffman bit, the value behind it becomes fill, and nothing else changes.
-    const at = everyByte(sent.length).find((position) => sent[position] !== whole[position]) ?? 0;
+    const at =
+      h2.everyByte(sent.length).find((position) => sent[position] !== whole[position]) ?? 0;
     const length = (sent[at] ?? 0) & 0x7f;
     const field = Buffer.from([length, ...Buffer.alloc(length, FILL)]);
     expect(length).toBeGreaterThan(5);
@@ -314,14 +303,14 @@ test.each(clientBytes.clients)(
       Buffer.concat([sent.subarray(0, at), field, sent.subarray(at + field.length)]),
     );
 
-    const places = everyByte(sent.length + 1);
+    const places = h2.everyByte(sent.length + 1);
     const dense = places.filter((place) => place <= at + field.length + 10 || place % 8 === 0);
     const cuts = [
       ...places.map((place) => [place]),
       ...dense.flatMap((a) => dense.map((b) => [a, b])),
     ];
     for (const cut of cuts.filter(([a = 0, b = a]) => a <= b)) {
-      if (!filtered(sent, () => cut).equals(whole)) {
+      if (!h2.filtered(sent, () => cut).equals(whole)) {
         throw new Error(`cut at ${cut}`);
       }
     }

@@ -1,26 +1,12 @@
 import { expect, test } from "bun:test";
-import {
-  CONTINUATION,
-  END_HEADERS,
-  everyByte,
-  filtered,
-  frame,
-  HEADERS,
-  HUFFMAN_NAME,
-  integer,
-  LITERALS,
-  PADDED,
-  PREFACE,
-  PRIORITY,
-  string,
-} from "./hpack.ts";
+import * as h2 from "./hpack.ts";
 
 const METHOD_POST = Buffer.from([0x83]);
-const PATH = Buffer.concat([integer(0x40, 6, 4), string("/v2.KeyManagementService/Status")]);
+const PATH = Buffer.concat([h2.integer(0x40, 6, 4), h2.string("/v2.KeyManagementService/Status")]);
 
 /** A block with an authority between other fields, as sent and as it must come out. */
 function block(authority: Buffer, expected: Buffer): [Buffer, Buffer] {
-  const other = Buffer.concat([integer(0x40, 6, 58), string("grpc-go/1.56.3")]);
+  const other = Buffer.concat([h2.integer(0x40, 6, 58), h2.string("grpc-go/1.56.3")]);
   return [
     Buffer.concat([METHOD_POST, PATH, authority, other]),
     Buffer.concat([METHOD_POST, PATH, expected, other]),
@@ -28,12 +14,12 @@ function block(authority: Buffer, expected: Buffer): [Buffer, Buffer] {
 }
 
 function literal(pattern: number, bits: number, value: string | Buffer, huffman = false): Buffer {
-  return Buffer.concat([integer(pattern, bits, 1), string(value, huffman)]);
+  return Buffer.concat([h2.integer(pattern, bits, 1), h2.string(value, huffman)]);
 }
 
 /** Cases: name, bytes after the preface, what must come out. */
 const CASES: [string, Buffer, Buffer][] = [];
-for (const [name, pattern, bits] of LITERALS) {
+for (const [name, pattern, bits] of h2.LITERALS) {
   for (const value of [
     "/tmp/kms.sock",
     "%2Ftmp%2Fkms.sock",
@@ -47,8 +33,8 @@ for (const [name, pattern, bits] of LITERALS) {
     );
     CASES.push([
       `${name}: ${value.slice(0, 20)}`,
-      frame(HEADERS, END_HEADERS, input),
-      frame(HEADERS, END_HEADERS, output),
+      h2.frame(h2.HEADERS, h2.END_HEADERS, input),
+      h2.frame(h2.HEADERS, h2.END_HEADERS, output),
     ]);
   }
 }
@@ -59,19 +45,20 @@ const [huffmanIn, huffmanOut] = block(
 );
 CASES.push([
   "a Huffman-coded value becomes a plain one of the same wire length",
-  frame(HEADERS, END_HEADERS, huffmanIn),
-  frame(HEADERS, END_HEADERS, huffmanOut),
+  h2.frame(h2.HEADERS, h2.END_HEADERS, huffmanIn),
+  h2.frame(h2.HEADERS, h2.END_HEADERS, huffmanOut),
 ]);
 for (const [name, nameBytes] of [
-  ["raw", string(":authority")],
-  ["Huffman-coded", string(HUFFMAN_NAME, true)],
+  ["raw", h2.string(":authority")],
+  ["Huffman-coded", h2.string(h2.HUFFMAN_NAME, true)],
 ] as const) {
-  const field = (value: string) => Buffer.concat([Buffer.from([0x40]), nameBytes, string(value)]);
+  const field = (value: string) =>
+    Buffer.concat([Buffer.from([0x40]), nameBytes, h2.string(value)]);
   const [input, output] = block(field("/run/kms.sock"), field("k".repeat(13)));
   CASES.push([
     `a literal name, ${name}`,
-    frame(HEADERS, END_HEADERS, input),
-    frame(HEADERS, END_HEADERS, output),
+    h2.frame(h2.HEADERS, h2.END_HEADERS, input),
+    h2.frame(h2.HEADERS, h2.END_HEADERS, output),
   ]);
 }
 const [plainIn, plainOut] = block(literal(0x40, 6, "/a.sock"), literal(0x40, 6, "kkkkkkk"));
@@ -79,14 +66,14 @@ const padding = Buffer.concat([Buffer.alloc(5), literal(0x40, 6, "/pad")]); // l
 const priority = Buffer.from([0, 0, 0, 0, 0x41]); // its weight looks like the start of a literal
 CASES.push([
   "padding and priority are skipped",
-  frame(
-    HEADERS,
-    END_HEADERS | PADDED | PRIORITY,
+  h2.frame(
+    h2.HEADERS,
+    h2.END_HEADERS | h2.PADDED | h2.PRIORITY,
     Buffer.concat([Buffer.from([padding.length]), priority, plainIn, padding]),
   ),
-  frame(
-    HEADERS,
-    END_HEADERS | PADDED | PRIORITY,
+  h2.frame(
+    h2.HEADERS,
+    h2.END_HEADERS | h2.PADDED | h2.PRIORITY,
     Buffer.concat([Buffer.from([padding.length]), priority, plainOut, padding]),
   ),
 ]);
@@ -94,12 +81,12 @@ for (let cut = 0; cut <= plainIn.length; cut++) {
   CASES.push([
     `continued after byte ${cut}`,
     Buffer.concat([
-      frame(HEADERS, 0, plainIn.subarray(0, cut)),
-      frame(CONTINUATION, END_HEADERS, plainIn.subarray(cut)),
+      h2.frame(h2.HEADERS, 0, plainIn.subarray(0, cut)),
+      h2.frame(h2.CONTINUATION, h2.END_HEADERS, plainIn.subarray(cut)),
     ]),
     Buffer.concat([
-      frame(HEADERS, 0, plainOut.subarray(0, cut)),
-      frame(CONTINUATION, END_HEADERS, plainOut.subarray(cut)),
+      h2.frame(h2.HEADERS, 0, plainOut.subarray(0, cut)),
+      h2.frame(h2.CONTINUATION, h2.END_HEADERS, plainOut.subarray(cut)),
     ]),
   ]);
 }
@@ -107,71 +94,91 @@ for (let cut = 0; cut <= plainIn.length; cut++) {
 test.each(CASES)("overwrites the authority, %s", (_, input, output) => {
   const surrounded = (middle: Buffer) =>
     Buffer.concat([
-      PREFACE,
-      frame(4, 0, Buffer.alloc(0)),
+      h2.PREFACE,
+      h2.frame(4, 0, Buffer.alloc(0)),
       middle,
-      frame(0, 1, Buffer.from("DATA A/b")),
+      h2.frame(0, 1, Buffer.from("DATA A/b")),
       middle,
     ]);
-  expect(filtered(surrounded(input))).toEqual(surrounded(output));
-  expect(filtered(surrounded(input), everyByte)).toEqual(surrounded(output));
+  expect(h2.filtered(surrounded(input))).toEqual(surrounded(output));
+  expect(h2.filtered(surrounded(input), h2.everyByte)).toEqual(surrounded(output));
 });
 
 test("leaves everything else alone", () => {
   const untouched = [
-    ["an empty authority", frame(HEADERS, END_HEADERS, literal(0x40, 6, ""))],
-    ["an empty Huffman-coded authority", frame(HEADERS, END_HEADERS, literal(0x40, 6, "", true))],
-    ["no authority", frame(HEADERS, END_HEADERS, Buffer.concat([METHOD_POST, PATH]))],
-    ["an indexed authority", frame(HEADERS, END_HEADERS, Buffer.from([0x81]))],
+    ["an empty authority", h2.frame(h2.HEADERS, h2.END_HEADERS, literal(0x40, 6, ""))],
+    [
+      "an empty Huffman-coded authority",
+      h2.frame(h2.HEADERS, h2.END_HEADERS, literal(0x40, 6, "", true)),
+    ],
+    ["no authority", h2.frame(h2.HEADERS, h2.END_HEADERS, Buffer.concat([METHOD_POST, PATH]))],
+    ["an indexed authority", h2.frame(h2.HEADERS, h2.END_HEADERS, Buffer.from([0x81]))],
     [
       "a name from the dynamic table",
-      frame(HEADERS, END_HEADERS, Buffer.concat([integer(0x40, 6, 62), string("/x")])),
+      h2.frame(
+        h2.HEADERS,
+        h2.END_HEADERS,
+        Buffer.concat([h2.integer(0x40, 6, 62), h2.string("/x")]),
+      ),
     ],
     [
       "a table size update",
-      frame(HEADERS, END_HEADERS, Buffer.concat([integer(0x20, 5, 4096), METHOD_POST])),
+      h2.frame(h2.HEADERS, h2.END_HEADERS, Buffer.concat([h2.integer(0x20, 5, 4096), METHOD_POST])),
     ],
     [
       "another literal name",
-      frame(
-        HEADERS,
-        END_HEADERS,
-        Buffer.concat([Buffer.from([0x40]), string(":authoritz"), string("/x")]),
+      h2.frame(
+        h2.HEADERS,
+        h2.END_HEADERS,
+        Buffer.concat([Buffer.from([0x40]), h2.string(":authoritz"), h2.string("/x")]),
       ),
     ],
     [
       "a longer name",
-      frame(
-        HEADERS,
-        END_HEADERS,
-        Buffer.concat([Buffer.from([0x40]), string(":authority2"), string("/x")]),
+      h2.frame(
+        h2.HEADERS,
+        h2.END_HEADERS,
+        Buffer.concat([Buffer.from([0x40]), h2.string(":authority2"), h2.string("/x")]),
       ),
     ],
-    ["DATA that looks like a field", frame(0, 0, literal(0x40, 6, "/tmp/kms.sock"))],
-    ["an empty HEADERS frame", frame(HEADERS, END_HEADERS | PADDED | PRIORITY, Buffer.alloc(0))],
-    ["padding longer than its frame", frame(HEADERS, PADDED, Buffer.from([200, 0x41, 1, 0x2f]))],
+    ["DATA that looks like a field", h2.frame(0, 0, literal(0x40, 6, "/tmp/kms.sock"))],
+    [
+      "an empty HEADERS frame",
+      h2.frame(h2.HEADERS, h2.END_HEADERS | h2.PADDED | h2.PRIORITY, Buffer.alloc(0)),
+    ],
+    [
+      "padding longer than its frame",
+      h2.frame(h2.HEADERS, h2.PADDED, Buffer.from([200, 0x41, 1, 0x2f])),
+    ],
   ] as const;
   for (const [name, bytes] of untouched) {
-    const input = Buffer.concat([PREFACE, bytes]);
-    expect([name, filtered(input).toString("hex")]).toEqual([name, input.toString("hex")]);
+    const input = Buffer.concat([h2.PREFACE, bytes]);
+    expect([name, h2.filtered(input).toString("hex")]).toEqual([name, input.toString("hex")]);
   }
 });
 
 test("padding that claims more than its frame ends with the frame", () => {
-  const lying = frame(HEADERS, END_HEADERS | PADDED, Buffer.from([200, 0x83]));
+  const lying = h2.frame(h2.HEADERS, h2.END_HEADERS | h2.PADDED, Buffer.from([200, 0x83]));
   const [input, wanted] = [plainIn, plainOut].map((block) =>
-    Buffer.concat([PREFACE, lying, frame(HEADERS, END_HEADERS, block)]),
+    Buffer.concat([h2.PREFACE, lying, h2.frame(h2.HEADERS, h2.END_HEADERS, block)]),
   );
-  expect(filtered(input as Buffer)).toEqual(wanted as Buffer); // two in, two out
+  expect(h2.filtered(input as Buffer)).toEqual(wanted as Buffer); // two in, two out
 });
 
 test("what is not HTTP/2 passes", () => {
-  const input = Buffer.concat([Buffer.from("GET / HTTP/1.1\r\n\r\n"), frame(HEADERS, 4, plainIn)]);
-  expect(filtered(input)).toEqual(input);
+  const input = Buffer.concat([
+    Buffer.from("GET / HTTP/1.1\r\n\r\n"),
+    h2.frame(h2.HEADERS, 4, plainIn),
+  ]);
+  expect(h2.filtered(input)).toEqual(input);
 });
 
 test("an integer without end ends the filter, not the process", () => {
   const endless = Buffer.concat([Buffer.from([0x7f]), Buffer.alloc(100_000, 0xff)]);
-  const input = Buffer.concat([PREFACE, frame(HEADERS, 0, endless), frame(HEADERS, 4, plainIn)]);
-  expect(filtered(input)).toEqual(input);
+  const input = Buffer.concat([
+    h2.PREFACE,
+    h2.frame(h2.HEADERS, 0, endless),
+    h2.frame(h2.HEADERS, 4, plainIn),
+  ]);
+  expect(h2.filtered(input)).toEqual(input);
 });

@@ -12,6 +12,7 @@ import {
   onTestEnd,
   recordingLog,
   temporaryDirectory,
+  toldDeadline,
 } from "../support.ts";
 
 /** A server whose Encrypt is the test's; the rest is not called. */
@@ -23,7 +24,7 @@ async function serve(encrypt: Handlers<typeof V2>["encrypt"]) {
   };
   addService(grpc, V2, { status: unused, decrypt: unused, encrypt }, { api: "v2", log });
   const path = join(temporaryDirectory(), "kms.sock");
-  const listener = await listen(grpc, { path, mode: 0o600, gid: undefined, log }, log);
+  const listener = await listen(grpc, { path, mode: 0o600, gid: undefined }, log);
   onTestEnd(() => listener.close());
   const client = grpcClient(path);
   const call = (options = {}) => callRpc(client, V2.method.encrypt, { uid: "u-1" }, options);
@@ -56,7 +57,7 @@ test("a repeated failure is one line in ten seconds", async () => {
 
 test("a handler that never answers ends before the caller's deadline", async () => {
   const { call } = await serve(() => new Promise(() => {}));
-  expect(await failureOf(call({ deadlineMs: 400 }))).toEqual([
+  expect(await failureOf(call(toldDeadline(400)))).toEqual([
     status.DEADLINE_EXCEEDED,
     "no result before the deadline",
   ]);

@@ -1,34 +1,62 @@
 /** Says before and after an installation what is wrong, and what to do. */
-import type { CommandLine } from "../../config/config.ts";
-import { forbiddenEnvironment } from "../../system/process.ts";
+import type { CommandLine, Config } from "../../config/config.ts";
+import type { Log } from "../../system/log.ts";
+import { forbiddenEnvironment, hardenProcess } from "../../system/process.ts";
+import { printable, printableJson } from "../printable.ts";
 import { type Check, fail, pass } from "./check.ts";
 import { checkEncryptionConfiguration } from "./encryption-configuration.ts";
 import { checkKey4C } from "./key4c.ts";
+import { checkKubeApiserver, findKubeApiserver, hostPaths } from "./kube-apiserver.ts";
+import { checkProfile } from "./profile-check.ts";
 import { checkSocket } from "./socket.ts";
 
 /** All checks, in the order in which their faults should be mended. */
-export async function doctorCommand({ config, problems }: CommandLine): Promise<{
+export async function doctorCommand(
+  { config, problems }: CommandLine,
+  log: Log,
+): Promise<{
   readonly text: string;
   readonly ok: boolean;
 }> {
+  const forbidden = forbiddenEnvironment();
+  if (forbidden.length === 0) {
+    hardenProcess(log);
+  }
+  const configuration = checkConfiguration(problems, forbidden);
+  const isUsable = problems.length + forbidden.length === 0;
   const checks = [
-    ...checkConfiguration(problems),
-    ...(await checkKey4C(config)),
-    ...(await checkSocket(config)),
-    ...(await checkEncryptionConfiguration(
-      config.encryptionConfiguration,
-      config.kmsEndpoint,
-      config.migrated,
-    )),
+    ...configuration,
+    ...(config.profileCheck === true
+      ? await checkProfile(config, isUsable)
+      : await checkInstallation(config, isUsable)),
   ];
   return {
-    text: config.json === true ? `${JSON.stringify(checks)}\n` : checks.map(line).join(""),
+    text: config.json === true ? `${printableJson(checks)}\n` : checks.map(line).join(""),
     ok: checks.every(({ result }) => result !== "fail"),
   };
 }
 
-function checkConfiguration(problems: readonly string[]): Check[] {
-  const forbidden = forbiddenEnvironment();
+async function checkInstallation(config: Config, isUsable: boolean): Promise<Check[]> {
+  const key4c = await checkKey4C(config, isUsable);
+  const found = findKubeApiserver(config.kubeApiserver);
+  const apiServer = "check" in found ? undefined : found;
+  return [
+    ...key4c.checks,
+    ...(await checkSocket(config, key4c.keyId)),
+    ...(await checkEncryptionConfiguration({
+      path: config.encryptionConfiguration ?? apiServer?.configuration,
+      socket: config.kmsEndpoint,
+      isMigrated: config.migrated === true,
+      server: apiServer?.server ?? {},
+      toHost: hostPaths(apiServer),
+    })),
+    ...("check" in found
+      ? [found]
+      : checkKubeApiserver(found, config.encryptionConfiguration, config.kmsEndpoint)),
+  ];
+}
+
+function checkConfiguration(problems: readonly string[], forbidden: readonly string[]): Check[] {
   return [
     ...problems.map((one) => fail("configuration", one, "correct the option; `help` lists them")),
     ...forbidden.map((name) =>
@@ -40,8 +68,13 @@ function checkConfiguration(problems: readonly string[]): Check[] {
   ];
 }
 
-const MARKS = { pass: "✓", fail: "✗", skip: "–" } as const;
+const MARKS = { pass: "✓", warn: "!", fail: "✗", skip: "–" } as const;
 
-function line({ check, result, detail, remedy }: Check): string {
-  return `${MARKS[result]} ${check}: ${detail}${remedy === "" ? "" : ` → ${remedy}`}\n`;
+function line({ check, result, detail, remedy, shown = [] }: Check): string {
+  const text = `${check}: ${detail}${remedy === "" ? "" : ` → ${remedy}`}`;
+  return [
+    `${MARKS[result]} ${printable(text)}`,
+    ...shown.map((one) => `    ${printable(one)}`),
+    "",
+  ].join("\n");
 }

@@ -1,73 +1,75 @@
 /** What is wrong with an EncryptionConfiguration before kube-apiserver says so, or does not say so. */
-
 import { connectTo } from "../../socket/unix-socket.ts";
-import { readSmallFile } from "../../system/files.ts";
-import { type Check, fail, pass, skip } from "./check.ts";
+import { describeError } from "../../system/errors.ts";
+import { readSmallBytes } from "../../system/files.ts";
+import { type Check, fail, pass, skip, warn } from "./check.ts";
+import type { Kms, Server } from "./encryption/kms.ts";
+import { type Group, loadConfiguration, type Provider } from "./encryption/load.ts";
+import { providersOf } from "./encryption/providers.ts";
+import { leadsTo } from "./paths.ts";
 
-/** A provider's fields, and where it stands: `resources[0].providers[1]`. */
-interface Provider {
-  readonly at: string;
-  /** `kms`, `identity`, `aescbc` … */
-  readonly kind: string;
-  readonly fields: Readonly<Record<string, unknown>>;
-}
-
-interface Group {
-  readonly resources: readonly string[];
-  readonly providers: readonly Provider[];
+export interface EncryptionConfigurationOptions {
+  readonly path: string | undefined;
+  /** Path of the plugin's socket. */
+  readonly socket: string | undefined;
+  /** Nothing in etcd is plaintext any more. */
+  readonly isMigrated: boolean;
+  /** What is known of the API server that reads it. */
+  readonly server: Partial<Server>;
+  /** What this host calls a path of the API server's container. */
+  readonly toHost: (path: string) => string;
 }
 
 /** The checks in their order; each `EncryptionConfiguration: …`. */
-export async function checkEncryptionConfiguration(
-  path: string | undefined,
-  socket: string | undefined,
-  isMigrated = false,
-): Promise<Check[]> {
+export async function checkEncryptionConfiguration({
+  path,
+  socket,
+  isMigrated,
+  server,
+  toHost,
+}: EncryptionConfigurationOptions): Promise<Check[]> {
   if (path === undefined) {
     return [skip(named("file"), "give its path with --encryption-configuration")];
   }
-  let document: unknown;
+  let bytes: Uint8Array;
   try {
-    document = Bun.YAML.parse(readSmallFile(path));
+    bytes = readSmallBytes(path);
   } catch (error) {
     return [
-      fail(
-        named("file"),
-        error instanceof Error && error.name === "SyntaxError" ? "is not YAML" : String(error),
-        "correct it; `manifest encryption-configuration` prints one to start with",
-      ),
+      fail(named("file"), describeError(error), "let --encryption-configuration name the file"),
     ];
   }
-  const file = checkHead(document, path);
-  if (file.result === "fail") {
-    return [file];
+  // What is not known counts as on: for KMS v1 there is a line of its own, and we advise to reload.
+  const loaded = loadConfiguration(bytes, { hasKmsV1: true, reloads: true, ...server });
+  const { faults, unclear, groups } = loaded;
+  if (faults.length > 0) {
+    return faults.map(({ where, what, remedy }) =>
+      fail(named("file"), `kube-apiserver refuses it: ${where}: ${what}`, remedy),
+    );
   }
-  const groups = readGroups(document);
-  const nesting = checkNesting(groups);
-  if (nesting.result === "fail") {
-    return [file, nesting];
+  if (unclear.length > 0) {
+    const remedy = "write it in a plainer way, as `manifest encryption-configuration` prints it";
+    return unclear.map((why) => warn(named("file"), `cannot be judged: ${why}`, remedy));
   }
-  const endpoint = `unix://${socket ?? ""}`;
-  const isOurs = ({ fields }: Provider) => fields["endpoint"] === endpoint;
-  const kms = groups.flatMap(({ providers }) => providers.filter(({ kind }) => kind === "kms"));
-  const ours = kms.filter(isOurs);
-  const found = checkEndpoint(kms, ours, endpoint);
-  const others = kms.filter((one) => !isOurs(one));
+  const isOurs = ({ kms }: Provider) =>
+    socket !== undefined && kms?.path !== undefined && leadsTo(toHost(kms.path), socket);
+  const providers = groups.flatMap((group) => group.providers);
+  const ours = providers.filter(isOurs);
+  const others = providers.flatMap((one) =>
+    one.kms === undefined || isOurs(one) ? [] : [[one.where, one.kms] as const],
+  );
+  const loads = pass(named("file"), `${path}: kube-apiserver loads it`);
+  const endpoint = checkEndpoint(ours, others, socket);
   if (ours.length === 0) {
-    return [file, nesting, found];
+    return [loads, endpoint];
   }
-  const own = groups.filter(({ providers }) => providers.some(isOurs));
   return [
-    file,
-    nesting,
-    found,
-    checkApi(ours),
-    checkCachesize(kms),
-    checkTimeout(kms),
-    checkNames(kms),
-    checkResources(own),
-    ...own.flatMap((group) => [checkOrder(group, isOurs), checkIdentity(group, isMigrated)]),
-    ...(await Promise.all(others.map(checkOther))),
+    loads,
+    endpoint,
+    checkApi(ours, server),
+    ...checkWriters(groups, isOurs),
+    ...checkIdentity(providersOf(groups, "secrets"), isMigrated),
+    ...(await Promise.all(others.map(([, kms]) => checkOther(kms, toHost)))),
   ];
 }
 
@@ -75,59 +77,21 @@ function named(what: string): string {
   return `EncryptionConfiguration: ${what}`;
 }
 
-function checkHead(document: unknown, path: string): Check {
-  const { apiVersion, kind, resources } = recordOf(document);
-  const remedy =
-    "begin it with `apiVersion: apiserver.config.k8s.io/v1`, `kind: EncryptionConfiguration` and a list `resources`";
-  return apiVersion === "apiserver.config.k8s.io/v1" &&
-    kind === "EncryptionConfiguration" &&
-    Array.isArray(resources)
-    ? pass(named("file"), path)
-    : fail(named("file"), `${path} is not an EncryptionConfiguration`, remedy);
-}
-
-function readGroups(document: unknown): Group[] {
-  return listOf(recordOf(document)["resources"]).map((group, index) => {
-    const { resources, providers } = recordOf(group);
-    return {
-      resources: listOf(resources).map(String),
-      providers: listOf(providers).map((provider, at) => {
-        const members = recordOf(provider);
-        const kind = Object.keys(members)[0] ?? "";
-        return {
-          at: `resources[${index}].providers[${at}]`,
-          // Fields that stand beside their provider instead of under it belong to nobody.
-          kind: Object.keys(members).length === 1 ? kind : "",
-          fields: recordOf(members[kind]),
-        };
-      }),
-    };
-  });
-}
-
-function checkNesting(groups: readonly Group[]): Check {
-  const providers = groups.flatMap((group) => group.providers);
-  const wrong = providers.find(
-    ({ kind, fields }) => kind === "" || (kind === "kms" && Object.keys(fields).length === 0),
-  );
-  return wrong === undefined
-    ? pass(named("nesting"), `${providers.length} providers`)
-    : fail(
-        named("nesting"),
-        `${wrong.at}: the fields do not stand under the name of one provider`,
-        "indent apiVersion, name, endpoint and timeout by two more than `kms:`",
-      );
-}
-
 function checkEndpoint(
-  kms: readonly Provider[],
   ours: readonly Provider[],
-  endpoint: string,
+  others: readonly (readonly [where: string, kms: Kms])[],
+  socket: string | undefined,
 ): Check {
+  const endpoint = `unix://${socket ?? ""}`;
   if (ours.length > 0) {
-    return pass(named("endpoint"), endpoint);
+    const spelled = ours.flatMap(({ where, kms }) =>
+      kms === undefined || kms.endpoint === endpoint
+        ? []
+        : [`; ${where} spells it ${kms.endpoint}, the same socket`],
+    );
+    return pass(named("endpoint"), endpoint + spelled.join(""));
   }
-  const there = kms.map(({ at, fields }) => `${at} has ${String(fields["endpoint"])}`);
+  const there = others.map(([where, kms]) => `${where} has ${kms.endpoint}`);
   return fail(
     named("endpoint"),
     `no kms provider has ${endpoint}${there.length > 0 ? `: ${there.join(", ")}` : ""}`,
@@ -135,131 +99,86 @@ function checkEndpoint(
   );
 }
 
-function checkApi(ours: readonly Provider[]): Check {
-  const remedy =
-    "write `apiVersion: v2` (Kubernetes 1.27 and newer): without it KMS v1 is meant, which is off by default from 1.29 on";
-  const wrong = ours.find(({ fields }) => !["v1", "v2"].includes(String(fields["apiVersion"])));
-  return wrong === undefined
-    ? pass(named("apiVersion"), ours.map(({ fields }) => String(fields["apiVersion"])).join(", "))
-    : fail(
+function checkApi(ours: readonly Provider[], { hasKmsV1 }: Partial<Server>): Check {
+  const v1 = ours.find(({ kms }) => kms?.apiVersion === "v1");
+  return v1 === undefined || hasKmsV1 === true
+    ? pass(named("apiVersion"), ours.map(({ kms }) => kms?.apiVersion).join(", "))
+    : warn(
         named("apiVersion"),
-        `${wrong.at}: apiVersion is ${String(wrong.fields["apiVersion"] ?? "missing")}`,
-        remedy,
+        `${v1.where}: KMS v1, which Kubernetes 1.29 and newer refuse without a feature gate`,
+        "write `apiVersion: v2`; or, for data of KMS v1, start kube-apiserver with --feature-gates=KMSv1=true",
       );
 }
 
-function checkCachesize(kms: readonly Provider[]): Check {
-  const wrong = kms.find(({ fields: { apiVersion, cachesize } }) =>
-    apiVersion === "v2" ? cachesize !== undefined : cachesize === 0,
+/** Who writes each resource for which our provider is there, and Secrets in any case. */
+function checkWriters(groups: readonly Group[], isOurs: (one: Provider) => boolean): Check[] {
+  const meant = groups.flatMap(({ resources, providers }) =>
+    providers.some(isOurs) ? resources : [],
   );
-  return wrong === undefined
-    ? pass(named("cachesize"), "as the API wants it")
-    : fail(
-        named("cachesize"),
-        `${wrong.at}: ${wrong.fields["apiVersion"] === "v2" ? "KMS v2 has no cachesize" : "0 is refused"}`,
-        "remove it",
+  const resources = [
+    ...new Set(["secrets", ...meant.map((one) => one.replace(/^([^*]+)\.$/, "$1"))]),
+  ];
+  return resources.map((resource) => {
+    const [writer] = providersOf(groups, resource);
+    const check = named(`who writes ${resource}`);
+    if (writer === undefined) {
+      return fail(
+        check,
+        "nobody: they are stored in clear",
+        `list \`${resource}\` under \`resources\` of this plugin's provider`,
       );
-}
-
-/** Go's durations, as far as anyone writes them here. */
-const DURATION_PATTERN = /^(\d+(\.\d+)?(ms|s|m))+$/;
-
-function checkTimeout(kms: readonly Provider[]): Check {
-  const wrong = kms.find(({ fields: { timeout } }) => {
-    const text = String(timeout ?? "3s");
-    return !DURATION_PATTERN.test(text) || !/[1-9]/.test(text);
+    }
+    if (isOurs(writer)) {
+      return pass(check, "Key4C");
+    }
+    const who =
+      writer.kind === "identity" ? "identity, in clear" : (writer.kms?.name ?? writer.kind);
+    return fail(
+      check,
+      `${who} (${writer.where}): new data do not go to Key4C`,
+      "put this plugin's provider first, once every API server has it in its list; the providers of all groups that name a resource count, in their order",
+    );
   });
-  return wrong === undefined
-    ? pass(named("timeout"), "well-formed")
-    : fail(
-        named("timeout"),
-        `${wrong.at}: ${String(wrong.fields["timeout"])} is not a duration above zero`,
-        "write `timeout: 3s`",
-      );
-}
-
-function checkNames(kms: readonly Provider[]): Check {
-  const remedy = "give each its own name, without a colon; never change one under which data are";
-  const names = kms.map(({ fields }) => fields["name"]);
-  const wrong = kms.find(
-    ({ fields: { name } }, index) =>
-      typeof name !== "string" || !/^[^:\s]+$/.test(name) || names.indexOf(name) !== index,
-  );
-  return wrong === undefined
-    ? pass(named("names"), names.join(", "))
-    : fail(
-        named("names"),
-        `${wrong.at}: ${String(wrong.fields["name"] ?? "no name")} is no name, or not the only one`,
-        remedy,
-      );
-}
-
-function checkResources(own: readonly Group[]): Check {
-  const resources = own.flatMap((group) => group.resources);
-  const covers = ["secrets", "*.", "*.*"].some((one) => resources.includes(one));
-  return covers
-    ? pass(named("resources"), resources.join(", "))
-    : fail(
-        named("resources"),
-        `Secrets are not encrypted: ${resources.join(", ") || "no resources"}`,
-        "list `secrets` under `resources` of this provider",
-      );
-}
-
-/** The first provider writes, all read. */
-function checkOrder({ providers }: Group, isOurs: (one: Provider) => boolean): Check {
-  const first = providers[0];
-  if (first === undefined || isOurs(first)) {
-    return pass(named("order"), "Key4C writes");
-  }
-  const who = first.kind === "identity" ? "identity writes, in clear" : `${first.kind} writes`;
-  return fail(
-    named("order"),
-    `${first.at}: ${who}: new data do not go to Key4C`,
-    "put this plugin's provider first, once every API server has it in its list",
-  );
 }
 
 /** It reads what is not encrypted: needed while there is such data, a way to forge data afterwards. */
-function checkIdentity({ providers }: Group, isMigrated: boolean): Check {
+function checkIdentity(providers: readonly Provider[], isMigrated: boolean): Check[] {
+  // Without any, that nobody writes them is said already.
+  return providers.length === 0 ? [] : [identityCheck(providers, isMigrated)];
+}
+
+function identityCheck(providers: readonly Provider[], isMigrated: boolean): Check {
   const check = named("identity");
-  const isThere = providers.some(({ kind }) => kind === "identity");
-  if (isThere === !isMigrated) {
-    return pass(check, isThere ? "what is not encrypted yet stays readable" : "not there any more");
+  const found = providers.find(({ kind }) => kind === "identity");
+  if ((found !== undefined) === !isMigrated) {
+    const isThere = "what is not encrypted yet stays readable";
+    return pass(check, found === undefined ? "not there any more" : isThere);
   }
-  return isThere
+  return found !== undefined
     ? fail(
         check,
-        "whoever writes to etcd can put plaintext in an object's place",
+        `${found.where}: whoever writes to etcd can put plaintext in an object's place`,
         "remove `- identity: {}` on every API server",
       )
     : fail(
         check,
-        "no identity provider: what is not encrypted yet cannot be read",
+        "no identity provider for Secrets: what is not encrypted yet cannot be read",
         "add `- identity: {}` as the last one; where `inspect` finds no plaintext, tell the doctor --migrated",
       );
 }
 
 /** A KMS provider of another plugin is there because data need it. */
-async function checkOther({ fields: { name, endpoint } }: Provider): Promise<Check> {
-  const check = named(`provider ${String(name)}`);
-  const socket = /^unix:\/\/(\/.*)$/.exec(String(endpoint))?.[1];
-  const answer = socket === undefined ? "not a unix socket" : await connectTo(socket);
+async function checkOther(
+  { name, endpoint, path }: Kms,
+  toHost: (path: string) => string,
+): Promise<Check> {
+  const check = named(`provider ${name}`);
+  const answer = path === undefined ? "not a path" : await connectTo(toHost(path));
   return answer === "connected"
-    ? pass(check, `${String(endpoint)} accepts: keep it until nothing is under it (inspect)`)
+    ? pass(check, `${endpoint} accepts: keep it until nothing is under it (inspect)`)
     : fail(
         check,
-        `${String(endpoint)}: ${answer}: what is under it cannot be read`,
+        `${endpoint}: ${answer}: what is under it cannot be read`,
         "start that plugin; remove the provider only when `inspect` finds nothing of it",
       );
-}
-
-function recordOf(value: unknown): Readonly<Record<string, unknown>> {
-  return typeof value === "object" && value !== null && !Array.isArray(value)
-    ? (value as Record<string, unknown>) // an object, just checked
-    : {};
-}
-
-function listOf(value: unknown): readonly unknown[] {
-  return Array.isArray(value) ? value : [];
 }

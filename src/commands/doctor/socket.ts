@@ -1,53 +1,78 @@
-/** The plugin's socket: who may reach it, and whether a plugin serves both APIs on it. */
-import { randomBytes } from "node:crypto";
+/** The plugin's socket: who may reach it, and what answers on it. */
 import { lstatSync, type Stats, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Config } from "../../config/config.ts";
-import { KeyManagementService as V1 } from "../../gen/v1beta1/api_pb.ts";
-import { KeyManagementService as V2 } from "../../gen/v2/api_pb.ts";
-import { base32, keyNameHash, parseKeyId } from "../../keys/key-id.ts";
 import { connectTo } from "../../socket/unix-socket.ts";
-import { describeError } from "../../system/errors.ts";
-import { API_SERVER_TIMEOUT_MS, callPlugin } from "../client.ts";
-import { type Check, fail, pass, skip } from "./check.ts";
+import { errorCode } from "../../system/files.ts";
+import { type Check, fail, pass, skip, warn } from "./check.ts";
+import { checkPlugin, isSilent } from "./plugin.ts";
 
-const DEK_BYTES = 32;
-
-export async function checkSocket(config: Config): Promise<Check[]> {
+/** @param freshKeyId the key_id that a wrap by Key4C gives now; undefined when there was none */
+export async function checkSocket(
+  config: Config,
+  freshKeyId: string | undefined,
+): Promise<Check[]> {
   const path = config.kmsEndpoint;
   if (path === undefined) {
     return ["directory", "socket"].map((check) => skip(check, "KMS_ENDPOINT is not usable"));
   }
   const answer = await connectTo(path);
-  const socket = checkSocketFile(path, answer);
-  const places = [checkDirectory(dirname(path)), socket];
-  return answer === "connected" ? [...places, ...(await checkPlugin(path, config))] : places;
+  const plugin = answer === "connected" ? await checkPlugin(path, config, freshKeyId) : [];
+  return [
+    checkDirectory(dirname(path), config),
+    checkSocketFile(path, isSilent(plugin) ? "silent" : answer, config),
+    ...plugin,
+  ];
 }
 
-function checkDirectory(directory: string): Check {
+function checkDirectory(directory: string, { socketGroup }: Config): Check {
   const check = "directory";
   const found = whatIs(() => statSync(directory));
-  if (found === undefined) {
+  if (found === "ENOENT") {
     return pass(check, `${directory} is not there: serve makes it, with mode 0700`);
+  }
+  if (typeof found === "string") {
+    return notAllowed(check, directory, found);
   }
   const mode = `0${(found.mode & 0o7777).toString(8)}`;
   if (!found.isDirectory()) {
     return fail(check, `${directory} is not a directory`, "remove it, or change KMS_ENDPOINT");
   }
-  return (found.mode & 0o022) === 0
+  if ((found.mode & 0o022) !== 0) {
+    return fail(
+      check,
+      `${directory} ${mode}: others can write to it, bind there first and be given plaintext DEKs`,
+      "use a directory of its own with mode 0700, such as /run/key4c-kms",
+    );
+  }
+  const isOpen = (found.mode & 0o001) !== 0;
+  const isOpenToGroup = found.gid === socketGroup && (found.mode & 0o010) !== 0;
+  return socketGroup === undefined || isOpen || isOpenToGroup
     ? pass(check, `${directory} ${mode}`)
     : fail(
         check,
-        `${directory} ${mode}: others can write to it, bind there first and be given plaintext DEKs`,
-        "use a directory of its own with mode 0700, such as /run/key4c-kms",
+        `${directory} ${mode}, group ${found.gid}: KMS_SOCKET_GROUP (${socketGroup}) cannot reach the socket in it`,
+        `chgrp ${socketGroup} ${directory} && chmod 0710 ${directory}`,
       );
 }
 
-function checkSocketFile(path: string, answer: string): Check {
+function notAllowed(check: string, path: string, code: string): Check {
+  return fail(
+    check,
+    `${path}: this user is not allowed to look (${code}); whether it is there is not known`,
+    "run the doctor as root, or as the plugin's user",
+  );
+}
+
+/** @param answer what a connect met; "silent": somebody who then says nothing */
+function checkSocketFile(path: string, answer: string, config: Config): Check {
   const check = "socket";
   const found = whatIs(() => lstatSync(path));
-  if (found === undefined) {
+  if (found === "ENOENT" || found === "ENOTDIR") {
     return skip(check, `${path} is not there: no plugin runs yet`);
+  }
+  if (typeof found === "string") {
+    return notAllowed(check, path, found);
   }
   if (!found.isSocket()) {
     return fail(check, `${path} is not a socket`, "remove it, or change KMS_ENDPOINT");
@@ -62,7 +87,13 @@ function checkSocketFile(path: string, answer: string): Check {
   }
   switch (answer) {
     case "connected":
-      return pass(check, `${path} ${mode}, uid ${found.uid}, accepts`);
+      return checkGroup(check, `${path} ${mode}, uid ${found.uid}, answers`, found, config);
+    case "silent":
+      return fail(
+        check,
+        `${path} ${mode} takes connections and answers nothing: it is held, by systemd for instance, for a plugin that does not run`,
+        "see why the plugin's service does not run: systemctl status, and its log",
+      );
     case "ECONNREFUSED":
       return fail(
         check,
@@ -76,113 +107,34 @@ function checkSocketFile(path: string, answer: string): Check {
   }
 }
 
-/** undefined where there is nothing, or no way to it. */
-function whatIs(look: () => Stats): Stats | undefined {
-  try {
-    return look();
-  } catch {
-    return undefined;
+/** The group that is meant must be able to connect, for which Linux wants write permission. */
+function checkGroup(
+  check: string,
+  detail: string,
+  { gid, mode }: Stats,
+  { socketGroup, socketMode }: Config,
+): Check {
+  if (socketGroup !== undefined && (gid !== socketGroup || (mode & 0o020) === 0)) {
+    return fail(
+      check,
+      `${detail}; KMS_SOCKET_GROUP (${socketGroup}) may not connect: it is of group ${gid}`,
+      "set KMS_SOCKET_MODE=0660 and restart the plugin (systemd: SocketGroup= and SocketMode=, and restart the socket unit)",
+    );
   }
-}
-
-async function checkPlugin(path: string, config: Config): Promise<Check[]> {
-  const status = await tried(
-    "plugin, Status",
-    "see its log: it names cause and remedy",
-    async () => {
-      const { version, healthz, keyId } = await callPlugin(path, V2.method.status, {});
-      if (healthz !== "ok") {
-        throw new Error(`healthz is not "ok"`);
-      }
-      return { keyId, detail: `ok, ${version}, key_id ${keyId}` };
-    },
-  );
-  return [
-    status.check,
-    checkKeyId(status.value?.keyId, config.kmsKeyId),
-    (await tried("plugin, KMS v2", "see its log", () => roundTrip(() => roundTripV2(path)))).check,
-    (await tried("plugin, KMS v1", "see its log", () => roundTrip(() => roundTripV1(path)))).check,
-    await checkAuthorities(path),
-  ];
-}
-
-function checkKeyId(keyId: string | undefined, kmsKeyId: string | undefined): Check {
-  const check = "plugin, key";
-  if (keyId === undefined || kmsKeyId === undefined) {
-    return skip(check, "needs Status and KMS_KEY_ID");
-  }
-  return parseKeyId(keyId)?.hashText === base32(keyNameHash(kmsKeyId))
-    ? pass(check, `its key_id stands for ${kmsKeyId}`)
-    : fail(
+  return socketMode === undefined || (mode & 0o777) === socketMode
+    ? pass(check, detail)
+    : warn(
         check,
-        `its key_id ${keyId} does not stand for KMS_KEY_ID (${kmsKeyId})`,
-        "restart the plugin with this configuration, or give the doctor the plugin's",
+        `${detail}; KMS_SOCKET_MODE says 0${socketMode.toString(8)}`,
+        "restart the plugin with this configuration, or give the doctor the plugin's (systemd: SocketMode=)",
       );
 }
 
-/** A DEK there and back, and how long that took. */
-async function roundTrip(around: () => Promise<readonly [Uint8Array, Uint8Array]>) {
-  const startMs = performance.now();
-  const [sent, received] = await around();
-  const ms = performance.now() - startMs;
-  if (Buffer.compare(sent, received) !== 0) {
-    throw new Error("what was unwrapped is not what was wrapped");
-  }
-  return {
-    detail: `a DEK there and back in ${ms.toFixed(1)} ms; the API server waits ${API_SERVER_TIMEOUT_MS} ms for each`,
-  };
-}
-
-async function roundTripV2(path: string) {
-  const plaintext = randomBytes(DEK_BYTES);
-  const uid = crypto.randomUUID();
-  const { ciphertext, keyId, annotations } = await callPlugin(path, V2.method.encrypt, {
-    plaintext,
-    uid,
-  });
-  const request = { ciphertext, keyId, annotations, uid };
-  return [plaintext, (await callPlugin(path, V2.method.decrypt, request)).plaintext] as const;
-}
-
-async function roundTripV1(path: string) {
-  const plain = randomBytes(DEK_BYTES);
-  const version = "v1beta1";
-  const told = await callPlugin(path, V1.method.version, { version });
-  if (told.version !== version) {
-    throw new Error(`Version says ${told.version}`);
-  }
-  const { cipher } = await callPlugin(path, V1.method.encrypt, { version, plain });
-  return [plain, (await callPlugin(path, V1.method.decrypt, { version, cipher })).plain] as const;
-}
-
-/** What API servers send: 1.28 and older, 1.29 and newer, and KMS v2 from 1.32 on. */
-async function checkAuthorities(path: string): Promise<Check> {
-  const forms = [path, encodeURIComponent(path), "localhost"];
-  const remedy =
-    "this plugin cannot serve every kube-apiserver: is it another one, or an old version?";
-  return (
-    await tried("plugin, authorities", remedy, async () => {
-      for (const authority of forms) {
-        await callPlugin(path, V1.method.version, { version: "v1beta1" }, authority).catch(
-          (cause) => {
-            throw new Error(`:authority ${authority} is refused`, { cause });
-          },
-        );
-      }
-      return { detail: `serves ${forms.join(", ")}` };
-    })
-  ).check;
-}
-
-async function tried<T extends { readonly detail: string }>(
-  check: string,
-  remedy: string,
-  work: () => Promise<T>,
-): Promise<{ readonly check: Check; readonly value?: T }> {
+/** Or why it cannot be told. */
+function whatIs(look: () => Stats): Stats | string {
   try {
-    const value = await work();
-    return { check: pass(check, value.detail), value };
+    return look();
   } catch (error) {
-    return { check: fail(check, describeError(error), remedy) };
+    return errorCode(error);
   }
 }

@@ -3,28 +3,31 @@ import { Metrics } from "../../health/metrics.ts";
 import { Keyring } from "../../keys/keyring.ts";
 import { Standings } from "../../keys/standing.ts";
 import { describeError, ExitError } from "../../system/errors.ts";
+import { readSmallBytes } from "../../system/files.ts";
 import type { Log } from "../../system/log.ts";
 import { print } from "../../system/process.ts";
+import { stderr } from "../../system/stderr.ts";
 import { fetchStatus, readStdin } from "../cli.ts";
 import { configuredKeys, key4cClient } from "../configured.ts";
-import {
-  decryptValue,
-  type EtcdPair,
-  type Inspected,
-  inspect,
-  parseEtcdctlJson,
-  reportLine,
-  showObject,
-  summary,
-} from "./inspect.ts";
+import { type Group, loadConfiguration } from "../doctor/encryption/load.ts";
+import { printable, printableJson } from "../printable.ts";
+import { secretAsJson } from "./etcd-value.ts";
+import { type EtcdPair, parseEtcdctlJson } from "./etcdctl.ts";
+import { decryptValue, inspect, reportLine } from "./inspect.ts";
+import { summarize } from "./summary.ts";
+import { verifiedLine, verify } from "./verify.ts";
 
 /** A large cluster's Secrets, in the base64 of etcdctl. */
 const MAX_INSPECT_BYTES = 1024 ** 3;
 /** As many as a cluster had in years. */
 const INSPECT_CACHE_SIZE = 16_384;
 
-/** Reads values of etcd on stdin and tells, or with --decrypt shows, what they hold. */
+/**
+ * Reads values of etcd on stdin and tells, or with --decrypt shows, what they hold, or with --verify whether
+ * Key4C can still open them. Its exit code is part of the answer: see {@link summarize} and {@link verify}.
+ */
 export async function inspectCommand(config: Config, log: Log): Promise<void> {
+  const groups = configuredGroups(config.encryptionConfiguration);
   const input = await readStdin(MAX_INSPECT_BYTES);
   const single = config.etcdKey;
   const pairs =
@@ -34,12 +37,38 @@ export async function inspectCommand(config: Config, log: Log): Promise<void> {
   if (config.decrypt === true) {
     return decryptPairs(pairs, config, log);
   }
+  const lines = <T>(all: readonly T[], line: (one: T) => string) =>
+    print(all.map((one) => `${config.json === true ? printableJson(one) : line(one)}\n`).join(""));
+  if (config.verify === true) {
+    const { localKeks, text, exitCode } = await verify(pairs, keyringOf(config, log));
+    const isShown = ({ verdict }: (typeof localKeks)[number]) =>
+      config.stale !== true || verdict !== "given back";
+    await lines(localKeks.filter(isShown), verifiedLine);
+    stderr.write(text);
+    process.exitCode = exitCode;
+    return;
+  }
   const current = config.current ?? (await currentKeyId(config));
   const all = pairs.map((pair) => inspect(pair, current));
   const shown = config.stale === true ? all.filter(({ verdict }) => verdict !== "current") : all;
-  const line = config.json === true ? (one: Inspected) => JSON.stringify(one) : reportLine;
-  await print(shown.map((one) => `${line(one)}\n`).join(""));
-  process.stderr.write(summary(all, current));
+  await lines(shown, reportLine);
+  const { text, exitCode } = summarize(all, current, groups);
+  stderr.write(text);
+  process.exitCode = exitCode;
+}
+
+/** @throws ExitError 1 for a file that kube-apiserver would not take */
+function configuredGroups(path: string | undefined): readonly Group[] | undefined {
+  if (path === undefined) {
+    return undefined;
+  }
+  const server = { hasKmsV1: true, reloads: true };
+  const { faults, unclear, groups } = loadConfiguration(readSmallBytes(path), server);
+  const wrong = faults[0] === undefined ? unclear[0] : `${faults[0].where}: ${faults[0].what}`;
+  if (wrong !== undefined) {
+    throw new ExitError(1, printable(`${path}: ${wrong}; the doctor says more`));
+  }
+  return groups;
 }
 
 /** What a running plugin's Status tells; undefined when none answers. */
@@ -50,9 +79,9 @@ async function currentKeyId(config: Config): Promise<string | undefined> {
   );
 }
 
-async function decryptPairs(pairs: readonly EtcdPair[], config: Config, log: Log): Promise<void> {
-  process.stderr.write("WARNING: what follows on standard output are secrets in clear text\n");
-  const keyring = new Keyring({
+/** One that knows no local KEK yet: each is asked of Key4C. */
+function keyringOf(config: Config, log: Log): Keyring {
+  return new Keyring({
     service: key4cClient(config, undefined, log, new Metrics()),
     keys: configuredKeys(config),
     standings: new Standings({ outageGraceMs: undefined, revocationGraceMs: 0 }),
@@ -61,15 +90,25 @@ async function decryptPairs(pairs: readonly EtcdPair[], config: Config, log: Log
     cacheSize: INSPECT_CACHE_SIZE,
     log,
   });
+}
+
+async function decryptPairs(pairs: readonly EtcdPair[], config: Config, log: Log): Promise<void> {
+  stderr.write("WARNING: what follows on standard output are secrets in clear text\n");
+  const keyring = keyringOf(config, log);
   let failed = 0;
   for (const pair of pairs) {
     try {
-      const object = showObject(await decryptValue(pair, keyring));
+      const bytes = await decryptValue(pair, keyring);
+      const object = secretAsJson(bytes) ?? bytes;
       const isAlone = config.etcdKey !== undefined;
-      await print(isAlone ? object : `${decryptedLine(pair.key, object)}\n`);
+      const isRaw = isAlone && Buffer.isBuffer(object);
+      if (isRaw && process.stdout.isTTY) {
+        throw new Error("its bytes are not for a terminal: send standard output to a file");
+      }
+      await print(isRaw ? object : `${decryptedLine(pair.key, object, isAlone)}\n`);
     } catch (error) {
       failed += 1;
-      process.stderr.write(`${pair.key}: ${describeError(error)}\n`);
+      stderr.write(`${printable(`${pair.key}: ${describeError(error)}`)}\n`);
     }
   }
   if (failed > 0) {
@@ -77,9 +116,10 @@ async function decryptPairs(pairs: readonly EtcdPair[], config: Config, log: Log
   }
 }
 
-/** A Secret's JSON as it is, other objects in base64, beside their etcd key. */
-function decryptedLine(key: string, object: string | Buffer): string {
-  return typeof object === "string"
-    ? `{"key":${JSON.stringify(key)},"object":${object.trim()}}`
-    : JSON.stringify({ key, raw: object.toString("base64") });
+/** A Secret's JSON, other objects in base64, beside their etcd key unless they are alone. */
+function decryptedLine(key: string, object: object | Buffer, isAlone: boolean): string {
+  if (Buffer.isBuffer(object)) {
+    return printableJson({ key, raw: object.toString("base64") });
+  }
+  return printableJson(isAlone ? object : { key, object });
 }

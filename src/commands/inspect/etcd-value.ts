@@ -7,8 +7,8 @@ import {
 } from "../../gen/kubernetes/storage/v1/storage_pb.ts";
 import { wrappedKekOf } from "../../keys/annotations.ts";
 import { decodeEnvelope, type Envelope } from "../../keys/envelope.ts";
+import { fingerprintOf } from "../../keys/held.ts";
 import { formatKeyId } from "../../keys/key-id.ts";
-import { fingerprintOf } from "../../keys/keyring.ts";
 
 const KMS_PREFIX = /^k8s:enc:kms:(v1|v2):([^:]*):/;
 const ANY_PREFIX = /^k8s:enc:([a-z0-9]+:v\d+:[^:]*):/;
@@ -30,7 +30,10 @@ export type EtcdValue =
   /** Encrypted by another provider or another KMS plugin. */
   | { readonly kind: "foreign"; readonly provider: string; readonly why?: string }
   | { readonly kind: "plaintext" }
-  | { readonly kind: "broken"; readonly why: string };
+  /** Encrypted, and nobody can read it. */
+  | { readonly kind: "broken"; readonly why: string }
+  /** Nothing that kube-apiserver stores: it says nothing about encryption. */
+  | { readonly kind: "unknown"; readonly why: string };
 
 /** An object whose DEK our plugin wrapped. */
 export interface OurObject {
@@ -54,15 +57,16 @@ export function parseEtcdValue(value: Uint8Array): EtcdValue {
   if (kms === null) {
     const other = ANY_PREFIX.exec(head)?.[1];
     if (other !== undefined) {
-      return { kind: "foreign", provider: other };
+      return { kind: "foreign", provider: utf8Of(other) };
     }
     return head.startsWith("k8s:enc:")
       ? { kind: "broken", why: "the prefix is cut short" }
-      : value.length === 0
-        ? { kind: "broken", why: "empty" }
-        : { kind: "plaintext" };
+      : isObject(head)
+        ? { kind: "plaintext" }
+        : { kind: "unknown", why: value.length === 0 ? "empty" : "no object of Kubernetes" };
   }
-  const [prefix, api, provider = ""] = kms;
+  const [prefix, api, name = ""] = kms;
+  const provider = utf8Of(name);
   const rest = value.subarray(prefix.length);
   try {
     return {
@@ -75,6 +79,16 @@ export function parseEtcdValue(value: Uint8Array): EtcdValue {
       ? { kind: "foreign", provider: `kms:${api}:${provider}`, why }
       : { kind: "broken", why };
   }
+}
+
+/** JSON, or protobuf behind its magic: what kube-apiserver takes for plaintext. */
+function isObject(head: string): boolean {
+  return /^\s*\{/.test(head) || head.startsWith(PROTOBUF_MAGIC.toString("latin1"));
+}
+
+/** Of a text whose characters are bytes. */
+function utf8Of(bytes: string): string {
+  return Buffer.from(bytes, "latin1").toString("utf8");
 }
 
 /** A well-formed value of another KMS plugin. */

@@ -42,6 +42,10 @@ func TestHandOverOfAHeldSocket(t *testing.T) {
 	scenarios.HandOverOfAHeldSocket(t)
 }
 
+func TestHandOverFarFromKey4C(t *testing.T) {
+	scenarios.HandOverFarFromKey4C(t)
+}
+
 func TestSlowCallIsAnsweredBeforeTheEnd(t *testing.T) {
 	scenarios.SlowCallIsAnsweredBeforeTheEnd(t)
 }
@@ -100,10 +104,22 @@ func TestTellsSystemd(t *testing.T) {
 	scenarios.TellsSystemd(t)
 }
 
+func TestUnreadNotificationsHoldNothingUp(t *testing.T) {
+	scenarios.UnreadNotificationsHoldNothingUp(t)
+}
+
+func TestPathOfAHeldSocketIsMissed(t *testing.T) {
+	scenarios.PathOfAHeldSocketIsMissed(t)
+}
+
 func TestOthersOfSystemdAreRefused(t *testing.T) {
 	scenarios.OthersOfSystemdAreRefused(t)
 }
 
 func TestHostileNeighboursHoldNobodyUp(t *testing.T) {
 	scenarios.HostileNeighboursHoldNobodyUp(t)
+}
+
+func TestDoctorJudgesAsTheLoader(t *testing.T) {
+	scenarios.DoctorJudgesAsTheLoader(t, client)
 }

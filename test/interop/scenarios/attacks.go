@@ -19,13 +19,16 @@ type attack struct {
 	name    string
 	prepare func(t *testing.T, a *attacker, honest *connection)
 	run     func(a *attacker)
+	// overHTTP: not on the socket but on the address of the metrics, which every user of the node reaches.
+	overHTTP bool
 	// maxCalls is how often Key4C may be called meanwhile.
 	maxCalls int
 }
 
 // attacker holds the connections of an attack.
 type attacker struct {
-	socket      string
+	network     string
+	address     string
 	stopped     chan struct{}
 	group       sync.WaitGroup
 	mutex       sync.Mutex
@@ -39,7 +42,7 @@ var errStopped = errors.New("the attack is over")
 
 // dial connects; in a goroutine of its own nobody could fail the test.
 func (a *attacker) dial() (net.Conn, error) {
-	conn, err := net.Dial("unix", a.socket)
+	conn, err := net.Dial(a.network, a.address)
 	if err != nil {
 		return nil, err
 	}
@@ -379,6 +382,48 @@ func attacks() []attack {
 			h.call(v1Service+"Version"+strings.Repeat("x", i%1000), versionRequest)
 		})
 	})
+	return append(list, httpAttacks()...)
+}
+
+// holders is how many of them connect at once.
+const holders = 10
+
+// httpWriters is how many connections hammer the HTTP address.
+const httpWriters = 64
+
+// httpAttacks are those of whoever cannot reach the socket.
+func httpAttacks() []attack {
+	const request = "GET /metrics HTTP/1.1\r\nHost: a\r\n"
+	write := func(h *hostile, text string) error {
+		h.out.Reset() // no HTTP/2 here
+		return h.forever(func(int) { h.out.WriteString(text) })
+	}
+	each := func(reads bool, text string) func(a *attacker) {
+		return func(a *attacker) {
+			a.each(httpWriters, reads, func(h *hostile) error { return write(h, text) })
+		}
+	}
+	list := []attack{
+		{name: "HTTP: pipelined requests", run: each(true, request+"\r\n")},
+		{name: "HTTP: answers unread", run: each(false, request+"\r\n")},
+		{name: "HTTP: malformed Hosts", run: each(true, "GET / HTTP/1.1\r\nHost: ]\r\n\r\n")},
+		{name: "HTTP: headers without end", run: each(true, request+"X: y\r\n")},
+		{name: "HTTP: 1000 requests that stop halfway", run: func(a *attacker) {
+			for range holders {
+				a.group.Add(1)
+				go func() { // what does not get through to the plugin waits in the kernel
+					defer a.group.Done()
+					a.hold(silent/holders, func(int) []byte { return []byte(request) })
+				}()
+			}
+		}},
+		{name: "HTTP: connects and closes", run: func(a *attacker) {
+			a.each(httpWriters, true, func(h *hostile) error { return nil })
+		}},
+	}
+	for i := range list {
+		list[i].overHTTP = true
+	}
 	return list
 }
 

@@ -16,7 +16,7 @@ import (
 // CancelledCallFillsTheCache cancels a Decrypt that waits for Key4C (case 43 of kubernetes.md §7), as an API
 // server does whose own client has gone. The call to Key4C goes on, for whoever asks next.
 func CancelledCallFillsTheCache(t *testing.T) {
-	const latency = time.Second
+	const latency = 2 * time.Second // below what the plugin waits for one attempt
 	forEachAPI(t, func(t *testing.T, api string) {
 		emulator := startEmulator(t)
 		plugin := startPlugin(t, emulator, time.Hour) // no probe but the first
@@ -41,7 +41,7 @@ func CancelledCallFillsTheCache(t *testing.T) {
 			_, err := wireDecryptUntil(ctx, api, c, w)
 			answered <- err
 		}()
-		waitUntil(t, callTimeout, "the Decrypt to leave", func() error {
+		waitUntil(t, "the Decrypt to leave", func() error {
 			if c.sent.count() == sent {
 				return fmt.Errorf("nothing was sent")
 			}
@@ -58,7 +58,7 @@ func CancelledCallFillsTheCache(t *testing.T) {
 		if _, err := wireEncrypt(api, c, dek(3)); err != nil {
 			t.Fatalf("Encrypt after the cancelled Decrypt: %v", err)
 		}
-		waitUntil(t, callTimeout, "the plugin to notice", func() error {
+		waitUntil(t, "the plugin to notice", func() error {
 			log, err := os.ReadFile(plugin.log.Name())
 			if err == nil && !bytes.Contains(log, []byte(`"kind":"cancelled"`)) {
 				err = fmt.Errorf("nothing is cancelled")
@@ -73,7 +73,7 @@ func CancelledCallFillsTheCache(t *testing.T) {
 		}
 
 		want := calls{Encrypt: before.Encrypt, Decrypt: before.Decrypt + 1}
-		waitUntil(t, callTimeout, "Key4C to be called to the end", func() error {
+		waitUntil(t, "Key4C to be called to the end", func() error {
 			if now := emulator.calls(t); now.Decrypt != want.Decrypt {
 				return fmt.Errorf("%+v", now)
 			}

@@ -2,7 +2,6 @@ package scenarios
 
 import (
 	"fmt"
-	"net"
 	"testing"
 	"time"
 )
@@ -43,16 +42,7 @@ func RestartUnderCallers(t *testing.T) {
 func HandOverOfAHeldSocket(t *testing.T) {
 	forEachAPI(t, func(t *testing.T, api string) {
 		plugin := newPlugin(t, startEmulator(t), probeInterval)
-		listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: plugin.socket, Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close()
-		plugin.held, err = listener.File()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer plugin.held.Close()
+		plugin.hold(t)
 		plugin.start(t)
 		var pool []*connection
 		for range 8 {
@@ -69,6 +59,40 @@ func HandOverOfAHeldSocket(t *testing.T) {
 		load.stop()
 		load.expectNoFailure(t, "calls during four hand-overs")
 	})
+}
+
+// HandOverFarFromKey4C restarts a plugin twenty times on a held socket while its first local KEK takes three calls of
+// 300 ms each: every method waits for it, Status too, and no call of eight clients fails.
+func HandOverFarFromKey4C(t *testing.T) {
+	emulator := startEmulator(t)
+	plugin := newPlugin(t, emulator, time.Hour)
+	plugin.hold(t)
+	plugin.start(t)
+	emulator.delay(t, 300*time.Millisecond)
+	var pool []*connection
+	for range 8 {
+		pool = append(pool, connect(t, plugin.socket, ""))
+	}
+	load := startLoad(t, 10*time.Millisecond, func(caller, turn int) error {
+		c := pool[caller%len(pool)]
+		for _, api := range []string{"v1", "v2"} {
+			if _, err := wireVersion(api, c); err != nil {
+				return fmt.Errorf("Version or Status of %s: %w", api, err)
+			}
+			if err := roundTrip(api, c, dek(turn)); err != nil {
+				return fmt.Errorf("Encrypt or Decrypt of %s: %w", api, err)
+			}
+		}
+		return nil
+	})
+	for range 20 {
+		load.progress(t, callerCount)
+		plugin.stop(t)
+		plugin.launch(t) // what comes from now on meets the first probe
+	}
+	load.progress(t, callerCount)
+	load.stop()
+	load.expectNoFailure(t, "calls during twenty hand-overs")
 }
 
 // SlowCallIsAnsweredBeforeTheEnd stops the plugin while a Decrypt waits for Key4C.
@@ -93,7 +117,7 @@ func SlowCallIsAnsweredBeforeTheEnd(t *testing.T) {
 			_, err := wireDecrypt(api, c, w)
 			answered <- err
 		}()
-		waitUntil(t, callTimeout, "the Decrypt to leave", func() error {
+		waitUntil(t, "the Decrypt to leave", func() error {
 			if c.sent.count() == sent {
 				return fmt.Errorf("nothing was sent")
 			}

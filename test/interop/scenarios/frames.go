@@ -35,6 +35,8 @@ type rawConnection struct {
 	keepsWindow  bool
 	settingsAcks int
 	pings        [][8]byte // those that were acknowledged
+	// timeout is for what flush sends and for the answer to it.
+	timeout time.Duration
 }
 
 // answer is what came back on one stream.
@@ -93,6 +95,7 @@ func dialRaw(t *testing.T, socket string, settings ...http2.Setting) *rawConnect
 	t.Cleanup(func() { _ = conn.Close() })
 	c := &rawConnection{
 		conn: conn, fields: newFieldWriter(), nextStream: 1, answers: map[uint32]*answer{},
+		timeout: callTimeout,
 	}
 	c.reading = http2.NewFramer(nil, conn)
 	c.reading.ReadMetaHeaders = hpack.NewDecoder(tableBytes, nil)
@@ -157,7 +160,7 @@ func (c *rawConnection) writeHeaders(stream uint32, block []byte, framing framin
 
 // flush sends what has been written, in one piece or each byte by itself.
 func (c *rawConnection) flush(bytewise bool) error {
-	if err := c.conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
+	if err := c.conn.SetDeadline(time.Now().Add(c.timeout)); err != nil {
 		return err
 	}
 	pieceBytes := c.written.Len()

@@ -1,9 +1,6 @@
 package scenarios
 
-import (
-	"testing"
-	"time"
-)
+import "testing"
 
 // HealthChecksFollowThePlugin is about /readyz of the API server: well with the plugin, sick without it,
 // well again when it is back.
@@ -21,7 +18,7 @@ func HealthChecksFollowThePlugin(t *testing.T, client Client) {
 
 		plugin.start(t)
 		// The API server believes a bad answer for 3 s, and its connection backs off.
-		waitUntil(t, 20*time.Second, "the health check to pass again", server.checkHealth)
+		waitUntil(t, "the health check to pass again", server.checkHealth)
 		server.expectHealthy(t, api)
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -25,23 +26,29 @@ const (
 	// maxAttackedMiB is the most the plugin may hold at any moment of an attack: idle it has about 60 MiB,
 	// its own load brings it to 200, and the manifests that people write give it 256 to 512.
 	maxAttackedMiB = 400
-	// goneTimeout is how long what an attack left behind may take to go.
-	goneTimeout = 10 * time.Second
+	// maxAttackedLogBytes is what is logged at most, at the default level.
+	maxAttackedLogBytes = 16 << 10
 )
 
 // HostileNeighboursHoldNobodyUp has clients that break or strain HTTP/2 in every way we know of, one way
-// after the other, while honest callers work on a connection of their own: none of their calls may fail or
-// take longer than kube-apiserver waits. How much slower they get is printed and not judged.
+// after the other, while honest callers work on a connection of their own: none of their calls may fail. How
+// much slower they get, and how many took longer than kube-apiserver waits, is printed and not judged: on a
+// busy machine that tells of the machine.
 func HostileNeighboursHoldNobodyUp(t *testing.T) {
 	for _, attack := range attacks() {
 		t.Run(attack.name, func(t *testing.T) {
 			emulator := startEmulator(t)
-			plugin := startPlugin(t, emulator, time.Hour) // no probe but the first
+			plugin := newPlugin(t, emulator, time.Hour) // no probe but the first
+			plugin.env = append(plugin.env, "KMS_HTTP_ADDRESS=127.0.0.1:0")
+			plugin.start(t)
 			honest := connect(t, plugin.socket, "")
 			alone := callHonestly(t, honest, func() { time.Sleep(aloneTime) })
 			filesBefore := plugin.openFiles(t)
 
-			a := &attacker{socket: plugin.socket, stopped: make(chan struct{})}
+			a := &attacker{network: "unix", address: plugin.socket, stopped: make(chan struct{})}
+			if attack.overHTTP {
+				a.network, a.address = "tcp", plugin.httpAddress(t)
+			}
 			if attack.prepare != nil {
 				attack.prepare(t, a, honest)
 			}
@@ -49,16 +56,22 @@ func HostileNeighboursHoldNobodyUp(t *testing.T) {
 			beside := callHonestly(t, honest, func() {
 				attack.run(a)
 				time.Sleep(attackTime)
+				if attack.overHTTP {
+					plugin.expectLive(t) // who has the socket may well make it miss 2 s
+				}
 			})
 			a.stop()
 			memory := plugin.peakMiB(t)
 			after := emulator.calls(t)
+			if size := plugin.logBytes(t); size > maxAttackedLogBytes {
+				t.Errorf("the plugin logged %d bytes, want at most %d", size, maxAttackedLogBytes)
+			}
 			called := after.Encrypt + after.Decrypt + after.Describe -
 				(callsBefore.Encrypt + callsBefore.Decrypt + callsBefore.Describe)
 
-			t.Logf("| %s | %.1f | %.1f | %d | %d | %d |", attack.name,
+			t.Logf("| %s | %.1f | %.1f | %d | %d | %d | %d |", attack.name,
 				float64(beside.at(0.5))/float64(alone.at(0.5)), float64(beside.at(0.99))/float64(alone.at(0.99)),
-				memory, called, a.connections)
+				memory, called, a.connections, beside.above(apiServerTimeout))
 			if memory > maxAttackedMiB {
 				t.Errorf("the plugin held %d MiB, want at most %d", memory, maxAttackedMiB)
 			}
@@ -68,7 +81,7 @@ func HostileNeighboursHoldNobodyUp(t *testing.T) {
 			if dials := honest.dials.Load(); dials != 1 {
 				t.Errorf("%d honest connections, want the first one to last", dials)
 			}
-			waitUntil(t, goneTimeout, "the attack's connections to be gone", func() error {
+			waitUntil(t, "the attack's connections to be gone", func() error {
 				if files := plugin.openFiles(t); files > filesBefore {
 					return fmt.Errorf("%d files are open, %d were before", files, filesBefore)
 				}
@@ -84,6 +97,11 @@ type durations []time.Duration
 
 func (d durations) at(quantile float64) time.Duration {
 	return d[int(quantile*float64(len(d)-1))]
+}
+
+// above is how many took longer.
+func (d durations) above(limit time.Duration) int {
+	return len(d) - sort.Search(len(d), func(i int) bool { return d[i] > limit })
 }
 
 // callHonestly calls as an API server does until `during` returns, and fails the test if any call fails.
@@ -157,6 +175,25 @@ func (p *plugin) peakMiB(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return kib / 1024
+}
+
+func (p *plugin) logBytes(t *testing.T) int64 {
+	t.Helper()
+	info, err := p.log.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// expectLive asks as a liveness probe does.
+func (p *plugin) expectLive(t *testing.T) {
+	t.Helper()
+	command := exec.Command(pluginBinary(t), "status", "--live")
+	command.Env = p.env
+	if text, err := command.CombinedOutput(); err != nil {
+		t.Errorf("status --live: %v: %.300s", err, text)
+	}
 }
 
 func (p *plugin) openFiles(t *testing.T) int {

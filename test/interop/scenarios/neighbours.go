@@ -95,6 +95,7 @@ func UnreadAnswersAreBounded(t *testing.T) {
 	)
 	plugin := startPlugin(t, startEmulator(t), probeInterval)
 	c := dialRaw(t, plugin.socket)
+	c.timeout = apiServerTimeout // it must run out
 	var err error
 	sentBytes := 0
 	for err == nil && sentBytes < maxBytes {

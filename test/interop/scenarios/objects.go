@@ -14,7 +14,7 @@ const probeInterval = 200 * time.Millisecond
 // restart: of the API server, of the plugin, of both.
 func ObjectsSurviveRestarts(t *testing.T, client Client) {
 	forEachAPI(t, func(t *testing.T, api string) {
-		plugin := startPlugin(t, startEmulator(t), probeInterval)
+		plugin := startPlugin(t, startService(t), probeInterval)
 		server := startAPIServer(t, client, api, plugin)
 		server.expectHealthy(t, api)
 

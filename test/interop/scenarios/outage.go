@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 )
 
-// outage is how long the plugin is away: less than kube-apiserver waits (callTimeout), more than its first
+// outage is how long the plugin is away: less than kube-apiserver waits (apiServerTimeout), more than its first
 // attempt to connect again takes.
 const outage = 200 * time.Millisecond
 
@@ -30,7 +30,7 @@ func KilledPluginIsWaitedFor(t *testing.T) {
 		}
 
 		plugin.kill(t)
-		waitUntil(t, callTimeout, "the connections to notice", func() error {
+		waitUntil(t, "the connections to notice", func() error {
 			for _, c := range pool {
 				if state := c.GetState(); state == connectivity.Ready {
 					return fmt.Errorf("%s", state)
@@ -81,7 +81,7 @@ func PluginStartsAfterAPIServer(t *testing.T, client Client) {
 		plugin.start(t)
 		start := time.Now()
 		// The API server believes a bad answer for 3 s, and its connection backs off.
-		waitUntil(t, 20*time.Second, "the health check to pass", server.checkHealth)
+		waitUntil(t, "the health check to pass", server.checkHealth)
 		server.expectHealthy(t, api)
 		t.Logf("healthy after %s", time.Since(start).Round(time.Millisecond))
 		inParallel(t, "write and read", callerCount, callerCount, func(i int) error {

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,8 +23,7 @@ const (
 	binaryVariable = "KEY4C_KMS_PLUGIN"
 	defaultBinary  = "../../../dist/key4c-kms-plugin"
 
-	keyID       = "demo"
-	stopTimeout = 10 * time.Second
+	keyID = "demo"
 )
 
 // pluginBinary fails loudly when there is nothing to test: a skipped interop test looks like a passed one.
@@ -84,8 +85,8 @@ func (p *process) terminate() error {
 	}
 	select {
 	case <-p.exited:
-	case <-time.After(stopTimeout):
-		return fmt.Errorf("still running %s after SIGTERM", stopTimeout)
+	case <-time.After(patience):
+		return fmt.Errorf("still running %s after SIGTERM", patience)
 	}
 	if code := p.command.ProcessState.ExitCode(); code != 0 {
 		return fmt.Errorf("%s after SIGTERM", p.command.ProcessState)
@@ -117,6 +118,21 @@ func logFile(t *testing.T, path string) *os.File {
 // emulator is a Key4C of its own process: it outlives the plugins, keeps their keys and counts their calls.
 type emulator struct {
 	url string
+	// settings of the plugin, where it is another service: see serviceVariable.
+	settings []string
+}
+
+// serviceVariable has the environment of a plugin, one NAME=value a line, for a service of others that somebody
+// runs: test/e2e/profiles.e2e.ts does.
+const serviceVariable = "KEY4C_KMS_SERVICE"
+
+// startService is that service, and the emulator when there is none. It can be served, and not controlled.
+func startService(t *testing.T) *emulator {
+	t.Helper()
+	if settings := os.Getenv(serviceVariable); settings != "" {
+		return &emulator{settings: strings.Split(settings, "\n")}
+	}
+	return startEmulator(t)
 }
 
 func startEmulator(t *testing.T) *emulator {
@@ -139,7 +155,7 @@ func startEmulator(t *testing.T) *emulator {
 			t.Fatalf("the emulator printed %q, want export KEY4C_URL=…", text)
 		}
 		return &emulator{url: url}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the emulator does not tell its URL")
 		return nil
 	}
@@ -221,13 +237,13 @@ func newPlugin(t *testing.T, emulator *emulator, probeInterval time.Duration) *p
 	socket := filepath.Join(directory, "kms.sock")
 	return &plugin{
 		socket: socket,
-		env: []string{
+		env: append([]string{
 			"KMS_ENDPOINT=unix://" + socket,
 			"KEY4C_URL=" + emulator.url,
 			"KMS_KEY_ID=" + keyID,
 			"KMS_USER_ID=test",
 			"KMS_PROBE_INTERVAL=" + fmt.Sprintf("%dms", probeInterval.Milliseconds()),
-		},
+		}, emulator.settings...), // of two with one name the last counts
 		log: logFile(t, filepath.Join(directory, "plugin.log")),
 	}
 }
@@ -254,6 +270,42 @@ func (p *plugin) launch(t *testing.T) {
 	command := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" serve`, pluginBinary(t))
 	command.ExtraFiles = []*os.File{p.held} // descriptor 3
 	p.running = startCommand(t, nil, p.log, p.env, command)
+}
+
+var httpURL = regexp.MustCompile(`"health and metrics","url":"http://([^/"]+)/"`)
+
+// httpAddress is where the plugin serves HTTP, by its log.
+func (p *plugin) httpAddress(t *testing.T) string {
+	t.Helper()
+	found := httpURL.FindStringSubmatch(p.logText(t))
+	if found == nil {
+		t.Fatal("the log names no address of HTTP")
+	}
+	return found[1]
+}
+
+func (p *plugin) logText(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(p.log.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// hold makes the listening socket that systemd would make, and keeps it for the plugin.
+func (p *plugin) hold(t *testing.T) {
+	t.Helper()
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	p.held, err = listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.held.Close() })
 }
 
 // stop ends the plugin in the way of the kubelet and systemd.
@@ -283,7 +335,7 @@ func (p *plugin) restart(t *testing.T) {
 // keyID waits until the plugin is ok and returns the key_id of its Status.
 func (p *plugin) keyID(t *testing.T) string {
 	t.Helper()
-	command := exec.Command(pluginBinary(t), "status", "--wait", "10s")
+	command := exec.Command(pluginBinary(t), "status", "--wait", fmt.Sprintf("%.0fs", patience.Seconds()))
 	command.Env = p.env
 	var stderr strings.Builder
 	command.Stderr = &stderr

@@ -52,7 +52,7 @@ func ReloadTurnsEncryptionOn(t *testing.T, client Client) {
 		})
 		load.progress(t, callerCount)
 		writeConfig(t, path, kmsThenIdentity(t, api, plugin.endpoint()))
-		waitUntil(t, 20*time.Second, "writes to come out encrypted", func() error {
+		waitUntil(t, "writes to come out encrypted", func() error {
 			o := newObject("written-after")
 			if err := o.write(server); err != nil {
 				return err

@@ -38,7 +38,7 @@ func RotationUnderWriters(t *testing.T, client Client) {
 		load.progress(t, callerCount)
 		emulator.rotate(t)
 		var newKeyID string
-		waitUntil(t, 10*time.Second, "the plugin to notice the rotation", func() error {
+		waitUntil(t, "the plugin to notice the rotation", func() error {
 			newKeyID = plugin.keyID(t)
 			if newKeyID == oldKeyID {
 				return fmt.Errorf("still %s", oldKeyID)
@@ -95,7 +95,7 @@ func RotationUnderWriters(t *testing.T, client Client) {
 // would, is the faster of the two ways that it has, and takes up to 20 s.
 func waitForAPIServer(t *testing.T, server *apiServer, newKeyID string) {
 	t.Helper()
-	waitUntil(t, 40*time.Second, "the API server to write under "+newKeyID, func() error {
+	waitUntil(t, "the API server to write under "+newKeyID, func() error {
 		if err := server.checkHealth(); err != nil {
 			t.Fatalf("health check failed during the rotation: %v", err)
 		}

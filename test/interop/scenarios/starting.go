@@ -15,7 +15,7 @@ func EncryptWaitsForTheFirstLocalKEK(t *testing.T) {
 		plugin.kill(t)
 		emulator.delay(t, 200*time.Millisecond) // three calls: describe, encrypt, decrypt
 		plugin.running = startProcess(t, nil, plugin.log, plugin.env, "serve")
-		waitUntil(t, callTimeout, "the socket to accept", func() error {
+		waitUntil(t, "the socket to accept", func() error {
 			conn, err := net.Dial("unix", plugin.socket)
 			if err == nil {
 				_ = conn.Close()

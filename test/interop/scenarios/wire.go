@@ -17,8 +17,11 @@ import (
 	kmsv2 "k8s.io/kms/apis/v2"
 )
 
-// callTimeout is kube-apiserver's default for a call to the plugin.
-const callTimeout = 3 * time.Second
+// apiServerTimeout is kube-apiserver's default for a call to the plugin.
+const apiServerTimeout = 3 * time.Second
+
+// callTimeout is ten times that: on a busy machine a call takes as long as the machine lets it.
+const callTimeout = 10 * apiServerTimeout
 
 // dekBytes is what kube-apiserver has wrapped: a DEK (v1) or the seed of DEKs (v2).
 const dekBytes = 32

@@ -1,0 +1,118 @@
+/** What goes over the network in one call of a profile, and how it is shown. */
+import { type OperationName, readBody } from "../../key4c/answer.ts";
+import { type Pointer, resolvePointer } from "../../key4c/json.ts";
+import type { Profile } from "../../key4c/profile.ts";
+import type { Blackout } from "./blackout.ts";
+
+/** What a pointer of a profile is for, and the pointer. */
+export type Named = readonly [what: string, pointer: Pointer];
+
+export class Exchange {
+  readonly #method: string;
+  readonly #url: string;
+  readonly #headers: Headers;
+  readonly #body: string | undefined;
+  #answered: { readonly status: number; readonly type: string; readonly text?: string } | undefined;
+
+  constructor(url: string, init: BunFetchRequestInit) {
+    this.#method = init.method ?? "GET";
+    this.#url = url;
+    this.#headers = new Headers(init.headers as Headers); // the client makes them so
+    this.#body = typeof init.body === "string" ? init.body : undefined;
+  }
+
+  async answered(response: Response): Promise<void> {
+    const text = await readBody(response);
+    const { status, headers } = response;
+    const type = headers.get("Content-Type") ?? "no content type";
+    this.#answered = { status, type, ...(text !== undefined && { text }) };
+  }
+
+  get isAnswered(): boolean {
+    return this.#answered !== undefined;
+  }
+
+  /** undefined where it is no JSON. */
+  get document(): unknown {
+    return parsed(this.#answered?.text ?? "");
+  }
+
+  /** Line by line: the request, the answer, and what each pointer found in it. */
+  lines(
+    name: OperationName,
+    profile: Profile,
+    results: readonly Named[],
+    blackout: Blackout,
+  ): string[] {
+    const headers = Object.keys(profile[name]?.headers ?? {}).map((header) => {
+      const value = this.#headers.get(header);
+      return `  ${header}: ${value === null ? "left out: it has no value" : blackout.text(value)}`;
+    });
+    const request = [
+      `→ ${this.#method} ${blackout.known(this.#url)}`,
+      ...headers,
+      ...(this.#body === undefined ? [] : [`  ${blackout.json(parsed(this.#body))}`]),
+    ];
+    if (this.#answered === undefined) {
+      return [...request, "← no answer"];
+    }
+    const { status, type, text } = this.#answered;
+    const isSuccess = this.#isSuccess(status, profile);
+    const { success, errors } = profile;
+    const pointers: Named[] = [
+      ...(success === undefined ? [] : [["success", success.pointer] as const]),
+      ...(isSuccess ? results : []),
+      ...(isSuccess || errors.code === undefined ? [] : [["code", errors.code] as const]),
+    ];
+    return [
+      ...request,
+      `← ${status} ${blackout.text(type)}`,
+      `  ${text === undefined ? "larger than is read" : shownBody(text, name === "decrypt" && isSuccess, blackout)}`,
+      ...pointers.map(([what, at]) => `  ${what} at ${at}: ${this.#found(at, blackout)}`),
+    ];
+  }
+
+  #isSuccess(status: number, { success }: Profile): boolean {
+    return (
+      status >= 200 &&
+      status < 300 &&
+      (success === undefined || resolvePointer(this.document, success.pointer) === success.equals)
+    );
+  }
+
+  #found(at: Pointer, blackout: Blackout): string {
+    const value = resolvePointer(this.document, at);
+    return value === undefined ? `nothing; ${this.#nearest(at, blackout)}` : blackout.json(value);
+  }
+
+  /** What there is where the way of a pointer ends. */
+  #nearest(at: Pointer, blackout: Blackout): string {
+    const tokens = at.split("/");
+    for (let length = tokens.length - 1; length > 0; length--) {
+      const way = tokens.slice(0, length).join("/");
+      const there = length === 1 ? this.document : resolvePointer(this.document, way);
+      if (typeof there === "object" && there !== null) {
+        const names = Object.keys(there).map((one) => blackout.text(one));
+        return `${way || "the answer"} has ${names.join(", ") || "nothing in it"}`;
+      }
+    }
+    return "the answer is no JSON object";
+  }
+}
+
+/** @param isKey whether there is a key in it: then all long texts are blacked out, in whatever form it comes */
+function shownBody(text: string, isKey: boolean, blackout: Blackout): string {
+  const document = parsed(text);
+  if (text === "") {
+    return "empty";
+  }
+  return blackout.json(document ?? text, () => !isKey);
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,118 @@
+import type { Keyring } from "../../keys/keyring.ts";
+import { describeError, toPluginError } from "../../system/errors.ts";
+import { printable } from "../printable.ts";
+import { type OurObject, parseEtcdValue } from "./etcd-value.ts";
+import type { EtcdPair } from "./etcdctl.ts";
+
+/** Enough to hide the way to Key4C, few for its HSM, which serves others too. */
+const MAX_CALLS_AT_ONCE = 8;
+
+/** One local KEK, and what Key4C says of it. */
+export interface Verified {
+  /** As in the log. */
+  readonly fingerprint: string;
+  readonly keyId: string;
+  /** How many values in etcd need it. */
+  readonly objects: number;
+  /** `away`: Key4C did not answer, so nothing is known. */
+  readonly verdict: "given back" | "refused" | "away";
+  readonly why?: string;
+}
+
+export interface Verification {
+  readonly localKeks: readonly Verified[];
+  readonly text: string;
+  /** 0: all are given back; 3: one is not, or a value is broken; 1: this is no answer. */
+  readonly exitCode: 0 | 1 | 3;
+}
+
+/**
+ * Has Key4C unwrap each local KEK once, and opens a DEK under it.
+ * @param keyring a fresh one, which knows none
+ */
+export async function verify(
+  pairs: readonly EtcdPair[],
+  keyring: Pick<Keyring, "unwrap">,
+): Promise<Verification> {
+  const found = new Map<string, { readonly object: OurObject; objects: number }>();
+  const others = new Map<string, number>();
+  for (const { value } of pairs) {
+    const parsed = parseEtcdValue(value);
+    if (parsed.kind !== "ours") {
+      others.set(parsed.kind, (others.get(parsed.kind) ?? 0) + 1);
+      continue;
+    }
+    const { object } = parsed;
+    const name = `${object.keyId} ${object.fingerprint}`;
+    const known = found.get(name);
+    if (known === undefined) {
+      found.set(name, { object, objects: 1 });
+    } else {
+      known.objects += 1;
+    }
+  }
+  const waiting = [...found.values()];
+  const localKeks: Verified[] = [];
+  const work = async () => {
+    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
+      localKeks.push(await verifyOne(next.object, next.objects, keyring));
+    }
+  };
+  await Promise.all(Array.from({ length: MAX_CALLS_AT_ONCE }, work));
+  return conclude(localKeks, others);
+}
+
+async function verifyOne(
+  { fingerprint, keyId, envelope }: OurObject,
+  objects: number,
+  keyring: Pick<Keyring, "unwrap">,
+): Promise<Verified> {
+  try {
+    (await keyring.unwrap(envelope)).fill(0);
+    return { fingerprint, keyId, objects, verdict: "given back" };
+  } catch (error) {
+    const { kind } = toPluginError(error);
+    const isAway = kind === "unavailable" || kind === "throttled";
+    const verdict = isAway ? "away" : "refused";
+    return { fingerprint, keyId, objects, verdict, why: describeError(error) };
+  }
+}
+
+function conclude(
+  localKeks: readonly Verified[],
+  others: ReadonlyMap<string, number>,
+): Verification {
+  const of = (verdict: Verified["verdict"]) => localKeks.filter((one) => one.verdict === verdict);
+  const [refused, away] = [of("refused"), of("away")];
+  const broken = others.get("broken") ?? 0;
+  const unknown = others.get("unknown") ?? 0;
+  const objects = refused.reduce((sum, one) => sum + one.objects, 0);
+  const isAnswer = localKeks.length > 0 && unknown === 0 && away.length === 0;
+  const exitCode = refused.length + broken > 0 ? 3 : isAnswer ? 0 : 1;
+  const lines = [
+    `${localKeks.length} local KEKs: ${of("given back").length} given back, ${refused.length} refused, ${away.length} not asked for want of an answer`,
+    ...[...others].map(
+      ([kind, count]) => `  ${count} values are ${kind}: nothing for Key4C to give back`,
+    ),
+    ...(exitCode === 0 ? ["Key4C gives back every local KEK in the input"] : []),
+    ...(refused.length > 0
+      ? [
+          `${objects} objects are readable only while a plugin that knows their local KEKs runs, if at all: restart no plugin and no API server, disable no key; rewrite them now, or give Key4C back the key's material`,
+        ]
+      : []),
+    ...(away.length > 0 ? ["ask again when Key4C answers: what is not known is not proven"] : []),
+    ...(unknown > 0
+      ? ["there are values that are no objects of Kubernetes: this is no answer"]
+      : []),
+    ...(localKeks.length === 0
+      ? ["there is no local KEK of ours in the input: this is no answer"]
+      : []),
+    "",
+  ];
+  return { localKeks, text: lines.join("\n"), exitCode };
+}
+
+/** Tab-separated. */
+export function verifiedLine({ fingerprint, keyId, objects, verdict, why = "" }: Verified): string {
+  return [keyId, fingerprint, String(objects), verdict, why].map(printable).join("\t");
+}

@@ -1,0 +1,211 @@
+/** What a manifest tells serve, and where it was told. */
+import { dirname } from "node:path";
+import { type CommandLine, type Environment, required } from "../../config/config.ts";
+import { absolutePath, group } from "../../config/option-types.ts";
+import { ExitError } from "../../system/errors.ts";
+
+/** A manifest's own line and the environment it is printed in. */
+export interface Order {
+  readonly line: CommandLine;
+  readonly env: Environment;
+}
+
+type Setting = readonly [name: string, text: string];
+
+/** Where the credentials lie when no file is named. */
+const SECRETS_DIRECTORY = "/etc/key4c-kms";
+/** Where Prometheus finds the metrics, unless told otherwise: a flag that is empty means nowhere. */
+const METRICS_ADDRESS = "127.0.0.1:9640";
+/** What Bun's fetch asks for a proxy. */
+const PROXY_NAMES = [
+  "https_proxy",
+  "HTTPS_PROXY",
+  "all_proxy",
+  "ALL_PROXY",
+  "no_proxy",
+  "NO_PROXY",
+];
+/** Set another way, or secret. */
+const NOT_SETTINGS = ["KMS_ENDPOINT", "KMS_USER_ID", "KMS_API_KEY", "KMS_PIN", "KMS_SOCKET_GROUP"];
+
+/**
+ * Directories of others: a pod that gets one as a whole sees what is not its business, or has its own hidden. A single
+ * file is no way out: one that is renewed by a rename would never be seen.
+ */
+const SHARED_DIRECTORIES = new Set([
+  ...[
+    "/",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/home",
+    "/lib",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+  ],
+  ...[
+    "/sbin",
+    "/srv",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/var",
+    "/var/lib",
+    "/var/run",
+    "/usr/local",
+    "/usr/share",
+  ],
+  ...[
+    "/etc/ssl",
+    "/etc/ssl/certs",
+    "/etc/ssl/private",
+    "/etc/pki",
+    "/etc/pki/tls",
+    "/etc/pki/tls/certs",
+  ],
+  ...[
+    "/etc/kubernetes",
+    "/etc/kubernetes/pki",
+    "/etc/kubernetes/manifests",
+    "/etc/rancher",
+    "/etc/systemd",
+  ],
+]);
+
+/** @throws ExitError 2 for what no pod, unit or comment could hold */
+export function refuseControlCharacters(order: Order): void {
+  const bad = toldBy(order).filter((one) => /\p{Cc}/u.test(one));
+  if (bad.length > 0) {
+    const names = bad.map((one) => one.split(/[= ]/)[0]);
+    throw new ExitError(2, names.map((name) => `${name} has a control character`).join("\n"));
+  }
+}
+
+/** What serve must be told and is neither a secret nor a file nor the group of its socket. */
+export function serveSettings({ line: { given, config }, env }: Order): readonly Setting[] {
+  const missing = ["KEY4C_URL", "KMS_KEY_ID"].filter(
+    (name) => !given.has(name) && !given.has(`${name}_FILE`),
+  );
+  if (missing.length > 0) {
+    throw new ExitError(2, missing.map((name) => `${name} is missing`).join("\n"));
+  }
+  const settings = new Map([
+    ["KMS_HTTP_ADDRESS", METRICS_ADDRESS],
+    ...[...given].filter(([name]) => name.startsWith("KMS_") || name === "KEY4C_URL"),
+  ]);
+  return [
+    ["KMS_ENDPOINT", endpointUrl(required(config.kmsEndpoint))],
+    ...[...settings].filter(
+      ([name, text]) => !NOT_SETTINGS.includes(name) && !isFile(name) && text !== "", // as good as not set
+    ),
+    ...proxySettings(env),
+  ];
+}
+
+/** @throws ExitError 2 for one with a password: a manifest is read by many */
+function proxySettings(env: Environment): Setting[] {
+  const settings = PROXY_NAMES.flatMap((name): Setting[] => {
+    const text = env[name];
+    return text ? [[name, text]] : [];
+  });
+  for (const [name, text] of settings) {
+    if (text.includes("@")) {
+      throw new ExitError(
+        2,
+        `${name} has a password, and a manifest is read by many: unset it here, and set it by hand where only root reads it`,
+      );
+    }
+  }
+  return settings;
+}
+
+/** Files by the option that names them. A secret is always a file: a manifest is read by many. */
+export function serveFiles({ line: { given } }: Order): readonly Setting[] {
+  const files = new Map([...given].filter(([name]) => isFile(name)));
+  if (!files.has("KMS_USER_ID_FILE")) {
+    files.set("KMS_USER_ID_FILE", `${SECRETS_DIRECTORY}/user-id`);
+  }
+  for (const [name, file] of [
+    ["KMS_API_KEY", "api-key"],
+    ["KMS_PIN", "pin"],
+  ] as const) {
+    if (given.has(name) && !files.has(`${name}_FILE`)) {
+      files.set(`${name}_FILE`, `${SECRETS_DIRECTORY}/${file}`);
+    }
+  }
+  return [...files].map(([name, text]) => [name, path(name, text)]);
+}
+
+function isFile(name: string): boolean {
+  return name.endsWith("_FILE") || name === "KEY4C_PROFILE";
+}
+
+/** The group of the socket as it was told; undefined: none. @throws ExitError 2 */
+export function socketGroup({ line: { given } }: Order): string | undefined {
+  const text = given.get("KMS_SOCKET_GROUP");
+  if (text !== undefined && !/^[0-9A-Za-z_][0-9A-Za-z_.-]*$/.test(text)) {
+    throw new ExitError(2, "KMS_SOCKET_GROUP must be the name or the number of a group");
+  }
+  return text;
+}
+
+/** The same as a number: an image does not know the names of the machine. @throws ExitError 2 */
+export function socketGroupId(order: Order): number | undefined {
+  const text = socketGroup(order);
+  try {
+    return text === undefined ? undefined : group(text);
+  } catch {
+    throw new ExitError(2, `KMS_SOCKET_GROUP: this machine has no group ${text}; give its number`);
+  }
+}
+
+export function socketPath({ line: { config } }: Order): string {
+  return path("KMS_ENDPOINT", required(config.kmsEndpoint));
+}
+
+export function endpointUrl(socket: string): string {
+  return `unix://${path("KMS_ENDPOINT", socket)}`;
+}
+
+/** The directory of a file, for a pod to have as a whole. @throws ExitError 2 where it is not the file's own */
+export function directoryFor(name: string, file: string): string {
+  const directory = dirname(file);
+  if (SHARED_DIRECTORIES.has(directory)) {
+    throw new ExitError(
+      2,
+      `${name} must lie in a directory of its own, not in ${directory}: the pod gets the directory as a whole, so that it sees a renewed file`,
+    );
+  }
+  return directory;
+}
+
+/** @throws ExitError 2 */
+export function path(name: string, text: string): string {
+  try {
+    return absolutePath(text);
+  } catch (error) {
+    throw new ExitError(2, `${name} ${(error as Error).message}`); // absolutePath throws Errors
+  }
+}
+
+/** What a manifest was made from, for whoever makes the next one; without secrets. */
+export function origin(order: Order, name: string, version: string): string {
+  const told = toldBy(order);
+  const from = told.length === 0 ? ", from defaults" : ", from:";
+  return [
+    `Made by \`key4c-kms-plugin manifest ${name}\`, release ${version}${from}`,
+    ...told.map((one) => `  ${one}`),
+  ]
+    .map((one) => `# ${one}\n`)
+    .join("");
+}
+
+function toldBy({ line: { sources }, env }: Order): string[] {
+  const proxies = proxySettings(env).map(([name, text]) => `${name}=${text} (environment)`);
+  return [...sources, ...proxies];
+}

@@ -1,0 +1,69 @@
+import { dirname } from "node:path";
+import { credentialName, required } from "../../config/config.ts";
+import { ExitError } from "../../system/errors.ts";
+import { type Order, serveFiles, serveSettings, socketGroup, socketPath } from "./settings.ts";
+import { fill } from "./template.ts";
+import systemdService from "./templates/systemd-service.txt";
+import systemdSocket from "./templates/systemd-socket.txt";
+
+/** Their texts, not their files, are in the file of --environment-file. */
+const CREDENTIALS = ["KMS_USER_ID_FILE", "KMS_API_KEY_FILE", "KMS_PIN_FILE"];
+/** The names of keys are no secrets, and change while the plugin runs: a copy made at its start would not. */
+const READ_IN_PLACE = ["KMS_KEY_ID_FILE", "KMS_PREVIOUS_KEY_IDS_FILE"];
+
+export function systemdServiceText(order: Order): string {
+  const { binary, environmentFile } = order.line.config;
+  const files = serveFiles(order);
+  const inPlace = files.filter(([name]) =>
+    environmentFile === undefined ? READ_IN_PLACE.includes(name) : !CREDENTIALS.includes(name),
+  );
+  const copied = files.filter((file) => !inPlace.includes(file));
+  return fill(systemdService, {
+    binary: required(binary),
+    environment: [...serveSettings(order), ...inPlace].map(
+      ([name, text]) => `Environment=${unitWord(name, text)}`,
+    ),
+    credentials:
+      environmentFile === undefined
+        ? [
+            "# Files only root may read become readable for the service; it gets copies at its start. Needs systemd 247;",
+            "# for older ones: manifest systemd-service --environment-file FILE.",
+            ...copied.map(([name, path]) => `LoadCredential=${credentialName(name)}:${path}`),
+          ]
+        : environmentFileLines(environmentFile, inPlace),
+  });
+}
+
+/** @throws ExitError 2 for a file that the service could not read */
+function environmentFileLines(
+  environmentFile: string,
+  inPlace: readonly (readonly [string, string])[],
+): string[] {
+  if (inPlace.some(([name]) => name === "KEY4C_CERT_KEY_FILE")) {
+    throw new ExitError(
+      2,
+      "KEY4C_CERT_KEY_FILE needs LoadCredential= of systemd 247: without it nobody but root could keep that key",
+    );
+  }
+  return [
+    "# systemd reads it as root: KMS_USER_ID=… (and KMS_API_KEY=…), chmod 0600. Other files must be readable for everybody.",
+    `EnvironmentFile=${environmentFile}`,
+  ];
+}
+
+/** A word of a unit file: quoted, with the escapes and the doubled percent of systemd.syntax(7). */
+function unitWord(name: string, text: string): string {
+  const escaped = text.replace(/[\\"]/g, (character) => `\\${character}`).replaceAll("%", "%%");
+  return `"${name}=${escaped}"`;
+}
+
+export function systemdSocketText(order: Order): string {
+  const path = socketPath(order);
+  const group = socketGroup(order);
+  return fill(systemdSocket, {
+    path,
+    directory: dirname(path),
+    mode: required(order.line.config.socketMode).toString(8).padStart(4, "0"),
+    group: group === undefined ? [] : [`SocketGroup=${group}`],
+  });
+}

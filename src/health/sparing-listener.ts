@@ -1,0 +1,82 @@
+import { closeSync } from "node:fs";
+import { createServer, type Server, type Socket } from "node:net";
+import { duplicate } from "../system/libc.ts";
+
+/** Open at once, and taken before a pause. Prometheus needs one; descriptors and time are for the API server. */
+const MAX_HTTP_CONNECTIONS = 8;
+/** With this pause at most 80 connections a second cost anything. */
+const PAUSE_MS = 100;
+
+/**
+ * A TCP listener that cannot be used against the process. Every user of the node reaches loopback, and each
+ * connection costs time of the one thread that also answers the API server: few are taken at once, and few a
+ * second. Those who come meanwhile wait in the kernel, and the address stays ours: nobody else can have it.
+ */
+export class SparingListener {
+  readonly port: number;
+  readonly #descriptor: number;
+  readonly #serve: (socket: Socket) => void;
+  #server: Server | undefined;
+  #taken = 0;
+  #open = 0;
+  #timer: Timer | undefined;
+  #isClosed = false;
+
+  /** @throws Error with a code when the address cannot be had */
+  constructor(host: string, port: number, serve: (socket: Socket) => void) {
+    this.#serve = serve;
+    const held = Bun.listen({ hostname: host, port, socket: { data() {} } });
+    this.port = held.port;
+    try {
+      // Bun has it, its types do not.
+      const descriptor = "fd" in held ? Number(held.fd) : -1;
+      this.#descriptor = duplicate(descriptor);
+    } finally {
+      held.stop(true); // in this turn still: it has accepted nobody
+    }
+    this.#listen();
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    clearTimeout(this.#timer);
+    this.#server?.close();
+    closeSync(this.#descriptor);
+  }
+
+  #listen(): void {
+    this.#taken = 0;
+    const server = createServer((socket) => {
+      this.#taken += 1;
+      this.#open += 1;
+      if (this.#taken === MAX_HTTP_CONNECTIONS) {
+        server.close(); // accepts nobody from here on, not even who waits already
+        this.#server = undefined;
+      }
+      socket.once("close", () => {
+        this.#open -= 1;
+        this.#resume();
+      });
+      socket.on("error", () => {}); // a client that breaks off is no event of ours
+      this.#serve(socket);
+    });
+    server.on("error", () => {
+      this.#server = undefined; // no descriptor left: tried again
+      this.#resume();
+    });
+    this.#server = server;
+    try {
+      server.listen({ fd: duplicate(this.#descriptor) });
+    } catch {
+      this.#server = undefined;
+      this.#resume();
+    }
+  }
+
+  #resume(): void {
+    if (this.#server === undefined && this.#open === 0 && !this.#isClosed) {
+      clearTimeout(this.#timer);
+      this.#timer = setTimeout(() => this.#listen(), PAUSE_MS);
+    }
+  }
+}

@@ -1,0 +1,38 @@
+/** JSON values, and pointers into them. */
+
+export type Json =
+  | null
+  | boolean
+  | number
+  | string
+  | readonly Json[]
+  | { readonly [k: string]: Json };
+
+/** A JSON pointer (RFC 6901), such as `/data/ciphertext`. */
+export type Pointer = string;
+
+/** A regular expression; the pointer to the whole document is not one of ours. */
+export const POINTER_PATTERN = "^(/([^~/]|~[01])*)+$";
+
+/** The value a pointer names, or undefined (RFC 6901 §4). */
+export function resolvePointer(document: unknown, pointer: Pointer): unknown {
+  let at = document;
+  for (const token of pointer.split("/").slice(1)) {
+    const name = token.replaceAll("~1", "/").replaceAll("~0", "~");
+    if (typeof at !== "object" || at === null || !isMember(at, name)) {
+      return undefined;
+    }
+    at = (at as Record<string, unknown>)[name]; // just checked
+  }
+  return at;
+}
+
+/** Whether JSON gave it to the object or array: the length of an array, for one, is none of its items. */
+function isMember(of: object, name: string): boolean {
+  return Object.prototype.propertyIsEnumerable.call(of, name);
+}
+
+/** The pointer to a member of what `at` names. */
+export function below(at: Pointer, name: string): Pointer {
+  return `${at}/${name.replaceAll("~", "~0").replaceAll("/", "~1")}`;
+}

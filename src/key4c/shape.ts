@@ -1,0 +1,280 @@
+/**
+ * What a part of a profile looks like, said once: what reads it, its JSON Schema and its table in REFERENCE.md are
+ * all made of its shape.
+ */
+import { below, type Json, POINTER_PATTERN, type Pointer } from "./json.ts";
+import { foreignPlaceholders, type Placeholder, placeholderSyntax } from "./template.ts";
+
+type Schema = Readonly<Record<string, Json>>;
+
+export interface Shape<T> {
+  /** What it is, in words for the table. */
+  readonly type: string;
+  readonly schema: Schema;
+  /** Of an object with fixed names. */
+  readonly members?: Members;
+  /** Records the faults and goes on, so that a user sees all of them at once. The result counts if there is none. */
+  read(value: Json | undefined, at: Pointer, faults: Faults): T;
+}
+
+/** A named part of an object. */
+interface Member<T> {
+  readonly shape: Shape<T>;
+  readonly isRequired: boolean;
+  /** What stands for one that is not there. */
+  readonly fallback?: T;
+  readonly about: string;
+}
+export type Members = Readonly<Record<string, Member<unknown>>>;
+type ValuesOf<M extends Members> = {
+  readonly [N in keyof M]: M[N] extends Member<infer T> ? T : never;
+};
+
+export class Faults {
+  readonly list: string[] = [];
+
+  add(at: Pointer, message: string): void {
+    this.list.push(`${at || "/"}: ${message}`);
+  }
+}
+
+export function required<T>(shape: Shape<T>, about: string): Member<T> {
+  return { shape, isRequired: true, about };
+}
+
+export function optional<T>(shape: Shape<T>, about: string): Member<T | undefined> {
+  return { shape, isRequired: false, about };
+}
+
+export function withDefault<T>(shape: Shape<T>, fallback: T, about: string): Member<T> {
+  return { shape, isRequired: false, fallback, about };
+}
+
+/** Texts. `limits` are those of the schema, and `fault` is what they say in words, if there is anything wrong. */
+function textual(
+  type: string,
+  limits: Schema,
+  fault: (text: string) => string | readonly string[],
+  missing = `must be a ${type}`,
+): Shape<string> {
+  return {
+    type,
+    schema: { type: "string", ...limits },
+    read(value, at, faults) {
+      const text = typeof value === "string" ? value : "";
+      for (const message of typeof value === "string" ? [fault(text)].flat() : [missing]) {
+        faults.add(at, message);
+      }
+      return text;
+    },
+  };
+}
+
+const notEmpty = (text: string) => (text === "" ? "must be a text" : []);
+
+export const text = textual("text", { minLength: 1 }, notEmpty);
+
+const POINTER_FAULT = 'must be a JSON pointer such as "/data/ciphertext" (RFC 6901)';
+export const pointer = textual(
+  "pointer",
+  { pattern: POINTER_PATTERN },
+  (one) => (new RegExp(POINTER_PATTERN).test(one) ? [] : POINTER_FAULT),
+  POINTER_FAULT,
+);
+
+/** A text with placeholders, which may have a syntax of its own beside theirs. */
+export function template(
+  allowed: readonly Placeholder[],
+  syntax: { readonly pattern: string; readonly fault: string },
+): Shape<string> {
+  return textual(
+    "template",
+    { minLength: 1, allOf: [{ pattern: syntax.pattern }, { pattern: placeholderSyntax(allowed) }] },
+    (one) => [
+      ...notEmpty(one),
+      ...(one === "" || new RegExp(syntax.pattern).test(one) ? [] : [syntax.fault]),
+      ...foreign(one, allowed),
+    ],
+    "must be a text",
+  );
+}
+
+/** Any JSON, with placeholders in its texts. @param place where its schema stands in that of the whole */
+export function jsonTemplate(allowed: readonly Placeholder[], place: Pointer): Shape<Json> {
+  const again = { $ref: `#${place}` };
+  return {
+    type: "JSON of templates",
+    schema: {
+      anyOf: [
+        { type: "string", pattern: placeholderSyntax(allowed) },
+        { type: ["number", "boolean", "null"] },
+        { type: "array", items: again },
+        { type: "object", additionalProperties: again },
+      ],
+    },
+    read(value = null, at, faults) {
+      if (typeof value === "string") {
+        for (const message of foreign(value, allowed)) {
+          faults.add(at, message);
+        }
+      } else if (typeof value === "object" && value !== null) {
+        for (const [name, member] of Object.entries(value)) {
+          this.read(member, below(at, name), faults);
+        }
+      }
+      return value;
+    },
+  };
+}
+
+function foreign(one: string, allowed: readonly Placeholder[]): string[] {
+  const list = `{${allowed.join("} {")}}`;
+  return foreignPlaceholders(one, allowed).map(
+    (whole) => `${whole} is not allowed here; allowed are ${list}`,
+  );
+}
+
+export function oneOf<T extends string>(allowed: readonly [T, ...T[]]): Shape<T> {
+  return {
+    type: allowed.map((one) => `\`${one}\``).join(", "),
+    schema: { enum: allowed },
+    read(value, at, faults) {
+      const found = allowed.find((one) => one === value);
+      if (found === undefined) {
+        faults.add(at, `must be one of ${allowed.join(", ")}`);
+      }
+      return found ?? allowed[0];
+    },
+  };
+}
+
+export type Scalar = string | number | boolean;
+
+export const scalar: Shape<Scalar> = {
+  type: "text, number or boolean",
+  schema: { type: ["string", "number", "boolean"] },
+  read(value, at, faults) {
+    if (value === undefined || typeof value === "object") {
+      faults.add(at, "must be a text, a number or a boolean");
+      return "";
+    }
+    return value;
+  },
+};
+
+export function listOf<T>(item: Shape<T>): Shape<readonly T[]> {
+  return {
+    type: `list: ${item.type}`,
+    schema: { type: "array", items: item.schema },
+    read(value, at, faults) {
+      if (!Array.isArray(value)) {
+        faults.add(at, "must be a list");
+        return [];
+      }
+      return value.map((one: Json, index) => item.read(one, below(at, String(index)), faults));
+    },
+  };
+}
+
+/** An object whose names are the user's. */
+export function mapOf<T>(
+  value: Shape<T>,
+  names: { readonly pattern: string; readonly fault: string } = { pattern: "", fault: "" },
+): Shape<Readonly<Record<string, T>>> {
+  return {
+    type: `object: ${value.type}`,
+    schema: {
+      type: "object",
+      propertyNames: { pattern: names.pattern },
+      additionalProperties: value.schema,
+    },
+    read(given, at, faults) {
+      const entries = Object.entries(readObject(given, at, faults) ?? {}).map(([name, member]) => {
+        const place = below(at, name);
+        if (!new RegExp(names.pattern).test(name)) {
+          faults.add(place, names.fault);
+        }
+        return [name, value.read(member, place, faults)] as const;
+      });
+      return Object.fromEntries(entries);
+    },
+  };
+}
+
+/** An object whose names are these. */
+export function object<M extends Members>(members: M): Shape<ValuesOf<M>> {
+  const entries = Object.entries(members);
+  return {
+    type: "object",
+    members,
+    schema: {
+      type: "object",
+      properties: Object.fromEntries(
+        entries.map(([name, { shape, about }]) => [name, { description: about, ...shape.schema }]),
+      ),
+      required: entries.filter(([, { isRequired }]) => isRequired).map(([name]) => name),
+      additionalProperties: false,
+    },
+    read(value, at, faults) {
+      const given = readObject(value, at, faults);
+      const known = Object.keys(members);
+      for (const name of Object.keys(given ?? {})) {
+        if (!known.includes(name)) {
+          faults.add(below(at, name), `is unknown; known are ${known.join(", ")}`);
+        }
+      }
+      // What is no object has one fault, and not those of its members.
+      const own = given === undefined ? new Faults() : faults;
+      const read = entries.map(([name, { shape, isRequired, fallback }]) => {
+        const member = given?.[name];
+        const isThere = member !== undefined || isRequired;
+        return [name, isThere ? shape.read(member, below(at, name), own) : fallback];
+      });
+      return Object.fromEntries(read) as ValuesOf<M>; // one value for each member, by its shape
+    },
+  };
+}
+
+function readObject(
+  value: Json | undefined,
+  at: Pointer,
+  faults: Faults,
+): { readonly [name: string]: Json } | undefined {
+  if (typeof value === "object" && value !== null && !isList(value)) {
+    return value;
+  }
+  faults.add(at, "must be an object");
+  return undefined;
+}
+
+/** `Array.isArray`, which does not know readonly ones. */
+function isList(value: object): value is readonly unknown[] {
+  return Array.isArray(value);
+}
+
+/** Either of two shapes, told apart by whether the value is a text. */
+export function textOr<T>(one: Shape<T>, other: Shape<T>, type: string): Shape<T> {
+  return {
+    type,
+    schema: { anyOf: [one.schema, other.schema] },
+    read: (value, at, faults) => (typeof value === "object" ? other : one).read(value, at, faults),
+  };
+}
+
+/** The same value in another form. */
+export function mapped<T, U>(shape: Shape<T>, to: (value: T) => U): Shape<U> {
+  const { type, schema } = shape;
+  return { type, schema, read: (value, at, faults) => to(shape.read(value, at, faults)) };
+}
+
+/** A row for each member and what is below it: name, type, required or default, meaning. */
+export function rowsOf(members: Members, before = ""): string[][] {
+  return Object.entries(members).flatMap(([name, { shape, isRequired, fallback, about }]) => {
+    const path = `${before}${name}`;
+    const standsFor = fallback === undefined ? "" : `\`${JSON.stringify(fallback)}\``;
+    return [
+      [`\`${path}\``, shape.type, isRequired ? "required" : standsFor, about],
+      ...rowsOf(shape.members ?? {}, `${path}.`),
+    ];
+  });
+}

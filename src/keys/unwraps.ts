@@ -1,0 +1,156 @@
+import type { Clock } from "../system/clock.ts";
+import { KINDS, PluginError, toPluginError } from "../system/errors.ts";
+import { type KekHeader, LocalKek } from "./envelope.ts";
+import type { HeldKeks } from "./held.ts";
+import { cacheKey } from "./kek-cache.ts";
+import { base32, formatKeyId } from "./key-id.ts";
+import type { KeySet } from "./key-set.ts";
+import { Limiter } from "./limiter.ts";
+import { unwrapLocalKek } from "./local-kek.ts";
+import { Refusals } from "./refusals.ts";
+import type { Standing, Standings } from "./standing.ts";
+import type { WrappingService } from "./wrapping.ts";
+
+/** More than three restarting control planes need, less than what hurts an HSM. */
+const MAX_CONCURRENT_UNWRAPS = 64;
+/** Unwraps that wait for one of those; past it a flood is refused instead of remembered. */
+const MAX_WAITING_UNWRAPS = 1_024;
+
+/** Who asks, and whether it still waits. */
+export interface Caller {
+  readonly requestId?: string | undefined;
+  readonly hasLeft?: () => boolean;
+}
+
+interface UnwrapsOptions {
+  readonly service: WrappingService;
+  readonly keys: KeySet;
+  readonly standings: Standings;
+  readonly held: HeldKeks;
+  readonly clock: Clock;
+}
+
+/** Asks Key4C for local KEKs that callers need and nobody holds; concurrent needs share one call. */
+export class Unwraps {
+  readonly #options: UnwrapsOptions;
+  readonly #refusals: Refusals;
+  readonly #underWay = new Map<string, Promise<LocalKek>>();
+  /** For callers only: the probe and a renewal, few as they are, must not wait behind a flood. */
+  readonly #limiter = new Limiter(MAX_CONCURRENT_UNWRAPS, MAX_WAITING_UNWRAPS);
+  /** Those of the current key and version: how many Key4C gave back, and refused. */
+  readonly ofCurrentKey = { givenBack: 0, refused: 0 };
+
+  constructor(options: UnwrapsOptions) {
+    this.#options = options;
+    this.#refusals = new Refusals(options.clock);
+  }
+
+  get underWay(): number {
+    return this.#underWay.size;
+  }
+
+  async fetch(header: KekHeader, caller: Caller): Promise<LocalKek> {
+    const { keys, standings, held } = this.#options;
+    const key = cacheKey(header);
+    held.cache.misses += 1;
+    const underWay = this.#underWay.get(key);
+    if (underWay !== undefined) {
+      return underWay;
+    }
+    const kmsKeyId = keys.idOf(base32(header.keyNameHash));
+    if (kmsKeyId === undefined) {
+      throw new PluginError("unknownKey", "the ciphertext belongs to a key that is not configured");
+    }
+    if (this.#refusals.has(key)) {
+      throw new PluginError("invalid", "Key4C has just refused this wrapped local KEK");
+    }
+    const own = standings.of(kmsKeyId);
+    this.#refuseIfFutile(own);
+    const unwrapping = this.#unwrapAndKeep(key, own, header, caller);
+    this.#underWay.set(key, unwrapping);
+    return unwrapping;
+  }
+
+  async #unwrapAndKeep(
+    key: string,
+    own: Standing,
+    header: KekHeader,
+    caller: Caller,
+  ): Promise<LocalKek> {
+    try {
+      const bytes = await this.#limiter.run(async () => {
+        await this.#refusals.turn();
+        this.#refuseIfFutile(own); // as it may be by the time that there is a place
+        try {
+          return await unwrapLocalKek(this.#options.service, own.kmsKeyId, header, {
+            requestId: caller.requestId,
+            isForCaller: true,
+            onFailedAttempt: () => own.need(),
+          });
+        } catch (error) {
+          this.#heard(own, header, toPluginError(error));
+          throw error;
+        }
+      });
+      return this.#keep(own, key, header, bytes);
+    } finally {
+      this.#underWay.delete(key);
+    }
+  }
+
+  get #current(): Standing {
+    return this.#options.standings.of(this.#options.keys.currentId);
+  }
+
+  /** @throws PluginError when Key4C is not to be asked for a local KEK of this key now */
+  #refuseIfFutile(own: Standing): void {
+    const { revocation } = own;
+    if (revocation !== undefined) {
+      throw new PluginError(revocation.kind, "the key is revoked", { cause: revocation });
+    }
+    const ofThisKey = own.refusalOfCallers("thisKey");
+    const refusal = ofThisKey ?? this.#current.refusalOfCallers("anotherKey");
+    if (refusal !== undefined) {
+      // Whoever fails for want of Key4C has the probe look soon that would end it.
+      (ofThisKey === undefined ? this.#current : own).need();
+      throw new PluginError(refusal.kind, "Key4C is not asked: the last probe failed", {
+        cause: refusal,
+      });
+    }
+  }
+
+  /** Why an unwrap failed. */
+  #heard(own: Standing, header: KekHeader, failure: PluginError): void {
+    if (failure.kind === "invalid") {
+      this.#refusals.add(cacheKey(header));
+      this.#count(header, "refused");
+      return;
+    }
+    own.need(failure);
+    if (own !== this.#current && KINDS[failure.kind].retry) {
+      this.#current.need(); // Key4C may be away as a whole
+    }
+  }
+
+  #keep(own: Standing, key: string, header: KekHeader, bytes: Buffer): LocalKek {
+    const { held } = this.#options;
+    const known = held.find(key);
+    if (known?.isDropped === false && known.equals(bytes)) {
+      known.isProven = true; // Key4C gave the same twice
+      bytes.fill(0);
+      return known;
+    }
+    const localKek = new LocalKek(bytes);
+    if (own.revocation === undefined) {
+      held.cache.keep(header, localKek);
+    }
+    this.#count(header, "givenBack");
+    return localKek;
+  }
+
+  #count(header: KekHeader, outcome: "givenBack" | "refused"): void {
+    if (this.#options.held.current?.keyId === formatKeyId(header)) {
+      this.ofCurrentKey[outcome] += 1;
+    }
+  }
+}

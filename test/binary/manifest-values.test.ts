@@ -1,0 +1,248 @@
+/** Whatever the values are: a manifest says them, in the syntax of its reader, or there is no manifest. */
+import { expect, test } from "bun:test";
+import {
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { runBinary, temporaryDirectory } from "../support.ts";
+
+const SERVE = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "demo" };
+
+async function manifest(name: string, flags: readonly string[] = [], env: Env = SERVE) {
+  const { stdout, stderr, exitCode } = await runBinary(["manifest", name, ...flags], { env });
+  return { stdout: stdout.toString(), stderr, exitCode };
+}
+type Env = Record<string, string>;
+
+const printed = async (name: string, flags: readonly string[] = [], env: Env = SERVE) => {
+  const { stdout, stderr, exitCode } = await manifest(name, flags, env);
+  expect({ stderr, exitCode }).toEqual({ stderr: "", exitCode: 0 });
+  return stdout;
+};
+
+/** What it says when it prints nothing. */
+const refusal = async (name: string, flags: readonly string[] = [], env: Env = SERVE) => {
+  const { stdout, stderr, exitCode } = await manifest(name, flags, env);
+  expect({ stdout, exitCode }).toEqual({ stdout: "", exitCode: 2 });
+  return stderr;
+};
+
+interface Mount {
+  readonly name: string;
+  readonly mountPath: string;
+}
+interface Pod {
+  readonly spec: {
+    readonly securityContext: { readonly supplementalGroups?: readonly number[] };
+    readonly containers: readonly {
+      readonly env: readonly { readonly name: string; readonly value: string }[];
+      readonly volumeMounts: readonly Mount[];
+    }[];
+    readonly volumes: readonly { readonly name: string }[];
+  };
+}
+
+async function pod(flags: readonly string[] = [], env: Env = SERVE) {
+  const { spec } = Bun.YAML.parse(await printed("static-pod", flags, env)) as Pod;
+  const [container] = spec.containers;
+  return {
+    groups: spec.securityContext.supplementalGroups,
+    env: Object.fromEntries((container?.env ?? []).map(({ name, value }) => [name, value])),
+    mounts: (container?.volumeMounts ?? []).map(({ mountPath }) => mountPath),
+    volumes: spec.volumes.map(({ name }) => name),
+  };
+}
+
+test("--output writes all or nothing, and only where a file may be", async () => {
+  const directory = temporaryDirectory();
+  const file = join(directory, "pod.yaml");
+  await printed("static-pod", ["--output", file]);
+  const whole = readFileSync(file, "utf8");
+  expect(whole).toContain("kind: Pod");
+  expect(whole).toContain(`#   --output ${file}`);
+  expect(statSync(file).mode & 0o777).toBe(0o600);
+  // Without its variables: the plugin that runs must not lose its manifest.
+  expect((await manifest("static-pod", ["--output", file], {})).exitCode).toBe(2);
+  expect(readFileSync(file, "utf8")).toBe(whole);
+  await printed("static-pod", ["--output", file, "--key-id", "next"]);
+  expect(readFileSync(file, "utf8")).toContain('value: "next"');
+  await printed("systemd-service", ["--output", join(directory, "unit")]);
+  expect(statSync(join(directory, "unit")).mode & 0o777).toBe(0o644);
+
+  mkdirSync(join(directory, "directory"));
+  symlinkSync(file, join(directory, "link"));
+  for (const [path, message] of [
+    [join(directory, "directory"), "is no regular file"],
+    [join(directory, "link"), "is no regular file"],
+    ["/dev/full", "is no regular file"],
+    [join(directory, "none/pod.yaml"), "(ENOENT)"],
+  ] as const) {
+    const { stdout, stderr, exitCode } = await manifest("static-pod", ["--output", path]);
+    expect([path, stdout, exitCode]).toEqual([path, "", 1]);
+    expect(stderr).toContain(message);
+  }
+  expect(readdirSync(directory).sort()).toEqual(["directory", "link", "pod.yaml", "unit"]);
+});
+
+test("an EncryptionConfiguration is never replaced: it may hold the only keys", async () => {
+  const file = join(temporaryDirectory(), "encryption-configuration.yaml");
+  writeFileSync(file, "secret: key");
+  const { stderr, exitCode } = await manifest("encryption-configuration", ["--output", file]);
+  expect([exitCode, readFileSync(file, "utf8")]).toEqual([1, "secret: key"]);
+  expect(stderr).toContain("is there already");
+  const other = `${file}.new`;
+  await printed("encryption-configuration", ["--output", other]);
+  expect(statSync(other).mode & 0o777).toBe(0o600);
+});
+
+test("it tells what it was made from, and where that was said; secrets by name only", async () => {
+  const text = await printed("static-pod", ["--key-id", "next", "--image", "registry/i:1"], {
+    ...SERVE,
+    KMS_USER_ID: "the-token",
+    NO_PROXY: "10.0.0.0/8",
+  });
+  expect(text.split("\n").slice(0, 6)).toEqual([
+    expect.stringContaining("# Made by `key4c-kms-plugin manifest static-pod`, release "),
+    "#   KEY4C_URL=https://key4c.example (environment)",
+    "#   --key-id next",
+    "#   KMS_USER_ID (environment)",
+    "#   --image registry/i:1",
+    "#   NO_PROXY=10.0.0.0/8 (environment)",
+  ]);
+});
+
+test("YAML takes every text for a text, and Kubernetes replaces no $(NAME)", async () => {
+  for (const id of [
+    "on",
+    "123",
+    "null",
+    "~",
+    "1e3",
+    "0x1f",
+    '"',
+    "'{}'",
+    "a:b#c",
+    "%YAML",
+    "\\n",
+  ]) {
+    expect((await pod(["--key-id", id])).env["KMS_KEY_ID"]).toBe(id);
+  }
+  const odd = "a$(HOME)$$b";
+  expect((await pod(["--key-id", odd])).env["KMS_KEY_ID"]).toBe("a$$(HOME)$$$$b");
+  for (const name of ["on", "123", "null", "1.5", "y"]) {
+    const text = await printed("encryption-configuration", ["--provider-name", name]);
+    expect(Bun.YAML.parse(text)).toMatchObject({
+      resources: [{ providers: [{ kms: { name } }, { identity: {} }] }],
+    });
+  }
+  for (const [api, args] of [
+    [
+      "v1beta4",
+      [
+        { name: "encryption-provider-config", value: "/etc/kubernetes/pki/e.yaml" },
+        { name: "encryption-provider-config-automatic-reload", value: "true" },
+        { name: "feature-gates", value: "KMSv1=true" },
+      ],
+    ],
+    [
+      "v1beta3",
+      {
+        "encryption-provider-config": "/etc/kubernetes/pki/e.yaml",
+        "encryption-provider-config-automatic-reload": "true",
+        "feature-gates": "KMSv1=true",
+      },
+    ],
+  ] as const) {
+    const configuration = ["--encryption-configuration", "/etc/kubernetes/pki/e.yaml"];
+    const flags = ["--kubeadm-api", api, "--api", "v1", ...configuration];
+    expect(Bun.YAML.parse(await printed("kubeadm-config", flags))).toMatchObject({
+      apiVersion: `kubeadm.k8s.io/${api}`,
+      apiServer: { extraArgs: args },
+    });
+  }
+});
+
+test("a control character is in no manifest", async () => {
+  for (const name of ["static-pod", "systemd-service", "systemd-socket", "kubeadm-config"]) {
+    expect(await refusal(name, ["--socket-group", "a\nExecStartPre=/bin/false"])).toContain(
+      "--socket-group has a control character",
+    );
+    expect(await refusal(name, [], { ...SERVE, NO_PROXY: "a\tb" })).toContain("NO_PROXY has a");
+  }
+  expect(await refusal("static-pod", ["--image", "a\nb"])).toContain("--image has a");
+  expect(await refusal("systemd-socket", ["--endpoint", "unix:///run/50%n/s"])).toContain(
+    "KMS_ENDPOINT must be an absolute path of",
+  );
+});
+
+test("a proxy travels with pod and unit; one with a password does not", async () => {
+  const env = { ...SERVE, HTTPS_PROXY: "http://proxy:3128", no_proxy: ".example,10.0.0.0/8" };
+  expect((await pod([], env)).env).toMatchObject({
+    HTTPS_PROXY: "http://proxy:3128",
+    no_proxy: ".example,10.0.0.0/8",
+  });
+  expect(await printed("systemd-service", [], env)).toContain(
+    'Environment="HTTPS_PROXY=http://proxy:3128"\n',
+  );
+  const secret = { ...SERVE, https_proxy: "http://me:secret@proxy:3128" };
+  for (const name of ["static-pod", "systemd-service", "k3s"]) {
+    const text = await refusal(name, [], secret);
+    expect([text.includes("https_proxy has a password"), text.includes("secret")]).toEqual([
+      true,
+      false,
+    ]);
+  }
+});
+
+test("the group of the socket: a pod has its number, and is in it", async () => {
+  const { groups, env } = await pod(["--socket-group", "daemon"]);
+  expect([groups, env["KMS_SOCKET_GROUP"]]).toEqual([[1], "1"]);
+  expect((await pod(["--socket-group", "4711"])).groups).toEqual([4711]);
+  expect((await pod()).groups).toBeUndefined();
+  expect(await refusal("static-pod", ["--socket-group", "nobody-here"])).toContain(
+    "this machine has no group nobody-here; give its number",
+  );
+  expect(await printed("systemd-socket", ["--socket-group", "nobody-here"])).toContain(
+    "SocketGroup=nobody-here\n",
+  );
+  expect(await refusal("systemd-socket", ["--socket-group", "a b"])).toContain("KMS_SOCKET_GROUP");
+});
+
+test("a pod has each directory once, and none that is not the file's own", async () => {
+  const { mounts, volumes } = await pod([
+    ...["--key4c-ca-file", "/etc/key4c-kms/ca.pem", "--endpoint", "unix:///etc/key4c-kms/k.sock"],
+    ...["--key4c-profile", "/etc/key4c-profile/p.json"],
+  ]);
+  expect(mounts).toEqual(["/etc/key4c-kms", "/etc/key4c-profile"]);
+  expect(volumes).toEqual(["socket", "files-0"]);
+  for (const directory of ["/etc", "/etc/ssl/certs", "/etc/kubernetes/pki"]) {
+    expect(await refusal("static-pod", ["--key4c-ca-file", `${directory}/ca.pem`])).toContain(
+      `KEY4C_CA_FILE must lie in a directory of its own, not in ${directory}`,
+    );
+  }
+  for (const name of ["kube-apiserver-patch", "kubeadm-config", "rke2"]) {
+    const beside = ["--encryption-configuration", "/etc/encryption.yaml"];
+    expect(await refusal(name, beside)).toContain("--encryption-configuration must lie in");
+    expect(await refusal(name, ["--endpoint", "unix:///tmp/kms.sock"])).toContain(
+      "KMS_ENDPOINT must lie in a directory of its own",
+    );
+  }
+  const same = ["--encryption-configuration", "/run/key4c-kms/e.yaml"];
+  const patch = Bun.YAML.parse(await printed("kube-apiserver-patch", same)) as Pod;
+  expect(patch.spec.volumes).toHaveLength(1);
+});
+
+test("systemd below 247: the credential from a file that systemd reads", async () => {
+  const flags = ["--environment-file", "/etc/key4c-kms/credential.env"];
+  const text = await printed("systemd-service", [...flags, "--key4c-ca-file", "/etc/k/ca.pem"]);
+  expect(text).toContain("\nEnvironmentFile=/etc/key4c-kms/credential.env\n");
+  expect(text).toContain('\nEnvironment="KEY4C_CA_FILE=/etc/k/ca.pem"\n');
+  expect(text).not.toMatch(/^LoadCredential|USER_ID_FILE=/m);
+  const pair = ["--key4c-cert-file", "/etc/k/c.pem", "--key4c-cert-key-file", "/etc/k/k.pem"];
+  expect(await refusal("systemd-service", [...flags, ...pair])).toContain("systemd 247");
+});

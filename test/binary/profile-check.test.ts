@@ -1,0 +1,314 @@
+/** `doctor --profile-check` on the compiled binary: what it finds in a wrong profile, and that it shows no secret. */
+import { expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Check } from "../../src/commands/doctor/check.ts";
+import { expectNoSecret, secret } from "../secrets.ts";
+import { API_KEY, hsm, kes, nhn, PIN, ServiceKey, vault } from "../services.ts";
+import { emulator, fakeServer, runBinary, temporaryFile } from "../support.ts";
+
+const USER_ID = "3f2a8b6c-user-0815";
+for (const [name, value] of [
+  ["KMS_API_KEY", API_KEY],
+  ["KMS_PIN", PIN],
+  ["KMS_USER_ID", USER_ID],
+] as const) {
+  secret(name, value);
+}
+
+const PROFILES = join(import.meta.dir, "../profiles");
+const HSM = readFileSync(join(PROFILES, "hsm.json"), "utf8");
+
+interface Options {
+  readonly env?: Record<string, string>;
+  readonly profile?: string;
+}
+
+/** Runs it in both forms, and searches both for secrets. */
+async function profileCheck(url: string, { env = {}, profile }: Options = {}) {
+  const all = {
+    KEY4C_URL: url,
+    KMS_KEY_ID: "demo",
+    KMS_USER_ID: USER_ID,
+    KMS_API_KEY: API_KEY,
+    ...(profile !== undefined && { KEY4C_PROFILE: profile, KMS_PIN: PIN }),
+    ...env,
+  };
+  const json = await runBinary(["doctor", "--profile-check", "--json"], { env: all });
+  const text = await runBinary(["doctor", "--profile-check"], { env: all });
+  for (const { stdout, stderr } of [json, text]) {
+    expectNoSecret("stdout", stdout);
+    expectNoSecret("stderr", stderr);
+  }
+  const checks: Check[] = JSON.parse(json.stdout.toString());
+  const step = (name: string) => {
+    const found = checks.find(({ check }) => check === name);
+    if (found === undefined) {
+      throw new Error(`no step ${name}`);
+    }
+    return found;
+  };
+  return { checks, step, text: text.stdout.toString(), exitCode: json.exitCode };
+}
+
+/** The HSM, with what it is sent as a secret from then on. */
+function hsmServer() {
+  return fakeServer((request, body) => {
+    const { data } = JSON.parse(body);
+    if (typeof data === "string") {
+      secret("local KEK", Buffer.from(data, "hex"));
+    }
+    return hsm(key)(request, body);
+  });
+}
+const key = new ServiceKey();
+
+const withHsm = (change: (profile: string) => string) => ({
+  profile: temporaryFile(change(HSM)),
+});
+
+test("the default profile fits the contract", async () => {
+  const { checks, exitCode } = await profileCheck(emulator().url);
+  expect([exitCode, checks.map(({ check, result }) => [check, result])]).toEqual([
+    0,
+    [
+      ["configuration", "pass"],
+      ["describe", "pass"],
+      ["encrypt", "pass"],
+      ["decrypt", "pass"],
+      ["another AAD", "pass"],
+      ["a damaged ciphertext", "pass"],
+      ["a key that there is not", "pass"],
+    ],
+  ]);
+});
+
+test("a right profile: what was sent, what came back, and what each pointer found", async () => {
+  const server = hsmServer();
+  const { text, exitCode, step } = await profileCheck(
+    server.url,
+    withHsm((one) => one),
+  );
+  expect(exitCode).toBe(0);
+  expect(step("encrypt").shown).toEqual([
+    `→ POST ${server.url}/api/v2/keys/demo/encrypt`,
+    "  X-Api-Key: █ KMS_API_KEY █",
+    '  {"pin":"█ KMS_PIN █","data":"█ local KEK in hex █","aad":"█ 60 characters, hex of 30 bytes █"}',
+    "← 200 application/json;charset=utf-8",
+    expect.stringMatching(
+      /^ {2}\{"rc":0,"out":\{"blob":"1\.█ \d+ characters, hex of \d+ bytes █","generation":"1"\}\}$/,
+    ),
+    "  success at /rc: 0",
+    expect.stringMatching(/^ {2}ciphertext at \/out\/blob: "1\.█ \d+ characters/),
+    '  version at /out/generation: "1"',
+  ]);
+  expect(step("decrypt").shown).toContain('  plaintext at /out/data: "█ local KEK in hex █"');
+  expect(step("a key that there is not").detail).toBe(
+    "Key4C answered describe with HTTP status 200 96; it counts as keyNotFound",
+  );
+  expect(text).toContain("✓ encrypt: version 1\n    → POST ");
+});
+
+test("the example in OPERATIONS.md is what doctor says at each step", async () => {
+  const operations = readFileSync(join(import.meta.dir, "../../OPERATIONS.md"), "utf8");
+  const [, section = ""] = operations.split("\n## From an API document to a profile\n");
+  const blocks = [...section.matchAll(/```(\w+)\n([\s\S]*?)```/g)];
+  const blocksOf = (kind: string) => blocks.filter(([, one]) => one === kind).map(([, , t]) => t);
+  expect(blocksOf("json")[0]).toBe(HSM);
+  /** What was wrong in the first draft, in the order in which it is mended. */
+  const mended = [
+    ['"{plaintext:hex}"', '"{plaintext}"'],
+    ['"/out/blob"', '"/blob"'],
+    ['{ "pointer": "/out/data", "encoding": "hex" }', '"/out/data"'],
+    ['"codes": { "160": "denied", "96": "keyNotFound", "64": "invalid" }', '"codes": {}'],
+  ] as const;
+  const server = hsmServer();
+  const steps = blocksOf("text");
+  expect(steps.length).toBe(mended.length + 1);
+  for (const [index, shown = ""] of steps.entries()) {
+    const draft = mended
+      .slice(index)
+      .reduce((profile, [right, wrong]) => profile.replace(right, wrong), HSM);
+    const { text } = await profileCheck(server.url, { profile: temporaryFile(draft) });
+    const lines = text.replaceAll(server.url, "https://hsm.example").split("\n");
+    for (const line of shown.trimEnd().split("\n")) {
+      const at = lines.indexOf(line);
+      expect(at < 0 ? lines : line).toEqual(line);
+      lines.splice(0, at + 1); // the next one comes after it
+    }
+  }
+});
+
+test.each([
+  ["vault.json", vault, "invalid"],
+  ["nhn.json", nhn, "unavailable"], // its profile does not list that code
+  ["kes.json", kes, "invalid"],
+] as const)("%s", async (profile, service, damaged) => {
+  const server = fakeServer(service(key));
+  const env = { KEY4C_PROFILE: join(PROFILES, profile), KMS_USER_ID: "app" };
+  const { step } = await profileCheck(server.url, { env });
+  expect(step("decrypt").result).toBe("pass");
+  expect(step("a damaged ciphertext")).toMatchObject({
+    result: damaged === "invalid" ? "pass" : "fail",
+    detail: expect.stringContaining(`it counts as ${damaged}`),
+  });
+});
+
+test("a pointer that finds nothing is named, with what is there instead", async () => {
+  const { step, exitCode } = await profileCheck(
+    hsmServer().url,
+    withHsm((one) => one.replace('"/out/blob"', '"/out/cipher/text"')),
+  );
+  expect(exitCode).toBe(1);
+  expect(step("encrypt")).toMatchObject({
+    result: "fail",
+    detail: expect.stringContaining("/out/cipher/text is not a text"),
+    shown: expect.arrayContaining([
+      "  ciphertext at /out/cipher/text: nothing; /out has blob, generation",
+    ]),
+  });
+  expect(step("decrypt").result).toBe("skip");
+});
+
+test("so is one that serve would never miss: a state that is nowhere is no state", async () => {
+  const { step } = await profileCheck(
+    hsmServer().url,
+    withHsm((one) => one.replace('"/key/enabled"', '"/key/state"')),
+  );
+  expect(step("describe")).toMatchObject({
+    result: "fail",
+    detail: "nothing is at /key/state (state)",
+    remedy: "correct /describe/result, or leave out what the service does not tell",
+  });
+  expect(step("encrypt").result).toBe("pass");
+});
+
+test("a wrong encoding: the answer shows which one it is", async () => {
+  const { step } = await profileCheck(
+    hsmServer().url,
+    withHsm((one) => one.replace('"encoding": "hex"', '"encoding": "base64url"')),
+  );
+  expect(step("decrypt")).toMatchObject({
+    result: "fail",
+    detail: expect.stringContaining("/out/data is not 32 bytes in base64url"),
+    shown: expect.arrayContaining(['  plaintext at /out/data: "█ local KEK in hex █"']),
+  });
+});
+
+test("a service that takes AAD under another name, and so ignores it", async () => {
+  const server = fakeServer((request, body) =>
+    hsm(key)(request, JSON.stringify({ ...JSON.parse(body), aad: "" })),
+  );
+  const { step } = await profileCheck(
+    server.url,
+    withHsm((one) => one),
+  );
+  expect(step("another AAD")).toMatchObject({
+    result: "fail",
+    detail: "the service gives the local KEK back",
+    remedy: expect.stringContaining("leave {aad} out"),
+  });
+});
+
+test("a code that is not listed", async () => {
+  const { step } = await profileCheck(
+    hsmServer().url,
+    withHsm((one) => one.replace('"64": "invalid"', '"65": "invalid"')),
+  );
+  expect(step("a damaged ciphertext")).toMatchObject({
+    result: "fail",
+    detail: expect.stringContaining("it counts as unavailable"),
+    remedy: expect.stringContaining("/errors/codes"),
+    shown: expect.arrayContaining(["  code at /rc: 64"]),
+  });
+});
+
+test("a wrong ID that would look like a revocation", async () => {
+  const { step } = await profileCheck(
+    hsmServer().url,
+    withHsm((one) => one.replace('"96": "keyNotFound"', '"96": "keyUnusable"')),
+  );
+  expect(step("a key that there is not")).toMatchObject({
+    result: "fail",
+    remedy: expect.stringContaining("keyNotFound"),
+  });
+});
+
+test("a refused PIN is sent once", async () => {
+  const server = hsmServer();
+  const wrong = "another-pin-that-is-wrong";
+  secret("KMS_PIN", wrong);
+  const { checks, step } = await profileCheck(server.url, {
+    ...withHsm((one) => one),
+    env: { KMS_PIN: wrong },
+  });
+  expect(step("describe")).toMatchObject({
+    result: "fail",
+    remedy: expect.stringContaining("correct KMS_USER_ID, KMS_API_KEY or KMS_PIN"),
+  });
+  expect(checks.slice(2).every(({ result }) => result === "skip")).toBe(true);
+  expect(server.requests.length).toBe(2); // of two runs
+});
+
+test("a service that is not there, a page, and a configuration that is not complete", async () => {
+  const away = await profileCheck("http://127.0.0.1:9");
+  expect(away.step("describe")).toMatchObject({
+    result: "fail",
+    remedy: "let `doctor` without --profile-check say what is in the way",
+    shown: expect.arrayContaining(["← no answer"]),
+  });
+  const page = fakeServer(
+    () =>
+      new Response(`<p>No access for ${USER_ID}</p>`, {
+        status: 502,
+        headers: { "Content-Type": "text/html" },
+      }),
+  );
+  expect((await profileCheck(page.url)).step("describe").shown).toEqual(
+    expect.arrayContaining(["← 502 text/html", '  "<p>No access for █ KMS_USER_ID █</p>"']),
+  );
+  const incomplete = await runBinary(["doctor", "--profile-check"], {
+    env: { KEY4C_URL: page.url },
+  });
+  expect(incomplete.exitCode).toBe(1);
+  expect(incomplete.stdout.toString()).toContain(
+    "– describe: the configuration is to be corrected first\n",
+  );
+});
+
+test("a service that gives everything back shows no secret", async () => {
+  const echo = fakeServer(async (request, body) => {
+    const { data } = JSON.parse(body);
+    const bytes = Buffer.from(typeof data === "string" ? data : "", "hex");
+    secret("local KEK", bytes);
+    return Response.json(
+      {
+        rc: 0,
+        key: { generation: "1", enabled: true, alg: API_KEY },
+        out: {
+          blob: Buffer.concat([Buffer.alloc(1), bytes]).toString("base64"),
+          generation: "1",
+          data: [...bytes],
+        },
+        [PIN]: { said: body, quoted: `${API_KEY.slice(0, 9)}…`, [request.url]: 1 },
+        headers: [...request.headers],
+        forms: ["hex", "base64", "base64url", "latin1"].map(
+          (one) => bytes.toString(one as BufferEncoding), // these are
+        ),
+      },
+      {
+        headers: {
+          "X-Key": API_KEY,
+          "Set-Cookie": PIN,
+          "Content-Type": `application/json; ${PIN}`,
+        },
+      },
+    );
+  });
+  const { step } = await profileCheck(
+    echo.url,
+    withHsm((one) => one),
+  );
+  expect(step("encrypt").result).toBe("pass");
+  expect(step("decrypt").result).toBe("fail");
+});

@@ -1,0 +1,35 @@
+import { beforeAll, describe, test } from "bun:test";
+
+type Scenarios = Readonly<Record<string, () => Promise<void>>>;
+
+/** SCENARIOS=REGEX plays some only, for whoever works on one. */
+const WANTED = new RegExp(process.env["SCENARIOS"] ?? "");
+
+/**
+ * A test for each scenario of each group, all of them played at once: most of their time they wait. Each has its own
+ * plugins and its own Key4C.
+ */
+export function sideBySide(groups: Readonly<Record<string, Scenarios>>, timeoutMs: number): void {
+  const wanted = Object.entries(groups).map(
+    ([group, scenarios]) =>
+      [group, Object.entries(scenarios).filter(([name]) => WANTED.test(name))] as const,
+  );
+  const results = new Map<() => Promise<void>, PromiseSettledResult<void>>();
+  beforeAll(async () => {
+    const plays = wanted.flatMap(([, scenarios]) => scenarios.map(([, play]) => play));
+    const settled = await Promise.allSettled(plays.map((play) => play()));
+    for (const [index, play] of plays.entries()) {
+      results.set(play, settled[index] as PromiseSettledResult<void>); // one for each
+    }
+  }, timeoutMs);
+  for (const [group, scenarios] of wanted) {
+    describe(group, () => {
+      test.each(scenarios)("%s", (_, play) => {
+        const result = results.get(play);
+        if (result?.status !== "fulfilled") {
+          throw result?.reason ?? new Error("not played to its end");
+        }
+      });
+    });
+  }
+}

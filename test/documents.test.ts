@@ -1,0 +1,96 @@
+/** What the documents say is what the product does. */
+import { expect, test } from "bun:test";
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { $ } from "bun";
+import { optionsTable } from "../src/commands/help.ts";
+import { profileTable } from "../src/key4c/profile.ts";
+import { DEBIAN_PACKAGES } from "./needs.ts";
+import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
+import { NEWEST, OLDER } from "./upstream/generate.ts";
+
+const ROOT = join(import.meta.dir, "..");
+const document = (name: string) => readFileSync(join(ROOT, name), "utf8");
+const README = document("README.md");
+const REFERENCE = document("REFERENCE.md");
+
+test("the table of options is the table of options", () => {
+  const shown = REFERENCE.match(/<!-- options -->\n([\s\S]*)\n<!-- \/options -->/)?.[1];
+  expect(shown).toBe(optionsTable());
+});
+
+test("the table of profiles is that of the reader", () => {
+  const shown = REFERENCE.match(/<!-- profile -->\n([\s\S]*)\n<!-- \/profile -->/)?.[1];
+  expect(shown).toBe(profileTable());
+});
+
+test("the first screen works as it stands", async () => {
+  const [start, second] = [...README.matchAll(/```sh\n([\s\S]*?)```/g)].map(
+    (match) => match[1] ?? "",
+  );
+  expect(start).toBe("npm ci && npm start\n");
+  const socket = join(temporaryDirectory(), "kms.sock");
+  // What npm start runs, without its build.
+  await startBinary(["serve", "--emulator"], { KMS_ENDPOINT: `unix://${socket}` }).until(
+    /Key4C is ok/,
+  );
+  const directory = temporaryDirectory();
+  await $`ln -s ${join(import.meta.dir, "../dist")} ${directory}/dist`;
+  const shell = Bun.spawn(["sh", "-e", "-c", second ?? ""], {
+    cwd: directory,
+    env: { PATH: process.env["PATH"] ?? "", KMS_ENDPOINT: `unix://${socket}` },
+    stdout: "pipe",
+  });
+  onTestEnd(() => shell.kill());
+  const output = await shell.stdout.text();
+  expect(await shell.exited).toBe(0);
+  expect(output).toMatch(/^same\nsame\n\{"version":"v2","healthz":"ok","keyId":"k4c-/);
+});
+
+test("the releases whose own tests are run are those of the compatibility table", () => {
+  const named = [...README.matchAll(/Kubernetes' own KMS tests, (\d+\.\d+\.\d+)/g)];
+  expect(named.map(([, release]) => release).sort()).toEqual([...OLDER, NEWEST].sort());
+});
+
+test("a case of the conformance list has a test, or stands in the limits", () => {
+  const cases: { case: number; limit?: string; test?: object }[] = JSON.parse(
+    readFileSync(join(import.meta.dir, "conformance/cases.json"), "utf8"),
+  );
+  const limits = REFERENCE.slice(REFERENCE.indexOf("## Limits"));
+  for (const { case: number, limit, test } of cases) {
+    expect([number, test !== undefined || limits.includes(limit ?? "?")]).toEqual([number, true]);
+  }
+  expect([...new Set(cases.map((one) => one.case))]).toEqual(
+    Array.from({ length: 50 }, (_, index) => index + 1),
+  );
+});
+
+/** As GitHub names the place of a heading. */
+function anchor(heading: string): string {
+  return heading
+    .toLowerCase()
+    .replaceAll(/[^\p{L}\p{N} _-]/gu, "")
+    .replaceAll(" ", "-");
+}
+
+test("a link between the documents leads somewhere", () => {
+  const broken: string[] = [];
+  for (const name of new Bun.Glob("*.md").scanSync(ROOT)) {
+    for (const [, target = ""] of document(name).matchAll(/\]\((?!https?:)([^)]*)\)/g)) {
+      const [file = "", place] = target.split("#");
+      const linked = file === "" ? name : file;
+      const anchors = () =>
+        [...document(linked).matchAll(/^#+ (.*)$/gm)].map(([, h = ""]) => anchor(h));
+      if (!existsSync(join(ROOT, linked)) || (place !== undefined && !anchors().includes(place))) {
+        broken.push(`${name}: ${target}`);
+      }
+    }
+  }
+  expect(broken).toEqual([]);
+});
+
+test(".ci/setup installs every package that a test may miss", () => {
+  const setup = document(".ci/setup");
+  expect([...DEBIAN_PACKAGES].filter((name) => !setup.includes(name))).toEqual([]);
+  expect(DEBIAN_PACKAGES.size).toBeGreaterThan(8);
+});

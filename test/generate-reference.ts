@@ -1,0 +1,16 @@
+/** Writes the tables of options and of profiles into REFERENCE.md; `npm run generate` calls it after Buf. */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { optionsTable } from "../src/commands/help.ts";
+import { profileTable } from "../src/key4c/profile.ts";
+
+const path = join(import.meta.dir, "../REFERENCE.md");
+let text = readFileSync(path, "utf8");
+for (const [name, table] of [
+  ["options", optionsTable()],
+  ["profile", profileTable()],
+] as const) {
+  const between = new RegExp(`(<!-- ${name} -->\\n)[\\s\\S]*(\\n<!-- /${name} -->)`);
+  text = text.replace(between, (_, before: string, after: string) => before + table + after);
+}
+writeFileSync(path, text);

@@ -1,0 +1,252 @@
+/** A kubelet without an API server, and the static pod that `manifest` prints. */
+import { afterAll, beforeAll, expect } from "bun:test";
+import { eventually, figure } from "../e2e/process.ts";
+import { tearDownContainers } from "../ship/podman.ts";
+import { BINARY } from "../support.ts";
+import { callersDuring, callersFile } from "./callers.ts";
+import { cases } from "./cases.ts";
+import { imageArchives, PLUGIN } from "./images.ts";
+import { KEY4C_FILES, KEY4C_URL, startKey4C } from "./key4c.ts";
+import type { Machine } from "./machine.ts";
+import { bootNode, type Container, containers } from "./node.ts";
+import { commandsOf, filledIn } from "./runbook.ts";
+
+const RELEASE = "/opt/release/key4c-kms-plugin-0.1.0-linux-x64";
+const MANIFEST = "/etc/kubernetes/manifests/key4c-kms-plugin.yaml";
+const SOCKET = "/run/key4c-kms/kms.sock";
+/** Of the vendor's guide, with our image and the address of Key4C; the node has no network for pods. */
+const VENDOR_POD = `apiVersion: v1
+kind: Pod
+metadata:
+  name: key4c-kms-plugin
+  namespace: kube-system
+spec:
+  hostNetwork: true
+  containers:
+  - name: key4c-kms-plugin-encryption-provider
+    image: ${PLUGIN}
+    securityContext:
+      privileged: true
+    env:
+    - name: KMS_USER_ID
+      value: some-token
+    - name: KMS_KEY_ID
+      value: demo
+    - name: KEY4C_URL
+      value: ${KEY4C_URL}
+    volumeMounts:
+    - name: kms-plugin-socket
+      mountPath: /tmp
+  volumes:
+  - name: kms-plugin-socket
+    hostPath:
+      type: DirectoryOrCreate
+      path: /tmp
+`;
+/** From the kubelet's look at a file to a pod that has passed its probes, on a busy machine. */
+const POD_MS = 180_000;
+
+let machine: Machine;
+beforeAll(async () => {
+  machine = await bootNode("node", await imageArchives(), {
+    [RELEASE]: BINARY,
+    ...KEY4C_FILES,
+    ...callersFile(),
+  });
+  await startKey4C(machine);
+}, 1_800_000);
+afterAll(async () => {
+  await machine?.remove();
+  await tearDownContainers();
+}, 120_000);
+
+const hostCase = cases("kubelet", async () => {
+  const { stdout } = await machine.try(
+    `curl -s http://127.0.0.1:10255/pods; tail -n 20 /var/log/pods/*/*/*.log; journalctl -b -u kubelet -n 40 --no-pager`,
+  );
+  return stdout;
+});
+
+/** Waits until the kubelet's containers are so. */
+const containersUntil = (what: string, are: (all: readonly Container[]) => boolean) =>
+  eventually(what, POD_MS, async () => {
+    const all = await containers(machine);
+    return are(all) && all;
+  });
+const oneReady = (restarts: number) =>
+  containersUntil(
+    `ready after ${restarts} restarts`,
+    (all) => all.length === 1 && all.every((one) => one.ready && one.restarts === restarts),
+  );
+const isOk = (wait: string) => machine.run(`key4c-kms-plugin status --wait ${wait}`);
+const pluginPid = async () =>
+  Number(await machine.run("pgrep -f '^/usr/local/bin/key4c-kms-plugin serve$'"));
+const seconds = async (work: () => Promise<unknown>) => {
+  const startMs = performance.now();
+  await work();
+  return `${((performance.now() - startMs) / 1000).toFixed(1)} s`;
+};
+
+/** Has `manifest` write the pod, in a shell that has read the settings. */
+const manifest = (flags: string) =>
+  machine.run(`. /etc/key4c-kms/env
+    key4c-kms-plugin manifest static-pod --output ${MANIFEST} ${flags}`);
+
+hostCase("install, as OPERATIONS.md has it: ready", async () => {
+  const [binary = ""] = commandsOf("Install");
+  const [pod = ""] = commandsOf("As a static pod (kubeadm)");
+  const typed = filledIn(binary, {
+    "KEY4C_URL=https://…": `KEY4C_URL=${KEY4C_URL}`,
+    "KMS_KEY_ID=…": "KMS_KEY_ID=demo",
+    "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
+  });
+  await machine.run(
+    `cd /opt/release\n${typed}\n${filledIn(pod, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`,
+  );
+  figure(`ok ${await seconds(() => isOk("120s"))} after the manifest was written`);
+  await oneReady(0);
+});
+
+hostCase("the container is as confined as its manifest says", async () => {
+  const status = await machine.run(`cat /proc/${await pluginPid()}/status`);
+  const field = (name: string) => status.match(new RegExp(`^${name}:\\s*(\\S+)`, "m"))?.[1];
+  expect({
+    capabilities: [field("CapEff"), field("CapPrm"), field("CapBnd"), field("CapAmb")],
+    noNewPrivileges: field("NoNewPrivs"),
+    seccomp: field("Seccomp"),
+  }).toEqual({ capabilities: Array(4).fill("0".repeat(16)), noNewPrivileges: "1", seccomp: "2" });
+  const inside = await machine.try(`nsenter -t ${await pluginPid()} -m touch /x`);
+  expect(inside.exitCode).not.toBe(0);
+  expect(await machine.run(`stat -c '%a %U' ${SOCKET}`)).toBe("600 root\n");
+  expect(await machine.run("journalctl -b -u kubelet")).not.toContain("nil priority");
+});
+
+hostCase("kill -9: the kubelet starts it again", async () => {
+  await machine.run(`kill -9 ${await pluginPid()}`);
+  figure(`ok ${await seconds(() => isOk("120s"))} after kill -9`);
+  await oneReady(1);
+});
+
+hostCase("Key4C away for 100 s: serves on, and is not restarted", async () => {
+  await machine.run("systemctl stop emulated-key4c");
+  const { failures, calls } = await callersDuring(machine, () => Bun.sleep(100_000));
+  expect([calls > 100, failures]).toEqual([true, []]);
+  await oneReady(1);
+});
+
+hostCase("killed while Key4C is away: not ready, not restarted for it, and heals", async () => {
+  await machine.run(`kill -9 ${await pluginPid()}`);
+  await containersUntil("not ready", ([one]) => one?.ready === false && one.restarts === 2);
+  const { stderr, exitCode } = await machine.try("key4c-kms-plugin status --wait 5s");
+  expect([exitCode === 0, stderr]).toEqual([false, expect.stringContaining("Key4C")]);
+  await machine.run("systemctl start emulated-key4c");
+  await isOk("60s");
+  await oneReady(2);
+});
+
+hostCase("a manifest that cannot be printed leaves the plugin alone", async () => {
+  const before = await pluginPid();
+  const bare = await machine.try(`key4c-kms-plugin manifest static-pod --output ${MANIFEST}`);
+  expect([bare.exitCode, bare.stderr]).toEqual([
+    2,
+    expect.stringContaining("KEY4C_URL is missing"),
+  ]);
+  await Bun.sleep(20_000); // the kubelet takes at most 12 s to delete the pod of an empty file
+  expect(await pluginPid()).toBe(before);
+});
+
+hostCase("upgrade by manifest: away for seconds, and there again", async () => {
+  const next = PLUGIN.replace(/0$/, "1");
+  await machine.run(`ctr -n k8s.io images tag ${PLUGIN} ${next}`);
+  const before = await pluginPid();
+  const { calls, failed, longestGapMs } = await callersDuring(machine, async () => {
+    await manifest(`--image ${next}`);
+    await eventually("another process", POD_MS, async () => (await pluginPid()) !== before);
+    await isOk("120s");
+  });
+  figure(
+    `upgrade by manifest: ${failed} of ${calls} calls failed, longest time without one ${longestGapMs} ms`,
+  );
+  const [one] = await oneReady(0);
+  expect(one?.image).toBe(next);
+});
+
+hostCase(
+  "an image that is not there leaves no plugin; the old manifest brings it back",
+  async () => {
+    await manifest("--image registry.local/key4c-kms-plugin:none");
+    await containersUntil("no image", ([one]) =>
+      /^(ErrImagePull|ImagePullBackOff)$/.test(one?.state ?? ""),
+    );
+    expect((await machine.try("key4c-kms-plugin status")).exitCode).not.toBe(0);
+    await manifest(`--image ${PLUGIN}`);
+    await isOk("120s");
+    await oneReady(0);
+  },
+);
+
+hostCase("odd texts arrive as they are: $(NAME), quotes, a key called null", async () => {
+  const odd = `x$(HOME)$$y%n"z'`;
+  await machine.run(
+    `. /etc/key4c-kms/env
+    KMS_PREVIOUS_KEY_IDS=$(cat) key4c-kms-plugin manifest static-pod --output ${MANIFEST} --image ${PLUGIN}`,
+    { input: `null,${odd}` },
+  );
+  const environment = () =>
+    pluginPid().then((pid) => machine.run(`tr '\\0' '\\n' < /proc/${pid}/environ`));
+  await eventually("the new environment", POD_MS, async () =>
+    (await environment()).split("\n").includes(`KMS_PREVIOUS_KEY_IDS=null,${odd}`),
+  );
+});
+
+hostCase("--socket-group: a member of the group may call, others may not", async () => {
+  await machine.run("groupadd --gid 4711 apiserver; useradd --gid 4711 apiserver; useradd other");
+  await manifest(`--image ${PLUGIN} --socket-group apiserver --socket-mode 0660`);
+  await eventually(
+    "the group",
+    POD_MS,
+    async () => (await machine.try(`stat -c '%a %g' ${SOCKET}`)).stdout === "660 4711\n",
+  );
+  await isOk("120s");
+  const as = (user: string) =>
+    machine.try(`setpriv --reuid ${user} --regid ${user} --clear-groups key4c-kms-plugin status`);
+  expect([(await as("apiserver")).exitCode, (await as("other")).exitCode]).toEqual([0, 1]);
+});
+
+hostCase("--run-as-user, as OPERATIONS.md has it", async () => {
+  await removePod();
+  await machine.run(`rm -r /run/key4c-kms
+    install -d -o 65532 -g 65532 -m 0711 /run/key4c-kms
+    chown 65532 /etc/key4c-kms /etc/key4c-kms/user-id
+    echo 'd /run/key4c-kms 0711 65532 65532' > /etc/tmpfiles.d/key4c-kms.conf`);
+  await manifest(`--image ${PLUGIN} --run-as-user 65532`);
+  await isOk("120s");
+  expect(await machine.run(`stat -c '%a %u' ${SOCKET}`)).toBe("600 65532\n");
+  expect(await machine.run(`stat -c %u /proc/${await pluginPid()}`)).toBe("65532\n");
+});
+
+hostCase("power lost: the pod comes up over the socket file that it left", async () => {
+  await machine.powerOff();
+  await machine.powerOn();
+  figure(`after power-off and on: ok ${await seconds(() => isOk("180s"))} after the boot`);
+});
+
+hostCase("the vendor's pod, with KEY4C_URL and without `volumes` in the container", async () => {
+  await removePod();
+  await machine.put(MANIFEST, VENDOR_POD);
+  await machine.run("KMS_ENDPOINT=unix:///tmp/kms.sock key4c-kms-plugin status --wait 120s");
+});
+
+hostCase("uninstall: the manifest deleted, the socket gone", async () => {
+  await removePod();
+  expect((await machine.try(`ls ${SOCKET} /tmp/kms.sock`)).exitCode).not.toBe(0);
+});
+
+/** Deletes the manifest, and waits until the kubelet has ended what it started. */
+async function removePod(): Promise<void> {
+  await machine.run(`rm ${MANIFEST}`);
+  await eventually("no container", POD_MS, async () => {
+    const { stdout } = await machine.try("ctr -n k8s.io tasks ls -q");
+    return stdout === "";
+  });
+}

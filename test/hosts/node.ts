@@ -1,0 +1,150 @@
+/** A machine with containerd and a kubelet, as a node of Kubernetes; its images are brought, none is pulled. */
+import { join } from "node:path";
+import { builtKubelet } from "../e2e/build.ts";
+import { PAUSE } from "./images.ts";
+import { Machine } from "./machine.ts";
+
+const CONTAINERD = `version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "${PAUSE}"
+  # A sandbox may raise the score, never lower it.
+  restrict_oom_score_adj = true
+`;
+
+/** Without an API server: the static pods alone. */
+const STANDALONE = `apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+staticPodPath: /etc/kubernetes/manifests
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+cgroupDriver: cgroupfs
+failCgroupV1: false
+# It tells what it runs, to whoever asks on this machine.
+readOnlyPort: 10255
+authentication: { anonymous: { enabled: true }, webhook: { enabled: false } }
+authorization: { mode: AlwaysAllow }
+`;
+
+/** What a kubelet would set for the whole machine, which is not ours: each is shown the value that it wants. */
+const SYSCTLS = {
+  "vm/overcommit_memory": "1",
+  "vm/panic_on_oom": "0",
+  "kernel/panic": "10",
+  "kernel/panic_on_oops": "1",
+  "kernel/keys/root_maxkeys": "1000000",
+  "kernel/keys/root_maxbytes": "25000000",
+};
+
+/** nspawn gives a machine cgroups that are read only, no /dev/kmsg and no network. */
+const PREPARE = `#!/bin/sh -eu
+awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts | while read -r path; do
+  mount -o remount,rw,bind "$path"
+done
+[ -e /dev/kmsg ] || mknod -m 644 /dev/kmsg c 1 11
+mkdir -p /run/sysctls
+${Object.entries(SYSCTLS)
+  .map(([name, value]) => {
+    const file = `/run/sysctls/${name.replaceAll("/", "_")}`;
+    return `echo ${value} > ${file}; mount --bind ${file} /proc/sys/${name}`;
+  })
+  .join("\n")}
+ip link add eth0 type veth peer name uplink
+ip link set uplink up
+ip addr add 192.0.2.11/24 dev eth0
+ip link set eth0 up
+ip route add default via 192.0.2.1
+`;
+
+const PREPARE_UNIT = `[Unit]
+DefaultDependencies=no
+Before=containerd.service kubelet.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/local/sbin/prepare-node
+[Install]
+RequiredBy=containerd.service
+`;
+
+const KUBELET_UNIT = `[Unit]
+After=containerd.service
+Requires=containerd.service
+[Service]
+ExecStart=/usr/local/bin/kubelet --config /etc/kubernetes/kubelet.yaml
+Restart=always
+RestartSec=2
+[Install]
+WantedBy=multi-user.target
+`;
+
+/** Nothing is pulled here: it looks whether the image is there. */
+const CRICTL = `#!/bin/sh -eu
+ctr -n k8s.io images ls -q | grep -qxF "$2"
+`;
+
+/** A container of a pod, as the kubelet tells it. */
+export interface Container {
+  readonly ready: boolean;
+  readonly restarts: number;
+  readonly image: string;
+  /** `running`, or why not. */
+  readonly state: string;
+}
+
+interface PodList {
+  readonly items?: readonly {
+    readonly spec: { readonly containers: readonly { readonly image: string }[] };
+    readonly status: {
+      readonly containerStatuses?: readonly {
+        readonly ready: boolean;
+        readonly restartCount: number;
+        readonly state: Readonly<Record<string, { readonly reason?: string }>>;
+      }[];
+    };
+  }[];
+}
+
+/** @param archives directory of images */
+export async function bootNode(
+  name: string,
+  archives: string,
+  files: Readonly<Record<string, string>>,
+): Promise<Machine> {
+  const machine = await Machine.boot({
+    name,
+    files: {
+      "/usr/local/bin/kubelet": await builtKubelet(),
+      "/opt/images": archives,
+      ...files,
+    },
+    runsContainers: true,
+  });
+  const unit = (file: string) => join("/etc/systemd/system", file);
+  await machine.put("/etc/containerd/config.toml", CONTAINERD);
+  await machine.put("/etc/kubernetes/kubelet.yaml", STANDALONE);
+  await machine.put("/usr/local/sbin/prepare-node", PREPARE, 0o755);
+  await machine.put("/usr/local/bin/crictl", CRICTL, 0o755);
+  await machine.put(unit("prepare-node.service"), PREPARE_UNIT);
+  await machine.put(unit("kubelet.service"), KUBELET_UNIT);
+  await machine.run(`mkdir -p /etc/kubernetes/manifests
+    systemctl unmask containerd
+    systemctl daemon-reload
+    systemctl enable --quiet prepare-node containerd kubelet
+    systemctl start containerd
+    for archive in /opt/images/*.tar; do ctr -n k8s.io images import "$archive"; done
+    systemctl start kubelet`);
+  return machine;
+}
+
+/** Every container that the kubelet knows of. */
+export async function containers(machine: Machine): Promise<Container[]> {
+  const list = await machine.run("curl -sf http://127.0.0.1:10255/pods");
+  const { items } = JSON.parse(list) as PodList; // the kubelet's own words
+  return (items ?? []).flatMap(({ spec, status }) =>
+    (status.containerStatuses ?? []).map(({ ready, restartCount, state }, index) => {
+      const [what = "", { reason = "" } = {}] = Object.entries(state)[0] ?? [];
+      // Its status names the image by any tag that it has.
+      const image = spec.containers[index]?.image ?? "";
+      return { ready, restarts: restartCount, image, state: reason || what };
+    }),
+  );
+}

@@ -1,0 +1,37 @@
+/** The commands of OPERATIONS.md, as they stand there. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+
+const OPERATIONS = readFileSync(join(import.meta.dir, "../../OPERATIONS.md"), "utf8");
+
+/**
+ * The blocks of shell in one section, in order, without those of the sections below it.
+ * @throws Error when there is no such heading
+ */
+export function commandsOf(heading: string): string[] {
+  // A line that begins with # is a heading, or, within a block, a comment of the shell.
+  const parts = OPERATIONS.split(/^(```sh\n[\s\S]*?^```$|#+ .*$)/m);
+  const isHeading = (part: string) => /^#+ /.test(part);
+  const start = parts.findIndex((part) => isHeading(part) && part.replace(/^#+ /, "") === heading);
+  if (start < 0) {
+    throw new Error(`OPERATIONS.md has no heading "${heading}"`);
+  }
+  const length = parts.slice(start + 1).findIndex(isHeading);
+  return parts
+    .slice(start + 1, length < 0 ? undefined : start + 1 + length)
+    .filter((part) => part.startsWith("```"))
+    .map((block) => block.slice("```sh\n".length, -"```".length));
+}
+
+/**
+ * Replaces what the reader is to replace.
+ * @throws Error when the text does not have it: a document that changed must not be tested by half
+ */
+export function filledIn(text: string, values: Readonly<Record<string, string>>): string {
+  return Object.entries(values).reduce((result, [placeholder, value]) => {
+    if (!result.includes(placeholder)) {
+      throw new Error(`"${placeholder}" is not in:\n${text}`);
+    }
+    return result.replaceAll(placeholder, value);
+  }, text);
+}

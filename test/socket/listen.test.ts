@@ -1,0 +1,50 @@
+/** The end of a listener, under callers that are on their way. */
+import { expect, test } from "bun:test";
+import { connect as http2Connect } from "node:http2";
+import { connect } from "node:net";
+import { join } from "node:path";
+import { Server } from "@grpc/grpc-js";
+import { KeyManagementService } from "../../src/gen/v1beta1/api_pb.ts";
+import { listen } from "../../src/socket/listen.ts";
+import { addService } from "../../src/socket/rpc.ts";
+import { eventually } from "../e2e/process.ts";
+import { onTestEnd, silentLog, temporaryDirectory } from "../support.ts";
+
+test("a call on a connection that was only just accepted is answered before the end", async () => {
+  const grpc = new Server();
+  const version = { version: "v1beta1", runtimeName: "test", runtimeVersion: "0" };
+  const unused = () => ({});
+  addService(
+    grpc,
+    KeyManagementService,
+    { version: () => version, encrypt: unused, decrypt: unused },
+    { api: "v1", log: silentLog },
+  );
+  const path = join(temporaryDirectory(), "kms.sock");
+  const listener = await listen(grpc, { path, mode: 0o600, gid: undefined }, silentLog);
+  const socket = connect(path);
+  onTestEnd(() => socket.destroy());
+  await eventually("accepted", 10_000, () => listener.connections === 1);
+
+  const closed = listener.close();
+  const client = http2Connect("http://localhost", { createConnection: () => socket });
+  client.on("error", () => {}); // the test looks at its call
+  const { method } = KeyManagementService;
+  const call = client.request({
+    ":method": "POST",
+    ":path": `/${KeyManagementService.typeName}/${method.version.name}`,
+    "content-type": "application/grpc",
+    te: "trailers",
+  });
+  const status = new Promise<unknown>((resolve) => {
+    call.on("trailers", (trailers) => resolve(trailers["grpc-status"]));
+    call.on("error", resolve);
+    call.on("close", () => resolve("closed without an answer"));
+  });
+  call.end(Buffer.alloc(5)); // an empty message: not compressed, of length 0
+  call.resume();
+  expect(await status).toBe("0");
+  client.close();
+  await closed;
+  expect(listener.connections).toBe(0);
+});
