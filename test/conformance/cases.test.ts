@@ -2,6 +2,7 @@ import { expect, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import cases from "./cases.json";
+import simulated from "./simulation.json";
 
 const ROOT = join(import.meta.dir, "../..");
 const read = (path: string) => readFileSync(join(ROOT, path), "utf8");
@@ -27,4 +28,12 @@ test("what the mutants break stands once in its file, and the test that is to fa
     ];
   });
   expect(problems).toEqual([]);
+});
+
+test("what the simulation must find stands once in its file, and each rule has something to find", () => {
+  for (const { guards, break: broken } of simulated) {
+    expect([guards, read(broken.file).split(broken.find).length - 1]).toEqual([guards, 1]);
+  }
+  const rules = new Set(simulated.flatMap((one) => one.rules));
+  expect([...rules].sort()).toEqual(["S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8"]);
 });
