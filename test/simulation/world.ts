@@ -348,9 +348,12 @@ class World {
       const before = memory.lastSuccessMs;
       const needsBefore = this.invariants.needs[node] ?? 0;
       this.time.after(boundMs, () => {
-        const { lastSuccessMs } = plugin.health.standing.memory;
+        const { standing } = plugin.health;
+        // It may have come back as one that does not give back what it wrapped: that is another matter.
+        const isAway = standing.failure?.kind === "unavailable";
         const isNeededStill = (this.invariants.needs[node] ?? 0) >= needsBefore + MANY_NEEDS;
-        if (lastSuccessMs === before && isNeededStill && this.#plugins[node] === plugin) {
+        const isSame = standing.memory.lastSuccessMs === before;
+        if (isAway && isSame && isNeededStill && this.#plugins[node] === plugin) {
           this.invariants.fail(
             "S6",
             `node ${node}: ${fault.kind} has ended, and somebody needs Key4C, which is not used after ${boundMs} ms`,
