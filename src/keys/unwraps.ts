@@ -109,10 +109,16 @@ export class Unwraps {
       throw new PluginError(revocation.kind, "the key is revoked", { cause: revocation });
     }
     const ofThisKey = own.refusalOfCallers("thisKey");
-    const refusal = ofThisKey ?? this.#current.refusalOfCallers("anotherKey");
+    const ofAllKeys = this.#current.refusalOfCallers("anotherKey");
+    const refusal = ofThisKey ?? ofAllKeys;
     if (refusal !== undefined) {
-      // Whoever fails for want of Key4C has the probe look soon that would end it.
-      (ofThisKey === undefined ? this.#current : own).need();
+      // Whoever fails for want of Key4C has each probe look soon that must succeed first.
+      if (ofThisKey !== undefined) {
+        own.need();
+      }
+      if (ofAllKeys !== undefined) {
+        this.#current.need();
+      }
       throw new PluginError(refusal.kind, "Key4C is not asked: the last probe failed", {
         cause: refusal,
       });
