@@ -241,6 +241,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     }
     if (heard === undefined) {
       this.#of(plugin).verdicts.delete(kmsKeyId);
+      this.#of(plugin).throttled.delete(kmsKeyId);
     }
     if (heard?.kind === "throttled") {
       this.#isThrottled(plugin, kmsKeyId, heard.retryAfterMs);
@@ -365,9 +366,12 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   }
 
   #obeysThrottling(plugin: Plugin, record: Record, answered: Answered): void {
+    const { keys } = plugin;
     const pause = record.throttled.get(answered.kmsKeyId);
     if (
       pause === undefined ||
+      // The key that is to be the current one is asked for at the pace of the one that is.
+      (answered.kmsKeyId === keys.configuredId && keys.configuredId !== keys.currentId) ||
       answered.startedAtMs <= pause.sinceMs ||
       answered.startedAtMs >= pause.untilMs
     ) {
