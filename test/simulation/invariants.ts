@@ -34,8 +34,11 @@ const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15 * SECOND;
 const FIRST_THROTTLED_PAUSE_MS = SECOND;
 /** The same refused secret is tried so often. */
 const DENIED_PAUSE_MS = 30 * SECOND;
-/** In each minute, of all keys: where callers fail though probes succeed, one every 250 ms less a tenth. */
-const MAX_DESCRIBES_A_MINUTE = 280;
+/**
+ * In each minute, of all keys: a probe every 500 ms less a tenth, which may ask for the key that is to become current
+ * too; or, where callers fail though probes succeed, one every 250 ms less a tenth.
+ */
+const MAX_DESCRIBES_A_MINUTE = 300;
 /** The current one's and two previous ones', each two or three times. */
 const MAX_DESCRIBES_AT_REST = 12;
 /** Calls at rest for each probe, each new local KEK and each one that was not known. */
