@@ -9,18 +9,18 @@ const OPERATIONS = readFileSync(join(import.meta.dir, "../../OPERATIONS.md"), "u
  * @throws Error when there is no such heading
  */
 export function commandsOf(heading: string): string[] {
-  // A line that begins with # is a heading, or, within a block, a comment of the shell.
-  const parts = OPERATIONS.split(/^(```sh\n[\s\S]*?^```$|#+ .*$)/m);
+  // A line that begins with # is a heading, or, within a block, a comment of the shell. In a list a block is indented.
+  const parts = OPERATIONS.split(/^(#+ .*$| *```sh\n[\s\S]*?^ *```$)/m);
   const isHeading = (part: string) => /^#+ /.test(part);
   const start = parts.findIndex((part) => isHeading(part) && part.replace(/^#+ /, "") === heading);
   if (start < 0) {
     throw new Error(`OPERATIONS.md has no heading "${heading}"`);
   }
   const length = parts.slice(start + 1).findIndex(isHeading);
-  return parts
-    .slice(start + 1, length < 0 ? undefined : start + 1 + length)
-    .filter((part) => part.startsWith("```"))
-    .map((block) => block.slice("```sh\n".length, -"```".length));
+  return parts.slice(start + 1, length < 0 ? undefined : start + 1 + length).flatMap((part) => {
+    const [, indentation = "", block] = /^( *)```sh\n([\s\S]*)^ *```$/m.exec(part) ?? [];
+    return block === undefined ? [] : [block.replaceAll(new RegExp(`^${indentation}`, "gm"), "")];
+  });
 }
 
 /**
