@@ -40,11 +40,11 @@ async function build(): Promise<Count> {
 }
 
 /** A suite that runs as a whole, or is skipped as a whole. */
-async function whole(suite: string, what: string, needs: readonly NeedName[], glob: string) {
+async function whole(suite: string, what: string, needs: readonly NeedName[], ...globs: string[]) {
   const absent = missing(...needs);
   return absent.length > 0
     ? skipSuite(suite, what, absent)
-    : bunTests([glob], scratch, { show: true });
+    : bunTests(globs, scratch, { show: true });
 }
 
 const SHIP: readonly NeedName[] = [
@@ -80,12 +80,25 @@ const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> 
   ],
   hosts: [
     "a machine that systemd boots, and a kubelet; 6 minutes, and 15 the first time",
-    () => whole("hosts", "no systemd, no kubelet was run", HOSTS, "test/hosts/*.hosts.ts"),
+    () => {
+      const long = isAll ? ["test/hosts/*.long.ts"] : [];
+      return whole(
+        "hosts",
+        "no systemd, no kubelet was run",
+        HOSTS,
+        "test/hosts/*.hosts.ts",
+        ...long,
+      );
+    },
   ],
 };
 
+/** `-- --all`: what takes too long for every run, too. */
+const ALL = "--all";
+const isAll = process.argv.includes(ALL);
+
 const counts: Count[] = [];
-for (const name of process.argv.slice(2)) {
+for (const name of process.argv.slice(2).filter((one) => one !== ALL)) {
   const [what, suite] = SUITES[name] ?? [];
   if (suite === undefined) {
     throw new Error(`no suite ${name}; suites are ${Object.keys(SUITES).join(", ")}`);

@@ -23,17 +23,17 @@ import { key, startKey4C } from "./key4c.ts";
 import { connect, importImages } from "./node.ts";
 import { commandsOf, filledIn } from "./runbook.ts";
 
+let archives: string;
 let one: ClusterNode;
 let other: ClusterNode;
 beforeAll(async () => {
-  const archives = await imageArchives();
+  archives = await imageArchives();
   await addClusterImages(archives);
-  one = await startNode("n1", "192.0.2.11", archives);
-  other = await startNode("n2", "192.0.2.12", archives);
+  one = await startNode("n1", "192.0.2.11", archives, true);
+  other = await startNode("n2", "192.0.2.12", archives, true);
   await connect(one.machine, other.machine);
   for (const { machine } of [one, other]) {
     await importImages(machine);
-    await machine.run("printf '192.0.2.11 n1\\n192.0.2.12 n2\\n' >> /etc/hosts");
   }
   await startKey4C(one.machine);
   // Plain http is for loopback: the second node has a wire to the first one's.
@@ -133,7 +133,7 @@ hostCase("150 Secrets more; identity first; rewritten: all plaintext", async () 
       stdout
         .trim()
         .split("\n")
-        .map((line) => line.split("\t")[1]),
+        .map((line) => line.split("\t")[5]),
     ),
   ).toEqual(new Set(["plaintext"]));
 });
@@ -326,3 +326,47 @@ hostCase(
     }
   },
 );
+
+hostCase("restore of etcd on a new machine, with a plugin that has never been there", async () => {
+  await type(one, "kubectl create secret generic for-restore --from-literal=v=restored");
+  await type(one, "etcdctl snapshot save /tmp/snapshot");
+  const third = await startNode("n3", "192.0.2.13", archives, false);
+  try {
+    const copy = async (path: string) => {
+      await third.machine.put(path, await one.machine.run(`base64 ${path}`));
+      await third.machine.run(
+        `base64 -d ${path} > /tmp/file && mv /tmp/file ${path} && chmod 600 ${path}`,
+      );
+    };
+    for (const name of ["ca.crt", "ca.key", "sa.pub", "sa.key", "etcd/ca.crt", "etcd/ca.key"]) {
+      await copy(`/etc/kubernetes/pki/${name}`);
+    }
+    for (const name of ["front-proxy-ca.crt", "front-proxy-ca.key"]) {
+      await copy(`/etc/kubernetes/pki/${name}`);
+    }
+    await copy(CONFIGURATION);
+    await copy("/tmp/snapshot");
+    await copy("/var/lib/key4c.json"); // Key4C is not lost
+    await startKey4C(third.machine);
+    await importImages(third.machine);
+    await installBinary(third);
+    await third.machine.run("sed -i 's/KMS_KEY_ID=demo/KMS_KEY_ID=next/' /etc/key4c-kms/env");
+    await type(third, POD.replace(/^key4c-kms-plugin manifest encryption-configuration.*\n/m, ""));
+    const [restore = ""] = commandsOf("Restore etcd on a new machine");
+    await type(
+      third,
+      restore
+        .replace("SNAPSHOT", "/tmp/snapshot")
+        .replaceAll("NODE", third.name)
+        .replaceAll("ADDRESS", third.address),
+    );
+    // As "A new cluster", with the directory of etcd that is not empty.
+    await type(third, initBlock(NEW_CLUSTER, third));
+    await apiserverReady(third, true);
+    expect(
+      await type(third, "kubectl get secret for-restore -o jsonpath={.data.v} | base64 -d"),
+    ).toBe("restored");
+  } finally {
+    await third.machine.remove();
+  }
+});

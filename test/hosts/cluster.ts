@@ -12,7 +12,7 @@ const RELEASE = "/opt/release/key4c-kms-plugin-0.1.0-linux-x64";
 export const CONFIGURATION = "/etc/kubernetes/pki/encryption-configuration.yaml";
 
 /** What a shell of whoever operates the cluster has, as OPERATIONS.md says. */
-export const SHELL = `. /etc/key4c-kms/env
+export const SHELL = `[ ! -e /etc/key4c-kms/env ] || . /etc/key4c-kms/env
 export KUBECONFIG=/etc/kubernetes/admin.conf ETCDCTL_ENDPOINTS=https://127.0.0.1:2379
 export ETCDCTL_CACERT=/etc/kubernetes/pki/etcd/ca.crt
 export ETCDCTL_CERT=/etc/kubernetes/pki/etcd/healthcheck-client.crt ETCDCTL_KEY=/etc/kubernetes/pki/etcd/healthcheck-client.key
@@ -48,10 +48,11 @@ export async function startNode(
   name: string,
   address: string,
   archives: string,
+  isWired: boolean,
 ): Promise<ClusterNode> {
   const servers = await builtServers();
   const { kubectl } = await builtClusterTools();
-  const machine = await bootClusterNode(address, {
+  const machine = await bootClusterNode(address, isWired, {
     name,
     archives,
     files: {

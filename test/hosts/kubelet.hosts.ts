@@ -190,33 +190,30 @@ hostCase(
   },
 );
 
-hostCase("odd texts arrive as they are: $(NAME), quotes, a key called null", async () => {
-  const odd = `x$(HOME)$$y%n"z'`;
-  await machine.run(
-    `. /etc/key4c-kms/env
-    KMS_PREVIOUS_KEY_IDS=$(cat) key4c-kms-plugin manifest static-pod --output ${MANIFEST} --image ${PLUGIN}`,
-    { input: `null,${odd}` },
-  );
-  const environment = () =>
-    pluginPid().then((pid) => machine.run(`tr '\\0' '\\n' < /proc/${pid}/environ`));
-  await eventually("the new environment", POD_MS, async () =>
-    (await environment()).split("\n").includes(`KMS_PREVIOUS_KEY_IDS=null,${odd}`),
-  );
-});
-
-hostCase("--socket-group: a member of the group may call, others may not", async () => {
-  await machine.run("groupadd --gid 4711 apiserver; useradd --gid 4711 apiserver; useradd other");
-  await manifest(`--image ${PLUGIN} --socket-group apiserver --socket-mode 0660`);
-  await eventually(
-    "the group",
-    POD_MS,
-    async () => (await machine.try(`stat -c '%a %g' ${SOCKET}`)).stdout === "660 4711\n",
-  );
-  await isOk("120s");
-  const as = (user: string) =>
-    machine.try(`setpriv --reuid ${user} --regid ${user} --clear-groups key4c-kms-plugin status`);
-  expect([(await as("apiserver")).exitCode, (await as("other")).exitCode]).toEqual([0, 1]);
-});
+hostCase(
+  "odd texts arrive as they are; of a --socket-group each may call, and nobody else",
+  async () => {
+    await machine.run("groupadd --gid 4711 apiserver; useradd --gid 4711 apiserver; useradd other");
+    const odd = `x$(HOME)$$y%n"z'`;
+    await machine.run(
+      `. /etc/key4c-kms/env
+    KMS_PREVIOUS_KEY_IDS=$(cat) key4c-kms-plugin manifest static-pod --output ${MANIFEST} --image ${PLUGIN} \\
+      --socket-group apiserver --socket-mode 0660`,
+      { input: `null,${odd}` },
+    );
+    await eventually(
+      "the group",
+      POD_MS,
+      async () => (await machine.try(`stat -c '%a %g' ${SOCKET}`)).stdout === "660 4711\n",
+    );
+    await isOk("120s");
+    const environment = await machine.run(`tr '\\0' '\\n' < /proc/${await pluginPid()}/environ`);
+    expect(environment.split("\n")).toContain(`KMS_PREVIOUS_KEY_IDS=null,${odd}`);
+    const as = (user: string) =>
+      machine.try(`setpriv --reuid ${user} --regid ${user} --clear-groups key4c-kms-plugin status`);
+    expect([(await as("apiserver")).exitCode, (await as("other")).exitCode]).toEqual([0, 1]);
+  },
+);
 
 hostCase("--run-as-user, as OPERATIONS.md has it", async () => {
   await removePod();

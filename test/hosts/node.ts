@@ -47,7 +47,7 @@ ${Object.entries(SYSCTLS)
     return `echo ${value} > ${file}; mount --bind ${file} /proc/sys/${name}`;
   })
   .join("\n")}
-if [ -e /etc/node-address ]; then
+if [ -e /etc/node-wired ]; then
   until ip link show eth0; do sleep 0.1; done # the machine that has the other end plugs it in
 else
   ip link add eth0 type veth peer name uplink
@@ -142,9 +142,17 @@ export async function bootNode(options: NodeOptions): Promise<Machine> {
   return machine;
 }
 
-/** A node for kubeadm, which configures the kubelet and starts it. @param address of its eth0 */
-export async function bootClusterNode(address: string, options: NodeOptions): Promise<Machine> {
-  const machine = await bootMachine(options, address);
+/**
+ * A node for kubeadm, which configures the kubelet and starts it.
+ * @param address of its eth0
+ * @param isWired whether `connect` plugs in its cable; nothing starts before that
+ */
+export async function bootClusterNode(
+  address: string,
+  isWired: boolean,
+  options: NodeOptions,
+): Promise<Machine> {
+  const machine = await bootMachine(options, { address, isWired });
   await machine.put("/etc/systemd/system/kubelet.service", KUBEADM_UNIT);
   await machine.run("systemctl daemon-reload; systemctl enable --quiet kubelet");
   return machine;
@@ -152,7 +160,7 @@ export async function bootClusterNode(address: string, options: NodeOptions): Pr
 
 async function bootMachine(
   { name, archives, files }: NodeOptions,
-  address?: string,
+  place?: { readonly address: string; readonly isWired: boolean },
 ): Promise<Machine> {
   const machine = await Machine.boot({
     name,
@@ -163,8 +171,12 @@ async function bootMachine(
   await machine.put("/usr/local/sbin/prepare-node", PREPARE, 0o755);
   await machine.put("/usr/local/bin/crictl", CRICTL, 0o755);
   await machine.put("/etc/systemd/system/prepare-node.service", PREPARE_UNIT);
-  if (address !== undefined) {
-    await machine.put("/etc/node-address", `${address}\n`);
+  if (place !== undefined) {
+    await machine.put("/etc/node-address", `${place.address}\n`);
+    await machine.run(`printf '192.0.2.11 n1\n192.0.2.12 n2\n192.0.2.13 n3\n' >> /etc/hosts`);
+  }
+  if (place?.isWired) {
+    await machine.put("/etc/node-wired", "");
   }
   await machine.run(`systemctl unmask containerd
     systemctl daemon-reload
