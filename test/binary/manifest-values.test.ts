@@ -167,6 +167,15 @@ test("YAML takes every text for a text, and Kubernetes replaces no $(NAME)", asy
   }
 });
 
+test("what serve would refuse is not printed", async () => {
+  expect(await refusal("static-pod", ["--key-id-file", "/etc/key4c-kms/key-id"])).toContain(
+    "KMS_KEY_ID (--key-id) and KMS_KEY_ID_FILE (--key-id-file): give one of them",
+  );
+  expect(await refusal("static-pod", ["--key4c-cert-file", "/etc/k/c.pem"])).toContain(
+    "both or none",
+  );
+});
+
 test("a control character is in no manifest", async () => {
   for (const name of ["static-pod", "systemd-service", "systemd-socket", "kubeadm-config"]) {
     expect(await refusal(name, ["--socket-group", "a\nExecStartPre=/bin/false"])).toContain(

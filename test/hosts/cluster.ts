@@ -76,7 +76,7 @@ export async function installBinary({ machine }: ClusterNode): Promise<void> {
   const [install = ""] = commandsOf("Install");
   const typed = filledIn(install, {
     "KEY4C_URL=https://…": `KEY4C_URL=${KEY4C_URL}`,
-    "KMS_KEY_ID=…": "KMS_KEY_ID=demo",
+    "KEY-ID >": "demo >",
     "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
   });
   await machine.run(`cd /opt/release\n${typed}`);

@@ -101,7 +101,7 @@ hostCase("install, as OPERATIONS.md has it: ready", async () => {
   const [pod = ""] = commandsOf("As a static pod (kubeadm)");
   const typed = filledIn(binary, {
     "KEY4C_URL=https://…": `KEY4C_URL=${KEY4C_URL}`,
-    "KMS_KEY_ID=…": "KMS_KEY_ID=demo",
+    "KEY-ID >": "demo >",
     "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
   });
   await machine.run(
@@ -196,7 +196,7 @@ hostCase(
     await machine.run("groupadd --gid 4711 apiserver; useradd --gid 4711 apiserver; useradd other");
     const odd = `x$(HOME)$$y%n"z'`;
     await machine.run(
-      `. /etc/key4c-kms/env
+      `. /etc/key4c-kms/env; unset KMS_PREVIOUS_KEY_IDS_FILE
     KMS_PREVIOUS_KEY_IDS=$(cat) key4c-kms-plugin manifest static-pod --output ${MANIFEST} --image ${PLUGIN} \\
       --socket-group apiserver --socket-mode 0660`,
       { input: `null,${odd}` },

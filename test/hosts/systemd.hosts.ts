@@ -40,7 +40,7 @@ hostCase("install, as OPERATIONS.md has it", async () => {
   const [units = ""] = commandsOf("As a systemd service (bare metal, k3s, RKE2)");
   const typed = filledIn(binary, {
     "KEY4C_URL=https://…": `KEY4C_URL=${KEY4C_URL}`,
-    "KMS_KEY_ID=…": "KMS_KEY_ID=demo",
+    "KEY-ID >": "demo >",
     "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
   });
   const output = await machine.run(`cd /opt/release\n${typed}\n${units}`);
