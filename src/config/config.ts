@@ -88,7 +88,7 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
       problems.push(`${optionLabel(option)} ${(error as Error).message}`); // parse throws Errors
     }
   }
-  problems.push(...missingOrConflicting(command, config as Config, given)); // filled just above
+  problems.push(...missingOrConflicting(command, config as Config, given, env)); // filled just above
   if (problems.length > 0 && command !== "doctor") {
     throw new ExitError(2, problems.join("\n"));
   }
@@ -181,11 +181,20 @@ function readArguments(
   return { flags, operands };
 }
 
+/** A unit whose LoadCredential= did nothing. */
+function hintOf(env: Environment): string {
+  const isOld = env["NOTIFY_SOCKET"] !== undefined && env["CREDENTIALS_DIRECTORY"] === undefined;
+  return isOld
+    ? "; systemd below 247 ignores LoadCredential=: see manifest systemd-service --environment-file"
+    : "";
+}
+
 /** What no single option can see. An option that was given but is malformed counts as given. */
 function missingOrConflicting(
   command: Command,
   config: Config,
   given: ReadonlyMap<OptionName, string>,
+  env: Environment,
 ): string[] {
   const problems: string[] = [];
   const need = (names: readonly OptionName[], text: string) => {
@@ -231,7 +240,7 @@ function missingOrConflicting(
       );
       need(
         ["kmsUserId", "kmsUserIdFile"],
-        "KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token",
+        `KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token${hintOf(env)}`,
       );
     } else {
       for (const name of ["key4cUrl", "profile", "caFile", "certFile"] as const) {
