@@ -9,7 +9,6 @@ import {
   CONFIGURATION,
   EXISTING_CLUSTER,
   initBlock,
-  installBinary,
   kubeadmNode,
   NEW_CLUSTER,
   POD,
@@ -21,7 +20,7 @@ import {
 import { addClusterImages, imageArchives } from "./images.ts";
 import { key, startKey4C } from "./key4c.ts";
 import { connect, importImages } from "./node.ts";
-import { commandsOf, filledIn } from "./runbook.ts";
+import { commandsOf, filledIn, INSTALL } from "./runbook.ts";
 
 /** KMS_PROBE_INTERVAL with its jitter. */
 const PROBE_INTERVAL_MS = 35_000;
@@ -64,7 +63,7 @@ const hostCase = cases("cluster", async () => {
 });
 
 hostCase("a new cluster: kubeadm init with `manifest kubeadm-config`", async () => {
-  await installBinary(one);
+  await one.machine.run(INSTALL);
   await type(one, `${POD}\n${initBlock(NEW_CLUSTER, one)}`);
   await apiserverReady(one, true);
 });
@@ -165,7 +164,7 @@ hostCase("uninstall: the flags leave the ConfigMap too, then the plugin goes", a
 });
 
 hostCase("install on a cluster that exists, move to KMS", async () => {
-  await installBinary(one);
+  await one.machine.run(INSTALL);
   await type(one, POD);
   await type(one, filledIn(EXISTING_CLUSTER, initAddress(one)));
   await apiserverReady(one, true);
@@ -184,7 +183,7 @@ hostCase("kubeadm upgrade --dry-run --patches keeps the flags", async () => {
 });
 
 hostCase("a second control plane joins, with a plugin of its own", async () => {
-  await installBinary(other);
+  await other.machine.run(INSTALL);
   await other.machine.run("mkdir -p /etc/kubernetes/pki");
   await other.machine.put(CONFIGURATION, await type(one, `cat ${CONFIGURATION}`), 0o600);
   // It is there, and `manifest` refuses to replace it.
@@ -337,7 +336,7 @@ hostCase("restore of etcd on a new machine, with a plugin that has never been th
     await copy("/var/lib/key4c.json"); // Key4C is not lost
     await startKey4C(third.machine);
     await importImages(third.machine);
-    await installBinary(third);
+    await third.machine.run(INSTALL);
     await third.machine.run("echo next > /etc/key4c-kms/key-id");
     await type(third, POD.replace(/^key4c-kms-plugin manifest encryption-configuration.*\n/m, ""));
     const [restore = ""] = commandsOf("Restore etcd on a new machine");

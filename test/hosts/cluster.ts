@@ -3,12 +3,11 @@ import { builtClusterTools, builtServers } from "../e2e/build.ts";
 import { eventually } from "../e2e/process.ts";
 import { BINARY } from "../support.ts";
 import { PLUGIN } from "./images.ts";
-import { KEY4C_FILES, KEY4C_URL } from "./key4c.ts";
+import { KEY4C_FILES } from "./key4c.ts";
 import type { Machine } from "./machine.ts";
 import { bootClusterNode } from "./node.ts";
-import { commandsOf, filledIn } from "./runbook.ts";
+import { commandsOf, filledIn, RELEASE } from "./runbook.ts";
 
-const RELEASE = "/opt/release/key4c-kms-plugin-0.1.0-linux-x64";
 export const CONFIGURATION = "/etc/kubernetes/pki/encryption-configuration.yaml";
 
 /** What a shell of whoever operates the cluster has, as OPERATIONS.md says. */
@@ -70,17 +69,6 @@ export async function startNode(
 /** Types a script in a shell that has the settings. @throws Error when a command fails */
 export const type = ({ machine }: ClusterNode, script: string) =>
   machine.run(`set -o pipefail\n${SHELL}${script}`);
-
-/** The binary, its credential and its settings. */
-export async function installBinary({ machine }: ClusterNode): Promise<void> {
-  const [install = ""] = commandsOf("Install");
-  const typed = filledIn(install, {
-    "KEY4C_URL=https://…": `KEY4C_URL=${KEY4C_URL}`,
-    "KEY-ID >": "demo >",
-    "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
-  });
-  await machine.run(`cd /opt/release\n${typed}`);
-}
 
 /** The blocks of "As a static pod": the pod, a new cluster, a cluster that exists. */
 export const [POD = "", NEW_CLUSTER = "", EXISTING_CLUSTER = ""] = commandsOf(

@@ -3,46 +3,18 @@ import { afterAll, beforeAll, expect } from "bun:test";
 import { eventually, figure } from "../e2e/process.ts";
 import { tearDownContainers } from "../ship/podman.ts";
 import { BINARY } from "../support.ts";
+import { vendorPod } from "../vendor-pod.ts";
 import { callersDuring, callersFile } from "./callers.ts";
 import { cases } from "./cases.ts";
+import { confinementOf, NO_RIGHTS } from "./confinement.ts";
 import { imageArchives, PLUGIN } from "./images.ts";
 import { KEY4C_FILES, KEY4C_URL, startKey4C } from "./key4c.ts";
 import type { Machine } from "./machine.ts";
 import { bootNode, type Container, containers } from "./node.ts";
-import { commandsOf, filledIn } from "./runbook.ts";
+import { commandsOf, filledIn, INSTALL, RELEASE } from "./runbook.ts";
 
-const RELEASE = "/opt/release/key4c-kms-plugin-0.1.0-linux-x64";
 const MANIFEST = "/etc/kubernetes/manifests/key4c-kms-plugin.yaml";
 const SOCKET = "/run/key4c-kms/kms.sock";
-/** Of the vendor's guide, with our image and the address of Key4C; the node has no network for pods. */
-const VENDOR_POD = `apiVersion: v1
-kind: Pod
-metadata:
-  name: key4c-kms-plugin
-  namespace: kube-system
-spec:
-  hostNetwork: true
-  containers:
-  - name: key4c-kms-plugin-encryption-provider
-    image: ${PLUGIN}
-    securityContext:
-      privileged: true
-    env:
-    - name: KMS_USER_ID
-      value: some-token
-    - name: KMS_KEY_ID
-      value: demo
-    - name: KEY4C_URL
-      value: ${KEY4C_URL}
-    volumeMounts:
-    - name: kms-plugin-socket
-      mountPath: /tmp
-  volumes:
-  - name: kms-plugin-socket
-    hostPath:
-      type: DirectoryOrCreate
-      path: /tmp
-`;
 /** From the kubelet's look at a file to a pod that has passed its probes, on a busy machine. */
 const POD_MS = 180_000;
 
@@ -96,29 +68,15 @@ const manifest = (flags: string) =>
   machine.run(`. /etc/key4c-kms/env
     key4c-kms-plugin manifest static-pod --output ${MANIFEST} ${flags}`);
 
-hostCase("install, as OPERATIONS.md has it: ready", async () => {
-  const [binary = ""] = commandsOf("Install");
+hostCase("install, as OPERATIONS.md has it", async () => {
   const [pod = ""] = commandsOf("As a static pod (kubeadm)");
-  const typed = filledIn(binary, {
-    "KEY4C_URL=https://…": `KEY4C_URL=${KEY4C_URL}`,
-    "KEY-ID >": "demo >",
-    "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
-  });
-  await machine.run(
-    `cd /opt/release\n${typed}\n${filledIn(pod, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`,
-  );
+  await machine.run(`${INSTALL}\n${filledIn(pod, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
   figure(`ok ${await seconds(() => isOk("120s"))} after the manifest was written`);
-  await containersUntil("ready", (all) => all.length === 1 && all[0]?.ready === true);
+  await running(0);
 });
 
 hostCase("the container is as confined as its manifest says", async () => {
-  const status = await machine.run(`cat /proc/${await pluginPid()}/status`);
-  const field = (name: string) => status.match(new RegExp(`^${name}:\\s*(\\S+)`, "m"))?.[1];
-  expect({
-    capabilities: [field("CapEff"), field("CapPrm"), field("CapBnd"), field("CapAmb")],
-    noNewPrivileges: field("NoNewPrivs"),
-    seccomp: field("Seccomp"),
-  }).toEqual({ capabilities: Array(4).fill("0".repeat(16)), noNewPrivileges: "1", seccomp: "2" });
+  expect((await confinementOf(machine, await pluginPid())).rights).toEqual(NO_RIGHTS);
   const inside = await machine.try(`nsenter -t ${await pluginPid()} -m touch /x`);
   expect(inside.exitCode).not.toBe(0);
   expect(await machine.run(`stat -c '%a %U' ${SOCKET}`)).toBe("600 root\n");
@@ -131,11 +89,12 @@ hostCase("kill -9: the kubelet starts it again", async () => {
   await running(1);
 });
 
-hostCase("Key4C away for 100 s: serves on, and is not restarted", async () => {
+hostCase("Key4C away for 100 s: serves on, ready, and is not restarted", async () => {
   await machine.run("systemctl stop emulated-key4c");
   const { failures, calls } = await callersDuring(machine, () => Bun.sleep(100_000));
   expect([calls > 100, failures]).toEqual([true, []]);
   await running(1);
+  await containersUntil("ready", ([one]) => one?.ready === true);
 });
 
 hostCase("killed while Key4C is away: not ready, not restarted for it, and heals", async () => {
@@ -235,7 +194,7 @@ hostCase("power lost: the pod comes up over the socket file that it left", async
 
 hostCase("the vendor's pod, with KEY4C_URL and without `volumes` in the container", async () => {
   await removePod();
-  await machine.put(MANIFEST, VENDOR_POD);
+  await machine.put(MANIFEST, vendorPod({ image: PLUGIN, key4cUrl: KEY4C_URL }));
   await machine.run("KMS_ENDPOINT=unix:///tmp/kms.sock key4c-kms-plugin status --wait 120s");
 });
 

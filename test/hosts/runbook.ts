@@ -1,6 +1,7 @@
 /** The commands of OPERATIONS.md, as they stand there. */
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { KEY4C_URL } from "./key4c.ts";
 
 const OPERATIONS = readFileSync(join(import.meta.dir, "../../OPERATIONS.md"), "utf8");
 
@@ -35,3 +36,14 @@ export function filledIn(text: string, values: Readonly<Record<string, string>>)
     return result.replaceAll(placeholder, value);
   }, text);
 }
+
+/** Where a machine has the file of a release. */
+export const RELEASE = "/opt/release/key4c-kms-plugin-0.1.0-linux-x64";
+
+/** "Install", typed where the release is: the binary, its credential and its settings. */
+export const INSTALL = `cd ${dirname(RELEASE)}
+${filledIn(commandsOf("Install")[0] ?? "", {
+  "https://…": KEY4C_URL,
+  "KEY-ID >": "demo >",
+  "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
+})}`;
