@@ -50,7 +50,8 @@ export class Machine {
   readonly #options: MachineOptions;
   readonly #root: string;
   #nspawn: Bun.Subprocess | undefined;
-  #leader = 0;
+  /** PID 1 of the machine, as this one knows it. */
+  leader = 0;
 
   private constructor(options: MachineOptions, root: string) {
     this.#options = options;
@@ -100,7 +101,7 @@ export class Machine {
     if (found === "ended") {
       throw new Error(`${name} does not boot: ${this.console()}`);
     }
-    this.#leader = found;
+    this.leader = found;
     await eventually(
       `${name} is up`,
       BOOT_MS,
@@ -123,7 +124,7 @@ export class Machine {
   async powerOff(): Promise<void> {
     this.#nspawn?.kill("SIGKILL");
     await this.#nspawn?.exited;
-    await eventually("the machine is off", BOOT_MS, () => !existsSync(`/proc/${this.#leader}`));
+    await eventually("the machine is off", BOOT_MS, () => !existsSync(`/proc/${this.leader}`));
   }
 
   async reboot(): Promise<void> {
@@ -163,7 +164,7 @@ export class Machine {
   start(script: string, env: Readonly<Record<string, string>> = {}) {
     return Bun.spawn(
       [
-        ...["nsenter", "-t", String(this.#leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"],
+        ...["nsenter", "-t", String(this.leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"],
         ...["env", "-i", ...Object.entries(env).map(([name, text]) => `${name}=${text}`)],
         ...["HOME=/root", "LANG=C.UTF-8"],
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
