@@ -275,16 +275,24 @@ hostCase("the fire drill", async () => {
 hostCase(
   "revoke: writes end within 3 minutes of the grace; enabled again, they go on",
   async () => {
-    const writes = () =>
-      one.machine.try(`${SHELL}kubectl create secret generic r-$RANDOM --from-literal=a=b`);
+    let number = 0;
+    const write = () => {
+      number += 1;
+      return one.machine.try(
+        `${SHELL}kubectl create secret generic revoked-${number} --from-literal=a=b`,
+      );
+    };
     const startMs = performance.now();
     await key(one.machine, "next", "disable");
-    await eventually("no write", 400_000, async () => (await writes()).exitCode !== 0);
-    figure(
-      `revoke: writes ended ${Math.round((performance.now() - startMs) / 1000)} s after the key was disabled`,
-    );
+    const refusal = await eventually("no write", 400_000, async () => {
+      const { exitCode, stderr } = await write();
+      return exitCode !== 0 && stderr;
+    });
+    expect(refusal).toMatch(/KMS|encrypt/);
+    const seconds = Math.round((performance.now() - startMs) / 1000);
+    figure(`revoke: writes ended ${seconds} s after the key was disabled: ${refusal.trim()}`);
     await key(one.machine, "next", "enable");
-    await eventually("a write", 120_000, async () => (await writes()).exitCode === 0);
+    await eventually("a write", 120_000, async () => (await write()).exitCode === 0);
   },
 );
 
