@@ -197,6 +197,8 @@ export function historyOf(seed: number): History {
       faults.push(...replacedAndRestarted(random, atMs, settings, pace.longestMs));
     } else if (drawn < 0.05) {
       faults.push(...coldInAnOutage(random, atMs, settings));
+    } else if (drawn < 0.06) {
+      faults.push(...replacedInABurst(random, atMs, settings, pace.longestMs));
     } else {
       faults.push(faultOf(random, random.pick(WEIGHTED), atMs, settings, pace.longestMs));
     }
@@ -275,5 +277,21 @@ function coldInAnOutage(random: Random, atMs: number, settings: Settings): Fault
     of("pluginKilled", 0),
     { ...of(away, 10 * SECOND), durationMs },
     of("apiServerRestarted", listsMs),
+  ];
+}
+
+/** Material replaced amid many writes: with KMS_LOCAL_KEK_MAX_USES=1 the next local KEK is a new one of the new. */
+function replacedInABurst(
+  random: Random,
+  atMs: number,
+  settings: Settings,
+  longestMs: number,
+): Fault[] {
+  const of = (kind: FaultKind, inMs: number) =>
+    faultOf(random, kind, atMs + inMs, settings, longestMs);
+  const replaced = of("materialReplaced", random.between(100, 2 * SECOND));
+  return [
+    of("objectsRewritten", 0),
+    { ...replaced, kmsKeyId: "current", durationMs: Number.POSITIVE_INFINITY },
   ];
 }
