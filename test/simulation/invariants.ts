@@ -328,7 +328,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   answered(plugin: Plugin, answered: Answered): void {
     this.#coverage.key4cCalls += 1;
     const record = this.#of(plugin);
-    const { kmsKeyId, operation, code, state, status: http } = answered;
+    const { kmsKeyId, code, state, status: http } = answered;
     const nowMs = this.#time.nowMs;
     const isUnusable =
       code === "KEY_DISABLED" ||
