@@ -295,9 +295,12 @@ export class Keyring {
     return tryAnother(this.#options.service, snapshot);
   }
 
-  /** See {@link auditKeks}. */
-  audit(kmsKeyId: string, which: "orphaned" | "all"): Promise<Audit> {
-    return auditKeks(this.#options.service, this.#held, kmsKeyId, which);
+  /** See {@link auditKeks}; not while Key4C is not to be asked. */
+  async audit(kmsKeyId: string, which: "orphaned" | "all"): Promise<Audit> {
+    const { service, standings } = this.#options;
+    return standings.of(kmsKeyId).refusalOfCallers("thisKey") === undefined
+      ? auditKeks(service, this.#held, kmsKeyId, which)
+      : { found: 0, isComplete: false };
   }
 
   /** Starts a renewal if the current local KEK is near one of its limits. Never throws. */

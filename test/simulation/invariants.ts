@@ -27,8 +27,8 @@ export const NEEDED_MS = 0.55 * SECOND;
 export const NEEDED_LATER_MS = 2.2 * SECOND;
 export const FIRST_MINUTE_MS = MINUTE;
 
-/** A throttled answer: calls for the key that an operation of several had still to make. */
-const MAX_CALLS_WHILE_THROTTLED = 3;
+/** A throttled answer: calls for the key that an operation had still to make, or an audit that is eight wide. */
+const MAX_CALLS_WHILE_THROTTLED = 8;
 const MAX_RETRY_AFTER_MS = 5 * MINUTE;
 const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15 * SECOND;
 const FIRST_THROTTLED_PAUSE_MS = SECOND;
