@@ -19,6 +19,8 @@ export const HEARD = [
 /** Without a local KEK there is nothing that Key4C could fail to give back. */
 const UNREACHABLE = new Set(["starting/mismatch", "revoked/mismatch"]);
 
+const CELLS = STATES.flatMap((state) => HEARD.map((heard) => `${state}/${heard}`));
+
 export class Coverage {
   histories = 0;
   steps = 0;
@@ -83,11 +85,14 @@ export class Coverage {
     );
   }
 
-  /** Cells of the table that were never visited, and those that cannot be and were. */
-  get wrongCells(): string[] {
-    return STATES.flatMap((state) => HEARD.map((heard) => `${state}/${heard}`)).filter(
-      (name) => name in this.cells === UNREACHABLE.has(name),
-    );
+  /** Cells of the table that were never visited. */
+  get unvisitedCells(): string[] {
+    return CELLS.filter((name) => !(name in this.cells) && !UNREACHABLE.has(name));
+  }
+
+  /** Those that cannot be, and were. */
+  get impossibleCells(): string[] {
+    return Object.keys(this.cells).filter((name) => UNREACHABLE.has(name));
   }
 
   text(): string {
