@@ -7,14 +7,19 @@ import {
   apiserverReady,
   type ClusterNode,
   CONFIGURATION,
+  currentKeyId,
   EXISTING_CLUSTER,
+  initAddress,
   initBlock,
-  kubeadmNode,
   NEW_CLUSTER,
   POD,
+  putIdentityFirst,
+  rewrite,
+  rewriteAndProve,
   SHELL,
   startNode,
   type,
+  untilWritten,
   writingAndReading,
 } from "./cluster.ts";
 import { addClusterImages, imageArchives } from "./images.ts";
@@ -75,60 +80,15 @@ hostCase("verify", async () => {
   expect(output).toContain("current");
 });
 
-const [REWRITE = "", PROVE = ""] = commandsOf(
-  "Move to KMS (from plaintext, from another provider, from another KMS plugin)",
-);
 const [PLAINTEXT = "", NO_FLAGS = "", NO_PLUGIN = ""] = commandsOf("Uninstall");
-
-/** Rewrites and proves Secrets: the configuration that `manifest` prints names nothing else. */
-async function rewriteAndProve(node: ClusterNode): Promise<void> {
-  const secrets = (block: string) => filledIn(block, { "secrets configmaps": "secrets" });
-  await type(node, secrets(REWRITE));
-  expect(await type(node, secrets(PROVE))).not.toContain("NOT PROVEN");
-}
-
-const initAddress = (node: ClusterNode) => ({
-  "localAPIEndpoint: { advertiseAddress: THE-ADDRESS-OF-THIS-NODE }": kubeadmNode(
-    node.name,
-    node.address,
-  ),
-});
-
-/** Puts the providers into this order, and waits until the API server has read the file. */
-async function setProviders(
-  node: ClusterNode,
-  order: "identity first" | "KMS first",
-): Promise<void> {
-  const reloads = () =>
-    type(
-      node,
-      "kubectl get --raw /metrics | grep ^apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds || true",
-    );
-  const before = await reloads();
-  const text = await type(node, `cat ${CONFIGURATION}`);
-  const [, kms = ""] = /( {6}- kms:\n(?: {10}.*\n)+)/.exec(text) ?? [];
-  const identity = "      - identity: {}\n";
-  const rest = text.replace(kms, "").replace(identity, "");
-  await node.machine.put(
-    CONFIGURATION,
-    rest + (order === "identity first" ? identity + kms : kms + identity),
-    0o600,
-  );
-  await eventually("the API server reads it", 180_000, async () => (await reloads()) !== before);
-}
-
-const currentKeyId = async (node: ClusterNode): Promise<string> => {
-  const status = JSON.parse(await type(node, "key4c-kms-plugin status")) as { keyId: string };
-  return status.keyId;
-};
 
 hostCase("150 Secrets more; identity first; rewritten: all plaintext", async () => {
   await type(
     one,
     `for i in $(seq 150); do printf 'apiVersion: v1\\nkind: Secret\\nmetadata: {name: s%d}\\nstringData: {v: "value-%d"}\\n---\\n' $i $i; done | kubectl create -f - > /dev/null`,
   );
-  await setProviders(one, "identity first");
-  await type(one, filledIn(REWRITE, { "secrets configmaps": "secrets" }));
+  await putIdentityFirst(one);
+  await rewrite(one);
   const { stdout } = await one.machine.try(`${SHELL}\n${PLAINTEXT}`);
   expect(
     new Set(
@@ -209,26 +169,6 @@ hostCase("a second control plane joins, with a plugin of its own", async () => {
   expect([ok > 5, failures]).toEqual([true, []]);
 });
 
-/** Until both API servers write under that key_id. */
-const written = (keyId: string) =>
-  eventually(`writes under ${keyId}`, 240_000, async () => {
-    for (const { address } of [one, other]) {
-      await type(
-        one,
-        `kubectl --server https://${address}:6443 create secret generic probe-${address} --from-literal=a=b`,
-      );
-      const line = await type(
-        one,
-        `etcdctl get /registry/secrets/default/probe-${address} -w json | key4c-kms-plugin inspect --current ${keyId} || true`,
-      );
-      await type(one, `kubectl delete secret probe-${address}`);
-      if (!line.includes("current")) {
-        return false;
-      }
-    }
-    return true;
-  });
-
 hostCase(
   "rotate: both API servers write under the new version, everything is rewritten",
   async () => {
@@ -236,7 +176,7 @@ hostCase(
     const { ok, failures } = await writingAndReading([one, other], async () => {
       await key(one.machine, "demo", "rotate");
       await eventually("the new version", 60_000, async () => (await currentKeyId(one)) !== before);
-      await written(await currentKeyId(one));
+      await untilWritten([one, other], await currentKeyId(one));
       await rewriteAndProve(one);
     });
     figure(`rotate: ${ok} pairs of a write and a read, ${failures.length} failed`);
@@ -256,7 +196,7 @@ hostCase("change to another key on two nodes, while one writes and the other rea
       await type(node, oneByOne);
       await eventually("the new key", 60_000, async () => (await currentKeyId(node)) !== before);
     }
-    await written(await currentKeyId(one));
+    await untilWritten([one, other], await currentKeyId(one));
     await rewriteAndProve(one);
     await Promise.all(
       [one, other].map((node) => type(node, ": > /etc/key4c-kms/previous-key-ids")),

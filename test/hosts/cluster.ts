@@ -19,7 +19,7 @@ cd /root
 `;
 
 /** What this sandbox needs of kubeadm beside what OPERATIONS.md says. */
-export function kubeadmNode(name: string, address: string): string {
+function kubeadmNode(name: string, address: string): string {
   return `localAPIEndpoint: { advertiseAddress: ${address} }
 nodeRegistration:
   name: ${name}
@@ -75,11 +75,16 @@ export const [POD = "", NEW_CLUSTER = "", EXISTING_CLUSTER = ""] = commandsOf(
   "As a static pod (kubeadm)",
 ).map((block) => block.replaceAll("REGISTRY/key4c-kms-plugin:0.1.0", PLUGIN));
 
+/** What the reader is to replace in each block with an InitConfiguration. */
+export const initAddress = ({ name, address }: ClusterNode) => ({
+  "localAPIEndpoint: { advertiseAddress: THE-ADDRESS-OF-THIS-NODE }": kubeadmNode(name, address),
+});
+
 /** `kubeadm init` as the block has it, with what this sandbox needs. */
-export function initBlock(block: string, { name, address }: ClusterNode): string {
+export function initBlock(block: string, node: ClusterNode): string {
   return filledIn(block, {
-    "localAPIEndpoint: { advertiseAddress: THE-ADDRESS-OF-THIS-NODE }": kubeadmNode(name, address),
-    "<<EOF\n---": `<<EOF\ncontrolPlaneEndpoint: ${address}:6443\n---`,
+    ...initAddress(node),
+    "<<EOF\n---": `<<EOF\ncontrolPlaneEndpoint: ${node.address}:6443\n---`,
     "\nEOF\nkubeadm init": `\n${KUBELET}EOF\nkubeadm init`,
   });
 }
@@ -121,4 +126,57 @@ export async function writingAndReading(
     ok: lines.filter((line) => line === "ok").length,
     failures: lines.filter((line) => line !== "ok"),
   };
+}
+
+const [REWRITE = "", PROVE = ""] = commandsOf(
+  "Move to KMS (from plaintext, from another provider, from another KMS plugin)",
+).map((block) =>
+  // The configuration that `manifest` prints names nothing else.
+  filledIn(block, { "secrets configmaps": "secrets" }),
+);
+
+export const rewrite = (node: ClusterNode) => type(node, REWRITE);
+
+/** @throws Error unless every Secret is under the current key */
+export async function rewriteAndProve(node: ClusterNode): Promise<void> {
+  await rewrite(node);
+  const proof = await type(node, PROVE);
+  if (proof.includes("NOT PROVEN")) {
+    throw new Error(proof);
+  }
+}
+
+/** Puts the KMS provider behind identity, and waits until the API server has read the file. */
+export async function putIdentityFirst(node: ClusterNode): Promise<void> {
+  const metric = "apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds";
+  const reloads = () => type(node, `kubectl get --raw /metrics | grep ^${metric} || true`);
+  const before = await reloads();
+  const text = await type(node, `cat ${CONFIGURATION}`);
+  const [, kms = ""] = /( {6}- kms:\n(?: {10}.*\n)+)/.exec(text) ?? [];
+  await node.machine.put(CONFIGURATION, text.replace(kms, "") + kms, 0o600);
+  await eventually("the API server reads it", 180_000, async () => (await reloads()) !== before);
+}
+
+export async function currentKeyId(node: ClusterNode): Promise<string> {
+  const status = JSON.parse(await type(node, "key4c-kms-plugin status")) as { keyId: string };
+  return status.keyId;
+}
+
+/** Until both API servers write under that key_id. */
+export async function untilWritten(
+  nodes: readonly [ClusterNode, ClusterNode],
+  keyId: string,
+): Promise<void> {
+  for (const { address, name } of nodes) {
+    const kubectl = `kubectl --server https://${address}:6443`;
+    await eventually(`${name} writes under ${keyId}`, 240_000, async () => {
+      const line = await type(
+        nodes[0],
+        `${kubectl} create secret generic probe-${name} --from-literal=a=b > /dev/null
+        etcdctl get /registry/secrets/default/probe-${name} -w json | key4c-kms-plugin inspect --current ${keyId} || true
+        ${kubectl} delete secret probe-${name} > /dev/null`,
+      );
+      return line.split("\t")[5] === "current";
+    });
+  }
 }

@@ -181,7 +181,11 @@ export class Machine {
   async remove(): Promise<void> {
     await this.powerOff();
     if (!HAS_SYSTEMD) {
-      removeCgroups(this.#options.name);
+      // The last processes of a machine without power are still on their way out.
+      await eventually("its cgroups are gone", BOOT_MS, () => {
+        removeCgroups(this.#options.name);
+        return true;
+      });
     }
     rmSync(this.directory, { recursive: true, force: true });
   }
