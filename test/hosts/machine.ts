@@ -4,7 +4,7 @@
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { eventually } from "../e2e/process.ts";
 import { enterCgroups, HAS_SYSTEMD, removeCgroups } from "./cgroups.ts";
 import { debianRoot } from "./root.ts";
@@ -43,7 +43,11 @@ const PLAIN_DIRECTORIES = [
   "/var/log/pods",
 ];
 
-const UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+/** Namespaces that end with the process that made them, and that process with its parent, however that ends. */
+const UNSHARE = [
+  ...["setpriv", "--pdeathsig", "KILL"],
+  ...["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"],
+];
 
 export class Machine {
   readonly directory = mkdtempSync(join(tmpdir(), "k4c-host-"));
@@ -52,6 +56,11 @@ export class Machine {
   #nspawn: Bun.Subprocess | undefined;
   /** PID 1 of the machine, as this one knows it. */
   leader = 0;
+
+  /** Two runs at once have machines of the same name. */
+  get #cgroup(): string {
+    return basename(this.directory);
+  }
 
   private constructor(options: MachineOptions, root: string) {
     this.#options = options;
@@ -85,8 +94,7 @@ export class Machine {
       ...plain.map((path) => `--bind=${at(`plain${path}`)}:${path}`),
       ...(runsContainers ? ["--capability=all", "--system-call-filter=add_key keyctl bpf"] : []),
     ];
-    // The mount and all processes are in namespaces that end with this one process, however that ends.
-    const script = `${HAS_SYSTEMD ? "" : enterCgroups(name)}
+    const script = `${HAS_SYSTEMD ? "" : enterCgroups(this.#cgroup)}
       mount -t overlay overlay -o ${overlay} ${at("root")}
       exec "$@"`;
     this.#nspawn = Bun.spawn([...UNSHARE, "sh", "-euc", script, "sh", ...nspawn], {
@@ -183,7 +191,7 @@ export class Machine {
     if (!HAS_SYSTEMD) {
       // The last processes of a machine without power are still on their way out.
       await eventually("its cgroups are gone", BOOT_MS, () => {
-        removeCgroups(this.#options.name);
+        removeCgroups(this.#cgroup);
         return true;
       });
     }
