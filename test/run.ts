@@ -41,11 +41,11 @@ async function build(): Promise<Count> {
 }
 
 /** A suite that runs as a whole, or is skipped as a whole. */
-async function whole(suite: string, what: string, needs: readonly NeedName[], glob: string) {
+async function whole(suite: string, what: string, needs: readonly NeedName[], ...globs: string[]) {
   const absent = missing(...needs);
   return absent.length > 0
     ? skipSuite(suite, what, absent)
-    : bunTests([glob], scratch, { show: true });
+    : bunTests(globs, scratch, { show: true });
 }
 
 /** It prints what it met: how many faults, how often each pair of them, which cells of the table. */
@@ -90,18 +90,29 @@ const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> 
   ],
   upstream: [
     "Kubernetes' own tests of its KMS client; 4 minutes, and 2 to 10 the first time",
-    () => upstream({ all: flags.includes("--all") }),
+    () => upstream({ all: isAll }),
   ],
   hosts: [
     "a machine that systemd boots, and a kubelet; 6 minutes, and 15 the first time",
-    () => whole("hosts", "no systemd, no kubelet was run", HOSTS, "test/hosts/*.hosts.ts"),
+    () => {
+      const long = isAll ? ["test/hosts/*.long.ts"] : [];
+      return whole(
+        "hosts",
+        "no systemd, no kubelet was run",
+        HOSTS,
+        "test/hosts/*.hosts.ts",
+        ...long,
+      );
+    },
   ],
 };
 
-const words = process.argv.slice(2);
-const flags = words.filter((word) => word.startsWith("--"));
+/** `-- --all`: what takes too long for every run, too. */
+const ALL = "--all";
+const isAll = process.argv.includes(ALL);
+
 const counts: Count[] = [];
-for (const name of words.filter((word) => !flags.includes(word))) {
+for (const name of process.argv.slice(2).filter((one) => one !== ALL)) {
   const [what, suite] = SUITES[name] ?? [];
   if (suite === undefined) {
     throw new Error(`no suite ${name}; suites are ${Object.keys(SUITES).join(", ")}`);

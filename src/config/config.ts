@@ -89,7 +89,7 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
       problems.push(`${optionLabel(option)} ${(error as Error).message}`); // parse throws Errors
     }
   }
-  problems.push(...missingOrConflicting(command, config as Config, given)); // filled just above
+  problems.push(...missingOrConflicting(command, config as Config, given, env)); // filled just above
   if (problems.length > 0 && command !== "doctor") {
     throw new ExitError(2, problems.join("\n"));
   }
@@ -182,11 +182,20 @@ function readArguments(
   return { flags, operands };
 }
 
+/** A unit whose LoadCredential= did nothing. */
+function hintOf(env: Environment): string {
+  const isOld = env["NOTIFY_SOCKET"] !== undefined && env["CREDENTIALS_DIRECTORY"] === undefined;
+  return isOld
+    ? "; systemd below 247 ignores LoadCredential=: see manifest systemd-service --environment-file"
+    : "";
+}
+
 /** What no single option can see. An option that was given but is malformed counts as given. */
 function missingOrConflicting(
   command: Command,
   config: Config,
   given: ReadonlyMap<OptionName, string>,
+  env: Environment,
 ): string[] {
   const problems: string[] = [];
   const need = (names: readonly OptionName[], text: string) => {
@@ -232,7 +241,7 @@ function missingOrConflicting(
       );
       need(
         ["kmsUserId", "kmsUserIdFile"],
-        "KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token",
+        `KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token${hintOf(env)}`,
       );
     } else {
       for (const name of ["key4cUrl", "profile", "caFile", "certFile"] as const) {
@@ -242,8 +251,6 @@ function missingOrConflicting(
     if (given.has("emulatorData") && !given.has("emulator")) {
       problems.push("--emulator-data is of use only with --emulator");
     }
-    notBoth("kmsKeyId", "kmsKeyIdFile");
-    notBoth("previousKeyIds", "previousKeyIdsFile");
     notBoth("kmsUserId", "kmsUserIdFile");
     notBoth("kmsApiKey", "kmsApiKeyFile");
     notBoth("kmsPin", "kmsPinFile");
@@ -253,7 +260,6 @@ function missingOrConflicting(
         "KMS_PIN is set, and the profile (KEY4C_PROFILE) has no {pin} that would send it",
       );
     }
-    bothOrNone("certFile", "certKeyFile");
     mustFit("certFile", "certKeyFile");
     const kmsKeyId = keyIdOf(config);
     if (kmsKeyId !== undefined && previousKeyIdsOf(config).includes(kmsKeyId)) {
@@ -262,6 +268,12 @@ function missingOrConflicting(
   }
   if (command === "inspect") {
     notBoth("decrypt", "verify");
+  }
+  // A manifest must not print what serve would refuse. (A secret that it finds beside its file it leaves out.)
+  if (reachesKey4C || command === "manifest") {
+    notBoth("kmsKeyId", "kmsKeyIdFile");
+    notBoth("previousKeyIds", "previousKeyIdsFile");
+    bothOrNone("certFile", "certKeyFile");
   }
   if (command === "emulator") {
     bothOrNone("tlsCertFile", "tlsKeyFile");

@@ -94,6 +94,12 @@ export class Health {
   #startLoop(standing: Standing): void {
     const loop = new ProbeLoop(standing, {
       probe: () => this.#probe(standing),
+      heard: () => {
+        // A caller that was throttled changes the state too; before the first probe there is none to tell of.
+        if (standing === this.standing && this.lastProbeMs >= 0) {
+          this.#changes.note(standing, this.#options.keyring.snapshot?.keyId);
+        }
+      },
       intervalMs: this.#options.intervalMs,
       clock: this.#clock,
     });

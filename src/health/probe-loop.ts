@@ -28,6 +28,8 @@ export class ProbeLoop {
     standing: Standing,
     options: {
       readonly probe: () => Promise<void>;
+      /** Told when somebody else than a probe may have changed the standing. */
+      readonly heard: () => void;
       readonly intervalMs: number;
       readonly clock: Clock;
     },
@@ -36,7 +38,10 @@ export class ProbeLoop {
     this.#probe = options.probe;
     this.#intervalMs = options.intervalMs;
     this.#clock = options.clock;
-    standing.onChange = () => this.#plan();
+    standing.onChange = () => {
+      options.heard();
+      this.#plan();
+    };
   }
 
   /** Probes now and from now on, until {@link stop}. */

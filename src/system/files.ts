@@ -8,7 +8,7 @@ import {
   renameSync,
   rmSync,
   statSync,
-  writeSync,
+  writeFileSync,
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
@@ -91,17 +91,22 @@ export function replaceFile(path: string, text: string, mode: number): void {
     throw new Error(`${path} is no regular file`);
   }
   const directory = dirname(path);
-  const temporary = join(directory, `.${basename(path)}.${process.pid}`);
+  const temporary = join(directory, `.${basename(path)}.${crypto.randomUUID().slice(0, 8)}`);
   try {
-    withDescriptor(openSync(temporary, "wx", mode), (descriptor) => {
-      fchmodSync(descriptor, mode); // whatever the umask
-      writeSync(descriptor, text);
-      fsyncSync(descriptor);
-    });
-    renameSync(temporary, path);
+    const descriptor = openSync(temporary, "wx", mode);
+    try {
+      withDescriptor(descriptor, () => {
+        fchmodSync(descriptor, mode); // whatever the umask
+        writeFileSync(descriptor, text); // writeSync may write a part
+        fsyncSync(descriptor);
+      });
+      renameSync(temporary, path);
+    } catch (error) {
+      rmSync(temporary, { force: true });
+      throw error;
+    }
     withDescriptor(openSync(directory, "r"), fsyncSync);
   } catch (error) {
-    rmSync(temporary, { force: true });
     throw new Error(`cannot write ${path} (${errorCode(error)})`);
   }
 }

@@ -9,7 +9,8 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { runBinary, temporaryDirectory } from "../support.ts";
+import { testWith } from "../needs.ts";
+import { BINARY, runBinary, temporaryDirectory } from "../support.ts";
 
 const SERVE = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "demo" };
 
@@ -89,6 +90,23 @@ test("--output writes all or nothing, and only where a file may be", async () =>
   expect(readdirSync(directory).sort()).toEqual(["directory", "link", "pod.yaml", "unit"]);
 });
 
+testWith("root", "mount namespaces")(
+  "on a full disk the old file stays, and nothing is beside it",
+  () => {
+    const directory = temporaryDirectory();
+    const script = `mount -t tmpfs -o size=8k tmpfs ${directory} && cd ${directory}
+    echo old > pod.yaml; head -c 100k /dev/zero > filling 2> /dev/null
+    ${BINARY} manifest static-pod --output ${directory}/pod.yaml; echo "exit code $?"; cat pod.yaml; ls -A`;
+    const { stdout, stderr } = Bun.spawnSync(["unshare", "--mount", "sh", "-c", script], {
+      env: { ...SERVE, PATH: process.env["PATH"] ?? "" },
+    });
+    expect([stdout.toString(), stderr.toString()]).toEqual([
+      "exit code 1\nold\nfilling\npod.yaml\n",
+      `key4c-kms-plugin: cannot write ${directory}/pod.yaml (ENOSPC)\n`,
+    ]);
+  },
+);
+
 test("an EncryptionConfiguration is never replaced: it may hold the only keys", async () => {
   const file = join(temporaryDirectory(), "encryption-configuration.yaml");
   writeFileSync(file, "secret: key");
@@ -165,6 +183,15 @@ test("YAML takes every text for a text, and Kubernetes replaces no $(NAME)", asy
       apiServer: { extraArgs: args },
     });
   }
+});
+
+test("what serve would refuse is not printed", async () => {
+  expect(await refusal("static-pod", ["--key-id-file", "/etc/key4c-kms/key-id"])).toContain(
+    "KMS_KEY_ID (--key-id) and KMS_KEY_ID_FILE (--key-id-file): give one of them",
+  );
+  expect(await refusal("static-pod", ["--key4c-cert-file", "/etc/k/c.pem"])).toContain(
+    "both or none",
+  );
 });
 
 test("a control character is in no manifest", async () => {

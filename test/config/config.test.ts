@@ -47,6 +47,15 @@ test("a flag wins over the environment, and an empty variable is unset", () => {
   expect(config.previousKeyIds).toBeUndefined();
 });
 
+test("under a systemd that ignored LoadCredential=, the missing credential is explained", () => {
+  const { KMS_USER_ID: _, ...without } = GOOD;
+  const [line = ""] = problems([], { ...without, NOTIFY_SOCKET: "/run/systemd/notify" });
+  expect(line).toContain("manifest systemd-service --environment-file");
+  expect(problems([], without)[0]).not.toContain("systemd");
+  const newer = { ...without, NOTIFY_SOCKET: "/run/n", CREDENTIALS_DIRECTORY: "/nowhere" };
+  expect(problems([], newer)[0]).not.toContain("systemd");
+});
+
 test("every problem is named at once, one line each", () => {
   const lines = problems(["serve", "--probe-interval", "soon", "--nonsense", "extra"], {
     KMS_ENDPOINT: "/tmp/kms.sock",

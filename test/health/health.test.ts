@@ -5,6 +5,7 @@ import { DEFAULT_PROFILE, type Profile } from "../../src/key4c/profile.ts";
 import { expectedOf } from "../../src/keys/local-kek.ts";
 import type { Limits, State } from "../../src/keys/standing.ts";
 import { type Clock, systemClock } from "../../src/system/clock.ts";
+import { PluginError } from "../../src/system/errors.ts";
 import { ringParts } from "../keys/fake-key4c.ts";
 import { emulator, fakeServer, key4cClient, kindOf, onTestEnd, recordingLog } from "../support.ts";
 
@@ -340,4 +341,14 @@ test("a Key4C that fails at once is not asked in a hot loop", async () => {
   await Bun.sleep(600);
   // Two attempts each at 0, about 250 and 750 ms, later every few seconds; a hot loop makes thousands.
   expect(server.requests.length).toBeLessThan(20);
+});
+
+test("a state that a caller's answer leads to is told at once, and not first by the next probe", async () => {
+  const { health, standings, until, lines } = setup({ intervalMs: 3_600_000 });
+  health.start();
+  await until("ok");
+  await Bun.sleep(1); // the end of that probe
+  standings.of("demo").need(new PluginError("throttled", "fake", { retryAfterMs: 60_000 }));
+  expect(health.state).toBe("degraded");
+  expect(lines.at(-1)).toMatchObject({ level: "warn", state: "degraded", kind: "throttled" });
 });

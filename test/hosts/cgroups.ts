@@ -9,7 +9,7 @@ const MOUNTS = "/sys/fs/cgroup";
 /** sd_booted(3). */
 export const HAS_SYSTEMD = existsSync("/run/systemd/system");
 
-/** The directories for a machine of that name below the cgroups of this process. */
+/** The directories of that name below the cgroups of this process. */
 function directories(name: string): string[] {
   return readFileSync("/proc/self/cgroup", "utf8")
     .trim()
@@ -18,7 +18,7 @@ function directories(name: string): string[] {
       // cgroups(7): hierarchy:controllers:path
       const [, controllers = "", path = ""] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
       const mount = join(MOUNTS, controllers.replace(/^name=/, "") || "unified");
-      return existsSync(mount) ? [join(mount, path, `k4c-${name}`)] : [];
+      return existsSync(mount) ? [join(mount, path, name)] : [];
     });
 }
 

@@ -4,7 +4,7 @@
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { eventually } from "../e2e/process.ts";
 import { enterCgroups, HAS_SYSTEMD, removeCgroups } from "./cgroups.ts";
 import { debianRoot } from "./root.ts";
@@ -43,14 +43,24 @@ const PLAIN_DIRECTORIES = [
   "/var/log/pods",
 ];
 
-const UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+/** Namespaces that end with the process that made them, and that process with its parent, however that ends. */
+const UNSHARE = [
+  ...["setpriv", "--pdeathsig", "KILL"],
+  ...["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"],
+];
 
 export class Machine {
   readonly directory = mkdtempSync(join(tmpdir(), "k4c-host-"));
   readonly #options: MachineOptions;
   readonly #root: string;
   #nspawn: Bun.Subprocess | undefined;
-  #leader = 0;
+  /** PID 1 of the machine, as this one knows it. */
+  leader = 0;
+
+  /** Two runs at once have machines of the same name. */
+  get #cgroup(): string {
+    return basename(this.directory);
+  }
 
   private constructor(options: MachineOptions, root: string) {
     this.#options = options;
@@ -84,8 +94,7 @@ export class Machine {
       ...plain.map((path) => `--bind=${at(`plain${path}`)}:${path}`),
       ...(runsContainers ? ["--capability=all", "--system-call-filter=add_key keyctl bpf"] : []),
     ];
-    // The mount and all processes are in namespaces that end with this one process, however that ends.
-    const script = `${HAS_SYSTEMD ? "" : enterCgroups(name)}
+    const script = `${HAS_SYSTEMD ? "" : enterCgroups(this.#cgroup)}
       mount -t overlay overlay -o ${overlay} ${at("root")}
       exec "$@"`;
     this.#nspawn = Bun.spawn([...UNSHARE, "sh", "-euc", script, "sh", ...nspawn], {
@@ -100,7 +109,7 @@ export class Machine {
     if (found === "ended") {
       throw new Error(`${name} does not boot: ${this.console()}`);
     }
-    this.#leader = found;
+    this.leader = found;
     await eventually(
       `${name} is up`,
       BOOT_MS,
@@ -123,7 +132,7 @@ export class Machine {
   async powerOff(): Promise<void> {
     this.#nspawn?.kill("SIGKILL");
     await this.#nspawn?.exited;
-    await eventually("the machine is off", BOOT_MS, () => !existsSync(`/proc/${this.#leader}`));
+    await eventually("the machine is off", BOOT_MS, () => !existsSync(`/proc/${this.leader}`));
   }
 
   async reboot(): Promise<void> {
@@ -163,7 +172,7 @@ export class Machine {
   start(script: string, env: Readonly<Record<string, string>> = {}) {
     return Bun.spawn(
       [
-        ...["nsenter", "-t", String(this.#leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"],
+        ...["nsenter", "-t", String(this.leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"],
         ...["env", "-i", ...Object.entries(env).map(([name, text]) => `${name}=${text}`)],
         ...["HOME=/root", "LANG=C.UTF-8"],
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -180,7 +189,11 @@ export class Machine {
   async remove(): Promise<void> {
     await this.powerOff();
     if (!HAS_SYSTEMD) {
-      removeCgroups(this.#options.name);
+      // The last processes of a machine without power are still on their way out.
+      await eventually("its cgroups are gone", BOOT_MS, () => {
+        removeCgroups(this.#cgroup);
+        return true;
+      });
     }
     rmSync(this.directory, { recursive: true, force: true });
   }

@@ -1,6 +1,6 @@
 /** A machine with containerd and a kubelet, as a node of Kubernetes; its images are brought, none is pulled. */
-import { join } from "node:path";
 import { builtKubelet } from "../e2e/build.ts";
+import { run } from "../e2e/process.ts";
 import { PAUSE } from "./images.ts";
 import { Machine } from "./machine.ts";
 
@@ -47,9 +47,13 @@ ${Object.entries(SYSCTLS)
     return `echo ${value} > ${file}; mount --bind ${file} /proc/sys/${name}`;
   })
   .join("\n")}
-ip link add eth0 type veth peer name uplink
-ip link set uplink up
-ip addr add 192.0.2.11/24 dev eth0
+if [ -e /etc/node-wired ]; then
+  until ip link show eth0; do sleep 0.1; done # the machine that has the other end plugs it in
+else
+  ip link add eth0 type veth peer name uplink
+  ip link set uplink up
+fi
+ip addr add "$(cat /etc/node-address || echo 192.0.2.11)/24" dev eth0
 ip link set eth0 up
 ip route add default via 192.0.2.1
 `;
@@ -72,6 +76,22 @@ Requires=containerd.service
 ExecStart=/usr/local/bin/kubelet --config /etc/kubernetes/kubelet.yaml
 Restart=always
 RestartSec=2
+[Install]
+WantedBy=multi-user.target
+`;
+
+/** As the packages of kubeadm have it. */
+const KUBEADM_UNIT = `[Unit]
+After=containerd.service
+Wants=containerd.service
+[Service]
+Environment="KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf"
+Environment="KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml"
+EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env
+ExecStart=/usr/local/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS
+Restart=always
+StartLimitInterval=0
+RestartSec=10
 [Install]
 WantedBy=multi-user.target
 `;
@@ -103,36 +123,80 @@ interface PodList {
   }[];
 }
 
-/** @param archives directory of images */
-export async function bootNode(
-  name: string,
-  archives: string,
-  files: Readonly<Record<string, string>>,
+export interface NodeOptions {
+  readonly name: string;
+  /** Directory of images. */
+  readonly archives: string;
+  readonly files: Readonly<Record<string, string>>;
+}
+
+/** A node by itself: the kubelet runs the static pods, and there is no API server. */
+export async function bootNode(options: NodeOptions): Promise<Machine> {
+  const machine = await bootMachine(options);
+  await machine.put("/etc/kubernetes/kubelet.yaml", STANDALONE);
+  await machine.put("/etc/systemd/system/kubelet.service", KUBELET_UNIT);
+  await importImages(machine);
+  await machine.run(`mkdir -p /etc/kubernetes/manifests
+    systemctl daemon-reload
+    systemctl enable --quiet --now kubelet`);
+  return machine;
+}
+
+/**
+ * A node for kubeadm, which configures the kubelet and starts it.
+ * @param address of its eth0
+ * @param isWired whether `connect` plugs in its cable; nothing starts before that
+ */
+export async function bootClusterNode(
+  address: string,
+  isWired: boolean,
+  options: NodeOptions,
+): Promise<Machine> {
+  const machine = await bootMachine(options, { address, isWired });
+  await machine.put("/etc/systemd/system/kubelet.service", KUBEADM_UNIT);
+  await machine.run("systemctl daemon-reload; systemctl enable --quiet kubelet");
+  return machine;
+}
+
+async function bootMachine(
+  { name, archives, files }: NodeOptions,
+  place?: { readonly address: string; readonly isWired: boolean },
 ): Promise<Machine> {
   const machine = await Machine.boot({
     name,
-    files: {
-      "/usr/local/bin/kubelet": await builtKubelet(),
-      "/opt/images": archives,
-      ...files,
-    },
+    files: { "/usr/local/bin/kubelet": await builtKubelet(), "/opt/images": archives, ...files },
     runsContainers: true,
   });
-  const unit = (file: string) => join("/etc/systemd/system", file);
   await machine.put("/etc/containerd/config.toml", CONTAINERD);
-  await machine.put("/etc/kubernetes/kubelet.yaml", STANDALONE);
   await machine.put("/usr/local/sbin/prepare-node", PREPARE, 0o755);
   await machine.put("/usr/local/bin/crictl", CRICTL, 0o755);
-  await machine.put(unit("prepare-node.service"), PREPARE_UNIT);
-  await machine.put(unit("kubelet.service"), KUBELET_UNIT);
-  await machine.run(`mkdir -p /etc/kubernetes/manifests
-    systemctl unmask containerd
+  await machine.put("/etc/systemd/system/prepare-node.service", PREPARE_UNIT);
+  if (place !== undefined) {
+    await machine.put("/etc/node-address", `${place.address}\n`);
+    await machine.run(`printf '192.0.2.11 n1\n192.0.2.12 n2\n192.0.2.13 n3\n' >> /etc/hosts`);
+  }
+  if (place?.isWired) {
+    await machine.put("/etc/node-wired", "");
+  }
+  await machine.run(`systemctl unmask containerd
     systemctl daemon-reload
-    systemctl enable --quiet prepare-node containerd kubelet
-    systemctl start containerd
-    for archive in /opt/images/*.tar; do ctr -n k8s.io images import "$archive"; done
-    systemctl start kubelet`);
+    systemctl enable --quiet prepare-node containerd
+    systemctl start --no-block containerd`);
   return machine;
+}
+
+/** Waits for the container runtime, and gives it its images. */
+export async function importImages(machine: Machine): Promise<void> {
+  await machine.run(`systemctl start containerd
+    for archive in /opt/images/*.tar; do ctr -n k8s.io images import "$archive"; done`);
+}
+
+/** Plugs one cable into both machines. */
+export async function connect(one: Machine, other: Machine): Promise<void> {
+  const end = (machine: Machine) => ["name", "eth0", "netns", String(machine.leader)];
+  await run(["ip", "link", "add", ...end(one), "type", "veth", "peer", ...end(other)], {
+    PATH: process.env["PATH"] ?? "",
+  });
 }
 
 /** Every container that the kubelet knows of. */

@@ -17,6 +17,7 @@ import { fetchRuntime } from "../../src/build/runtime.ts";
 import { eventually, freePort, run } from "../e2e/process.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";
+import { vendorPod } from "../vendor-pod.ts";
 import {
   BASE,
   buildImage,
@@ -182,34 +183,9 @@ function files(root: string): Set<string> {
 test("the vendor's pod, mended where it is invalid: two variables and /tmp", async () => {
   startKey4C();
   const { path, socket } = place("vendor", 0, 0o1777); // as /tmp is
-  // Its `volumes` stand in the container, where they are unknown; its image is ours.
   await play(
     "vendor",
-    `apiVersion: v1
-kind: Pod
-metadata:
-  name: key4c-kms-plugin
-  namespace: kube-system
-spec:
-  containers:
-  - name: key4c-kms-plugin-encryption-provider
-    image: ${IMAGE}
-    securityContext:
-      privileged: true
-    env:
-    - name: KMS_USER_ID
-      value: some-token
-    - name: KMS_KEY_ID
-      value: demo
-    volumeMounts:
-    - name: kms-plugin-socket
-      mountPath: /tmp
-  volumes:
-  - name: kms-plugin-socket
-    hostPath:
-      type: DirectoryOrCreate
-      path: ${path}
-`,
+    vendorPod({ image: IMAGE, directory: path }),
     ...["--network", "host"], // for the emulator; a real Key4C is reached from the pod network
   );
   await expectServingGrpcGo(socket);

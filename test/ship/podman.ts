@@ -50,16 +50,21 @@ async function buildBase(): Promise<void> {
 
 /**
  * An image of nothing but these files.
+ * @param options.from what they are added to (default: nothing)
  * @param options.flags for buildah
  * @param options.lines more lines of its Containerfile
  */
 export async function imageOf(
   root: string,
   tag: string,
-  { flags = [], lines = [] }: { flags?: readonly string[]; lines?: readonly string[] } = {},
+  {
+    from = "scratch",
+    flags = [],
+    lines = [],
+  }: { from?: string; flags?: readonly string[]; lines?: readonly string[] } = {},
 ): Promise<void> {
   const containerfile = join(directory, "only-files");
-  writeFileSync(containerfile, ["FROM scratch", "COPY . /", ...lines, ""].join("\n"));
+  writeFileSync(containerfile, [`FROM ${from}`, "COPY . /", ...lines, ""].join("\n"));
   const build = ["build", "--quiet", ...flags, "--file", containerfile, "--tag", tag];
   await run(["buildah", ...build, root], settings);
 }

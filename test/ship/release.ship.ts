@@ -70,7 +70,7 @@ function releaseIn(copy: string, packageLock = readFileSync(join(ROOT, "package-
   }
   writeFileSync(join(copy, "package-lock.json"), packageLock);
   // A copy of what is bundled: a link would lead back to the first directory.
-  for (const part of ["@grpc", "@bufbuild/protobuf", "@js-sdsl"]) {
+  for (const part of ["@grpc", "@bufbuild/protobuf", "@js-sdsl", "yaml"]) {
     cpSync(join(ROOT, "node_modules", part), join(copy, "node_modules", part), { recursive: true });
   }
   const env = { HOME: process.env["HOME"] ?? "", PATH: process.env["PATH"] ?? "" }; // for npm

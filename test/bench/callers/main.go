@@ -64,6 +64,7 @@ func main() {
 		}
 	}
 	group.Wait()
+	t.LongestGapMs = max(t.LongestGapMs, time.Since(t.lastGood).Milliseconds())
 	json.NewEncoder(os.Stdout).Encode(t)
 }
 
