@@ -243,6 +243,21 @@ test("an audit asks eight at a time, and is no failure when a key is revoked mea
   expect(ring.cache.orphans).toBe(0);
 });
 
+test("an audit ends where Key4C says neither, and is not begun while callers are refused", async () => {
+  const { ring, key4c, standing } = await orphaned();
+  for (let others = 0; others < 20; others++) {
+    const { envelope } = await (await ready(key4c)).wrap(DEK);
+    await ring.unwrap(envelope);
+  }
+  key4c.calls.unwrap = 0;
+  key4c.failure = new PluginError("throttled", "later");
+  expect(await ring.audit("demo", "all")).toEqual({ found: 0, isComplete: false });
+  expect(key4c.calls.unwrap).toBe(8);
+  standing.hear(key4c.failure);
+  expect((await ring.audit("demo", "all")).isComplete).toBe(false);
+  expect(key4c.calls.unwrap).toBe(8);
+});
+
 test("a damaged object harms no other: whoever is known goes on, in an outage too", async () => {
   const clock = new TestClock();
   const key4c = new FakeKey4C();
