@@ -38,7 +38,7 @@ export class Health {
   #olderSinceMs: number | undefined;
   #auditedAtMs = Number.NEGATIVE_INFINITY;
   #auditing: Promise<void> | undefined;
-  /** Keys whose audit could not be ended: begun anew once Key4C answers. */
+  /** Keys whose local KEKs are all to be asked for, once Key4C answers. */
   readonly #unaudited = new Set<string>();
   #hasWarnedOfRefusals = false;
   /** Why the key that is configured now does not become current. */
@@ -150,7 +150,7 @@ export class Health {
       standing.hear(undefined);
       keyring.keyIsWell();
       if (wasMismatch) {
-        this.#audit(standing.kmsKeyId, "all");
+        this.#unaudited.add(standing.kmsKeyId);
       }
     } catch (error) {
       this.#failed(standing, toPluginError(error));
@@ -204,7 +204,7 @@ export class Health {
       throw failure;
     }
     this.#olderSinceMs = undefined;
-    this.#audit(kmsKeyId, "all"); // a former version may be gone
+    this.#unaudited.add(kmsKeyId); // a former version may be gone
     return undefined;
   }
 
@@ -256,7 +256,7 @@ export class Health {
         "keep the former one in KMS_PREVIOUS_KEY_IDS until inspect --verify shows no data of it",
     });
     standings.of(kmsKeyId).hear(undefined);
-    this.#audit(former, "all");
+    this.#unaudited.add(former);
     return true;
   }
 
@@ -270,7 +270,7 @@ export class Health {
     if (after === "revoked") {
       this.#options.keyring.revoke(standing.kmsKeyId);
     } else {
-      this.#audit(standing.kmsKeyId, "all");
+      this.#unaudited.add(standing.kmsKeyId);
     }
   }
 
