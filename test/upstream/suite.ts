@@ -2,10 +2,11 @@
  * `npm run test:upstream [-- --all]`: the tests that Kubernetes writes for its own KMS client, with the
  * compiled binary in the place of their mocks. Real API servers (in the test's process), a real etcd.
  */
-import { mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
+import defaultProfile from "../../src/key4c/key4c.profile.json";
 import { type ErrorKind, KINDS } from "../../src/system/errors.ts";
 import { type Breakage, withMutant } from "../conformance/mutant.ts";
 import { builtEtcd } from "../e2e/build.ts";
@@ -161,6 +162,10 @@ async function run(
   const scratch = mkdtempSync(join(tmpdir(), "k4c-up-"));
   symlinkSync((await builtEtcd()).etcd, join(scratch, "etcd")); // upstream looks for it on PATH
   const { output: modules } = await shell("go env GOMODCACHE");
+  // Upstream wants to know the key_id of the next version before it is there: one without a key check value.
+  const { kcv: _, ...result } = defaultProfile.describe.result;
+  const profile = { ...defaultProfile, describe: { ...defaultProfile.describe, result } };
+  writeFileSync(join(scratch, "profile.json"), JSON.stringify(profile));
   const child = Bun.spawn(
     [
       ...["go", "tool", "test2json", "-t", "-p", suite.name, suite.binary],
@@ -174,6 +179,7 @@ async function run(
         TMPDIR: scratch,
         KEY4C_KMS_PLUGIN: plugin,
         KEY4C_DIRECTORY: scratch,
+        KEY4C_PROFILE: join(scratch, "profile.json"),
         KEY4C_FAILURE: failure,
         KEY4C_FAILED_STATUS: statusInGo(FAILURES[failure].kind),
         KEY4C_TAP: suite.name === "transformation" ? "1" : "",

@@ -85,6 +85,7 @@ func Start(t testing.TB, socketPath string) *Plugin {
 	t.Cleanup(p.CleanUp)
 	env := []string{
 		"KMS_USER_ID=upstream", "KMS_KEY_ID=demo", "KEY4C_URL=" + p.url, "KMS_HTTP_ADDRESS=", "KMS_PROBE_INTERVAL=500ms", "KMS_REVOCATION_GRACE=0s",
+		"KEY4C_PROFILE=" + os.Getenv("KEY4C_PROFILE"),
 	}
 	if isAway() {
 		env = append(env, "KMS_OUTAGE_GRACE=1s") // by default an outage is no failed state at all
