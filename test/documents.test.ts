@@ -3,9 +3,9 @@ import { expect, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { $ } from "bun";
-import { optionsTable } from "../src/commands/help.ts";
 import { profileTable } from "../src/key4c/profile.ts";
 import { DEBIAN_PACKAGES } from "./needs.ts";
+import { exitCodeTable, optionTables } from "./reference-tables.ts";
 import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
 import { NEWEST, OLDER } from "./upstream/generate.ts";
 
@@ -14,14 +14,13 @@ const document = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const README = document("README.md");
 const REFERENCE = document("REFERENCE.md");
 
-test("the table of options is the table of options", () => {
-  const shown = REFERENCE.match(/<!-- options -->\n([\s\S]*)\n<!-- \/options -->/)?.[1];
-  expect(shown).toBe(optionsTable());
-});
-
-test("the table of profiles is that of the reader", () => {
-  const shown = REFERENCE.match(/<!-- profile -->\n([\s\S]*)\n<!-- \/profile -->/)?.[1];
-  expect(shown).toBe(profileTable());
+test.each([
+  ["options", optionTables()],
+  ["exit-codes", exitCodeTable()],
+  ["profile", profileTable()],
+])("REFERENCE.md has the table of %s that the source makes", (name, table) => {
+  const between = new RegExp(`<!-- ${name} -->\\n([\\s\\S]*)\\n<!-- /${name} -->`);
+  expect(REFERENCE.match(between)?.[1]).toBe(table);
 });
 
 test("the first screen works as it stands", async () => {

@@ -1,13 +1,14 @@
-/** Writes the tables of options and of profiles into REFERENCE.md; `npm run generate` calls it after Buf. */
+/** Writes the tables of options, exit codes and profiles into REFERENCE.md; `npm run generate` calls it after Buf. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { optionsTable } from "../src/commands/help.ts";
 import { profileTable } from "../src/key4c/profile.ts";
+import { exitCodeTable, optionTables } from "./reference-tables.ts";
 
 const path = join(import.meta.dir, "../REFERENCE.md");
 let text = readFileSync(path, "utf8");
 for (const [name, table] of [
-  ["options", optionsTable()],
+  ["options", optionTables()],
+  ["exit-codes", exitCodeTable()],
   ["profile", profileTable()],
 ] as const) {
   const between = new RegExp(`(<!-- ${name} -->\\n)[\\s\\S]*(\\n<!-- /${name} -->)`);
