@@ -4,6 +4,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { $ } from "bun";
 import { profileTable } from "../src/key4c/profile.ts";
+import { commandsOf } from "./blocks.ts";
 import { DEBIAN_PACKAGES } from "./needs.ts";
 import { exitCodeTable, optionTables } from "./reference-tables.ts";
 import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
@@ -24,9 +25,7 @@ test.each([
 });
 
 test("the first screen works as it stands", async () => {
-  const [start, second] = [...README.matchAll(/```sh\n([\s\S]*?)```/g)].map(
-    (match) => match[1] ?? "",
-  );
+  const [start, second] = commandsOf("README.md", "Try it");
   expect(start).toBe("npm ci && npm start\n");
   const socket = join(temporaryDirectory(), "kms.sock");
   // What npm start runs, without its build.
@@ -75,7 +74,8 @@ function anchor(heading: string): string {
 test("a link between the documents leads somewhere", () => {
   const broken: string[] = [];
   for (const name of new Bun.Glob("*.md").scanSync(ROOT)) {
-    for (const [, target = ""] of document(name).matchAll(/\]\((?!https?:)([^)]*)\)/g)) {
+    const links = document(name).matchAll(/(?:\]\(|^\[\w+\]: )(?!https?:)([^)\n]*)/gm);
+    for (const [, target = ""] of links) {
       const [file = "", place] = target.split("#");
       const linked = file === "" ? name : file;
       const anchors = () =>
