@@ -56,18 +56,16 @@ function optionTable(options: readonly Option[], command: Command): string {
 
 /** What they mean; 2 is shown where it is not what it is for all. */
 export function exitCodeTable(): string {
-  return table(
-    ["command", "0", "1", "2", "3"],
-    COMMANDS.flatMap((command) =>
-      COMMAND_FACTS[command].exits.map(({ with: flag, ...codes }) => [
-        flag === undefined ? command : `${command} ${flag}`,
-        codes[0],
-        codes[1],
-        codes[2] ?? "",
-        codes[3] ?? "",
-      ]),
-    ),
-  );
+  const rows = new Map<string, readonly string[]>(); // by their codes: those of many commands are the same
+  for (const command of COMMANDS) {
+    for (const { with: flag, ...codes } of COMMAND_FACTS[command].exits) {
+      const cells = ([0, 1, 2, 3] as const).map((one) => codes[one] ?? "");
+      const name = flag === undefined ? command : `${command} ${flag}`;
+      const [others] = rows.get(cells.join()) ?? [];
+      rows.set(cells.join(), [others === undefined ? name : `${others}, ${name}`, ...cells]);
+    }
+  }
+  return table(["command", "0", "1", "2", "3"], [...rows.values()]);
 }
 
 function code(text: string | undefined): string {

@@ -6,19 +6,16 @@ import { connectTo } from "../socket/unix-socket.ts";
 import { type ErrorKind, ExitError, KINDS } from "../system/errors.ts";
 import { printable } from "./printable.ts";
 
-/** Two lines: {@link what} and {@link remedy}. */
+/** Its message has a line for {@link what}, and one for each remedy. */
 export class CallError extends ExitError {
-  /** undefined: nobody took the call. */
-  readonly code: status | undefined;
   readonly what: string;
   readonly remedy: string;
 
-  constructor(code: status | undefined, what: string, remedy: string) {
-    super(1, `${printable(what)}\n${printable(remedy)}`);
+  constructor(what: string, ...remedies: readonly string[]) {
+    super(1, [what, ...remedies].map(printable).join("\n"));
     this.name = "CallError";
-    this.code = code;
     this.what = printable(what);
-    this.remedy = printable(remedy);
+    this.remedy = printable(remedies.join("; "));
   }
 }
 
@@ -27,17 +24,21 @@ const IS_IT_RUNNING =
 const SEE_LOG = "its log has the cause: journalctl -u key4c-kms-plugin, or crictl logs";
 
 /** By the answer of a connect: why nobody took the call. */
-function notTaken(socket: string, answer: string): readonly [what: string, remedy: string] {
+function notTaken(socket: string, answer: string): [what: string, ...remedies: string[]] {
   const nobody = `no plugin listens at unix://${socket}`;
   switch (answer) {
     case "ENOENT":
     case "ENOTDIR":
       return [
         `${nobody}: there is no such socket`,
-        `${IS_IT_RUNNING}; where it runs and systemd holds the socket: systemctl restart key4c-kms-plugin.socket; where its KMS_ENDPOINT is another: --endpoint`,
+        IS_IT_RUNNING,
+        "if it runs: is its KMS_ENDPOINT the same, or was the socket removed? systemctl restart key4c-kms-plugin.socket, where systemd holds it",
       ];
     case "ECONNREFUSED":
-      return [`${nobody}: the socket is what a process left that has ended`, IS_IT_RUNNING];
+      return [
+        `${nobody}: the socket is there, and the process that made it has ended`,
+        IS_IT_RUNNING,
+      ];
     case "EACCES":
     case "EPERM":
       return [
@@ -79,33 +80,29 @@ export async function callError(
   const kind = kinds.find((one) => KINDS[one].code === code && KINDS[one].text === details);
   if (kind !== undefined) {
     const what = `${method}: the plugin answers ${status[code]}: ${details}`;
-    return new CallError(code, what, REMEDIES[kind] ?? `${remedyOf(kind)}; ${SEE_LOG}`);
+    return new CallError(what, REMEDIES[kind] ?? `${remedyOf(kind)}; ${SEE_LOG}`);
   }
   // Not a text of the plugin: it is grpc-js's own, or that of somebody else who listens there.
   switch (code) {
     case status.UNAVAILABLE:
-      return new CallError(undefined, ...notTaken(socket, await connectTo(socket)));
+      return new CallError(...notTaken(socket, await connectTo(socket)));
     case status.DEADLINE_EXCEEDED:
       return new CallError(
-        code,
         `${method}: the plugin at unix://${socket} did not answer within ${timeoutMs / 1000} s`,
         `it hangs, or systemd holds the socket for one that does not run: ${SEE_LOG}`,
       );
     case status.RESOURCE_EXHAUSTED:
       return new CallError(
-        code,
         `${method}: the plugin takes ${MAX_MESSAGE_BYTES / 1024} KiB at most`,
         "nothing that it wrote is so large: check the input",
       );
     case status.UNIMPLEMENTED:
       return new CallError(
-        code,
         `${method}: what listens at unix://${socket} is no KMS plugin, or one of another API`,
         "check KMS_ENDPOINT (--endpoint)",
       );
     default:
       return new CallError(
-        code,
         `${method}: what listens at unix://${socket} answers ${status[code]}: ${details}`,
         "is it this plugin, of this release? key4c-kms-plugin doctor says more",
       );

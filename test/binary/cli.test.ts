@@ -163,19 +163,16 @@ test("a call that nobody takes: what is wrong, and what to do", async () => {
   for (const [path, message, remedy] of [
     [at("none"), `no plugin listens at unix://${at("none")}: there is no such socket`, "systemctl"],
     [at("none/none"), "there is no such socket", "crictl"],
-    [at("left"), "the socket is what a process left that has ended", "is it running?"],
+    [at("left"), "the process that made it has ended", "is it running?"],
     [at("web"), "ended the connection", "does it speak gRPC"],
   ] as const) {
     for (const args of [["status"], ["encrypt"], ["decrypt"], ["status", "--live"]]) {
       const env = { KMS_ENDPOINT: `unix://${path}` };
       const { stderr, exitCode, stdout } = await runBinary(args, { env, input: DEK });
       expect([exitCode, stdout.length]).toEqual([1, 0]);
-      const [first, second, ...more] = stderr.trimEnd().split("\n");
-      expect([first, second, more]).toEqual([
-        expect.stringContaining(message),
-        expect.stringContaining(remedy),
-        [],
-      ]);
+      const [first, ...remedies] = stderr.trimEnd().split("\n");
+      expect(first).toContain(message);
+      expect(remedies.join("\n")).toContain(remedy);
       expect(stderr).not.toMatch(/No connection established|Resolution note|ENOENT/);
     }
   }
