@@ -1,7 +1,16 @@
 /** The demo that `npm start` prints, typed into a shell: rotate, outage, heal, revoke, enable. */
 import { expect, test } from "bun:test";
 import { join } from "node:path";
-import { emulator, onTestEnd, runBinary, startBinary, temporaryDirectory } from "../support.ts";
+import { emulatorInside } from "../../src/commands/emulator.ts";
+import { parseCommandLine } from "../../src/config/config.ts";
+import {
+  emulator,
+  onTestEnd,
+  runBinary,
+  silentLog,
+  startBinary,
+  temporaryDirectory,
+} from "../support.ts";
 
 /** What the plugin logs when the effect of each step that waits (`sleep`) is there. */
 const EFFECTS = [
@@ -56,12 +65,19 @@ test("the steps that npm start prints do what they say", async () => {
   );
 });
 
+test.each([[], ["--emulator-control"]])(
+  "serve --emulator %p: who may change it",
+  async (...flags) => {
+    const { config } = parseCommandLine(["serve", "--emulator", ...flags], {});
+    const inside = emulatorInside(config, silentLog);
+    onTestEnd(() => inside.stop());
+    const isAllowed = flags.length > 0;
+    expect((await fetch(`${inside.url}/emulator/stats`)).status).toBe(isAllowed ? 200 : 404);
+    expect(inside.nextSteps("unix:///k").includes("KEY4C_URL")).toBe(isAllowed);
+  },
+);
+
 test("nobody changes an emulator that was not told to allow it", async () => {
-  const args = ["serve", "--emulator", "--log-level", "debug"];
-  const socket = join(temporaryDirectory(), "kms.sock");
-  const plugin = startBinary(args, { KMS_ENDPOINT: `unix://${socket}` });
-  await plugin.until(/Key4C is ok/);
-  expect(plugin.output()).not.toContain("KEY4C_URL");
   const { url } = emulator({ control: false });
   for (const action of ["rotate", "disable", "enable", "outage", "heal"]) {
     const { stderr, exitCode } = await runBinary(["emulator", action, "--key4c-url", url]);
