@@ -92,7 +92,7 @@ function unknownFlag(
   const hint =
     others.length === 0
       ? suggestion(name, flagsOf, "--")
-      : `; it is one of ${[...new Set(others)].join(", ")}`;
+      : `; it is an option of ${[...new Set(others)].join(", ")}`;
   return `unknown option ${rawName.slice(0, 40)} of ${command}${hint}`;
 }
 

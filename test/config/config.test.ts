@@ -140,7 +140,7 @@ test("the emulator needs nothing else, and nothing that it would ignore", () => 
 
 test("a command takes its own options only", () => {
   expect(problems(["status", "--api=v1"], {})).toEqual([
-    "unknown option --api of status; it is one of encrypt, manifest",
+    "unknown option --api of status; it is an option of encrypt, manifest",
   ]);
   expect(parseCommandLine(["encrypt", "--api", "v1"], {}).config.api).toBe("v1");
   expect(problems(["emulator", "--tls-cert-file", "/x"], {}).join()).toContain("give both or none");
@@ -188,7 +188,7 @@ test.each([
     ["status", "--endpiont=unix:///x"],
     "unknown option --endpiont of status; did you mean --endpoint?",
   ],
-  [["status", "--stale"], "unknown option --stale of status; it is one of inspect"],
+  [["status", "--stale"], "unknown option --stale of status; it is an option of inspect"],
   [["--endpoint", "unix:///x", "status"], "a command stands first: key4c-kms-plugin status"],
 ])("%p: what was meant, perhaps", (argv, message) => {
   expect(problems(argv, GOOD)[0]).toContain(message);
