@@ -64,7 +64,7 @@ export function serveHttp(options: HttpOptions): HttpServer {
       timer = setTimeout(start, RETRY_INTERVAL_MS);
     }
   };
-  if (!/^(127\.|::1$|localhost$)/.test(host)) {
+  if (!isLoopback(host)) {
     log.warn("KMS_HTTP_ADDRESS is not of loopback: others read key_id, counts and times", {
       host,
       remedy: "use 127.0.0.1:9640, or a firewall that lets only Prometheus through",
@@ -80,6 +80,11 @@ export function serveHttp(options: HttpOptions): HttpServer {
       }
     },
   };
+}
+
+/** Whether nothing but this machine reaches a host. */
+export function isLoopback(host: string): boolean {
+  return /^(127\.|::1$|localhost$)/.test(host);
 }
 
 /** Reads one request, answers it and ends the connection, whatever else was sent. */

@@ -38,7 +38,7 @@ test("without a name: the list; each name of it prints something", async () => {
     .map((line) => line.split(" ")[0] ?? "");
   expect(exitCode).toBe(0);
   expect(names).toContain("static-pod");
-  expect(names).toHaveLength(11);
+  expect(names).toHaveLength(12);
   for (const name of names) {
     const { stdout: text, stderr } = await print(name);
     expect({ name, stderr, placeholder: name !== "grafana" && /\{\{\w+\}\}/.test(text) }).toEqual({
@@ -64,6 +64,11 @@ test("wrong usage: nothing is printed, exit code 2", async () => {
       "--encryption-configuration must be an absolute path",
     ],
     [["systemd-service", "--binary", "plugin"], "--binary must be an absolute path"],
+    [["prometheus-rules", "--cluster-label", "a-b"], "--cluster-label must be the name of a label"],
+    [["prometheus-rules", "--runbook-url", "docs"], "--runbook-url must be http:// or https://"],
+    [["scrape-config", "--cluster", "$1"], "--cluster must be 1 to 128 letters"],
+    [["scrape-config", "--instance", '"'], "--instance must be 1 to 128 letters"],
+    [["scrape-config", "--http-address", ""], "KMS_HTTP_ADDRESS is empty"],
     [
       ["static-pod", "--probe-interval", "soon"],
       "KMS_PROBE_INTERVAL (--probe-interval) must be a duration",
@@ -261,7 +266,10 @@ testWith("promtool")(
     const queries = panels.flatMap(({ targets }) => targets.map(({ expr }) => expr));
     const asRules = queries.map((expr, index) => ({
       record: `query:${index}`,
-      expr: expr.replaceAll("$__rate_interval", "5m").replaceAll("$instance", ".*"),
+      expr: expr
+        .replaceAll("$__rate_interval", "5m")
+        .replaceAll("$instance", ".*")
+        .replaceAll("$cluster", ".*"),
     }));
     writeFileSync(file, JSON.stringify({ groups: [{ name: "dashboard", rules: asRules }] }));
     expect((await run(["promtool", "check", "rules", file])).exitCode).toBe(0);
