@@ -9,7 +9,8 @@ const SAME_CAUSE_INTERVAL_MS = 10_000;
 /** Causes hold texts of the moment; the oldest is forgotten. */
 const MAX_CAUSES = 16;
 
-const LEVELS: Readonly<Record<State, "info" | "warn" | "error">> = {
+/** Of the line that tells of a state. */
+export const LEVELS: Readonly<Record<State, "info" | "warn" | "error">> = {
   starting: "warn",
   ok: "info",
   degraded: "warn",

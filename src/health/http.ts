@@ -65,10 +65,13 @@ export function serveHttp(options: HttpOptions): HttpServer {
     }
   };
   if (!isLoopback(host)) {
-    log.warn("KMS_HTTP_ADDRESS is not of loopback: others read key_id, counts and times", {
-      host,
-      remedy: "use 127.0.0.1:9640, or a firewall that lets only Prometheus through",
-    });
+    log.warn(
+      "KMS_HTTP_ADDRESS is not a loopback address: others can read key_id, counts and times",
+      {
+        host,
+        remedy: "use 127.0.0.1:9640, or a firewall that lets only Prometheus through",
+      },
+    );
   }
   start();
   return {

@@ -4,6 +4,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { STATES } from "../../src/keys/standing.ts";
 import { KINDS } from "../../src/system/errors.ts";
+import { type Rule, rulesOf } from "../monitoring-tables.ts";
 import { testWith } from "../needs.ts";
 import { BINARY, temporaryDirectory } from "../support.ts";
 
@@ -270,21 +271,13 @@ const CASES: readonly Case[] = [
   },
 ];
 
-interface Rule {
-  readonly alert: string;
-  readonly for?: string;
-  readonly labels: { readonly severity: string };
-  readonly annotations: Readonly<Record<"summary" | "description" | "runbook_url", string>>;
-}
-
 async function printed(...flags: string[]): Promise<{ text: string; rules: Rule[] }> {
   const child = Bun.spawn([BINARY, "manifest", "prometheus-rules", ...flags], {
     env: {},
     stdout: "pipe",
   });
   const text = await child.stdout.text();
-  const { groups } = Bun.YAML.parse(text) as { groups: { rules: Rule[] }[] };
-  return { text, rules: groups.flatMap(({ rules }) => rules) };
+  return { text, rules: rulesOf(text) };
 }
 
 /** Everything that fires at a minute: nothing else may. */
