@@ -1,9 +1,10 @@
 /** The printed scrape configuration, in the hands of promtool and of a real Prometheus. */
 import { expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { hostname } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { commandsOf, filledIn, ROOT } from "../blocks.ts";
 import { testWith } from "../needs.ts";
 import {
   BINARY,
@@ -22,12 +23,39 @@ async function run(...command: string[]): Promise<string> {
   return stdout;
 }
 
+const [AGENT = "", ELSEWHERE = ""] = commandsOf("OPERATIONS.md", "Scrape");
+const [RULES = ""] = commandsOf("OPERATIONS.md", "Alerts and dashboard");
+
+/** What a block of shell prints, with the binary in its path. */
+function typed(block: string): Promise<string> {
+  const path = `${dirname(BINARY)}:${process.env["PATH"]}`;
+  return run("env", `PATH=${path}`, "sh", "-e", "-c", block);
+}
+
 const manifest = (...args: string[]) => run(BINARY, "manifest", ...args);
 
 interface ScrapeConfig {
   readonly static_configs?: unknown;
   readonly kubernetes_sd_configs?: unknown;
 }
+
+test("the file that the agent's pod mounts is the one that is printed", () => {
+  const monitor = readFileSync(join(ROOT, "OPERATIONS.md"), "utf8").split("\n## Monitor\n")[1];
+  const spec = Bun.YAML.parse(/```yaml\n([\s\S]*?)```/.exec(monitor ?? "")?.[1] ?? "") as {
+    containers: [{ volumeMounts: [{ name: string; mountPath: string }] }];
+    volumes: [{ name: string; hostPath: { path: string } }];
+  };
+  const [mount] = spec.containers[0].volumeMounts;
+  const [volume] = spec.volumes;
+  const [, directory] = /--output (\S+)\/[^/]+\.yaml$/m.exec(AGENT) ?? [];
+  expect(directory).toBeDefined();
+  expect([mount.name, mount.mountPath, volume.hostPath.path]).toEqual([
+    volume.name,
+    directory,
+    directory,
+  ] as string[]);
+  expect(monitor).toContain(`scrape_config_files: [${directory}/*.yaml]`);
+});
 
 function read(text: string): ScrapeConfig {
   const { scrape_configs } = Bun.YAML.parse(text) as { scrape_configs: [ScrapeConfig] };
@@ -49,7 +77,7 @@ interface Target {
 }
 
 testWith("promtool")("elsewhere the nodes of the control plane are the targets", async () => {
-  const text = await manifest("scrape-config", "--http-address", "0.0.0.0:9999", "--cluster", "c");
+  const text = await typed(filledIn(ELSEWHERE, { "0.0.0.0:9640": "0.0.0.0:9999", CLUSTER: "c" }));
   expect(read(text).kubernetes_sd_configs).toEqual([
     {
       role: "node",
@@ -96,21 +124,25 @@ testWith("prometheus", "promtool")(
     const address = (await plugin.until(/"url":"http:\/\/([^/"]*)\/"/))[1] ?? "";
     const directory = temporaryDirectory();
     const file = (name: string) => join(directory, name);
-    const named = ["--cluster", "prod", "--instance", "cp-1"];
-    await manifest("prometheus-rules", "--output", file("rules.yaml"));
-    await manifest(
-      "scrape-config",
-      "--http-address",
-      address,
-      ...named,
-      "--output",
-      file("p.yaml"),
+    await typed(
+      filledIn(`${AGENT}\n${RULES}`, {
+        "/etc/prometheus-scrape": directory,
+        "/etc/prometheus/": `${directory}/`,
+        "key4c-kms-dashboard.json": file("dashboard.json"),
+        CLUSTER: "prod",
+      }),
     );
-    await run("promtool", "check", "config", file("p.yaml"));
-    // Only sooner: it waits up to an interval for the first time.
-    const soon = (await Bun.file(file("p.yaml")).text()).replace("30s", "1s");
-    const global = "global: { evaluation_interval: 1s }\nrule_files: [rules.yaml]\n";
-    writeFileSync(file("p.yaml"), `${global}${soon}`);
+    await run("promtool", "check", "config", file("key4c-kms.yaml"));
+    expect(await Bun.file(file("dashboard.json")).json()).toMatchObject({
+      uid: "key4c-kms-plugin",
+    });
+    // The address of this plugin, and sooner: Prometheus waits up to an interval for the first time.
+    const scrape = filledIn(await Bun.file(file("key4c-kms.yaml")).text(), {
+      "127.0.0.1:9640": address,
+      "30s": "1s",
+    });
+    const global = "global: { evaluation_interval: 1s }\nrule_files: [key4c-kms-rules.yaml]\n";
+    writeFileSync(file("p.yaml"), `${global}${scrape}`);
     const port = await freePort();
     const prometheus = startProcess(
       [
@@ -142,12 +174,12 @@ testWith("prometheus", "promtool")(
     };
     const isUp = ({ activeTargets: [target] }: Answers["targets"]) => target?.health === "up";
     expect((await ask("targets", isUp)).activeTargets).toMatchObject([
-      { health: "up", labels: { job: "key4c-kms-plugin", cluster: "prod", instance: "cp-1" } },
+      { health: "up", labels: { job: "key4c-kms-plugin", cluster: "prod", instance: hostname() } },
     ] as object[]);
     const { result } = await ask("query?query=key4c_kms_state==1", (one) => one.result.length > 0);
     expect(
       result.map(({ metric }) => [metric["cluster"], metric["instance"], metric["state"]]),
-    ).toEqual([["prod", "cp-1", "ok"]]);
+    ).toEqual([["prod", hostname(), "ok"]]);
     const isJudged = ({ groups: [group] }: Answers["rules"]) =>
       group?.rules.every(({ health, state }) => health === "ok" && state === "inactive") === true;
     const rules = (await ask("rules", isJudged)).groups.flatMap((group) => group.rules);
