@@ -305,3 +305,38 @@ test("labels in rules have values that exist", async () => {
     }
   }
 });
+
+interface Panel {
+  readonly title: string;
+  readonly type: string;
+  readonly targets: readonly { readonly expr: string; readonly legendFormat: string }[];
+  readonly options?: { readonly textMode: string };
+  readonly fieldConfig: {
+    readonly overrides: readonly { readonly matcher: { readonly options: string } }[];
+  };
+}
+
+test("the dashboard is of the chosen clusters and instances, and shows the state by its name", async () => {
+  const dashboard = JSON.parse((await print("grafana", ["--cluster-label", "k8s"])).stdout) as {
+    panels: Panel[];
+    templating: { list: { name: string }[] };
+  };
+  const { panels, templating } = dashboard;
+  expect(templating.list.map(({ name }) => name)).toEqual(["datasource", "cluster", "instance"]);
+  for (const { expr } of panels.flatMap(({ targets }) => targets)) {
+    // What is joined on is chosen on the left.
+    const chosen = expr.replace(/ and on \(k8s, job, instance\) key4c_kms_build_info$/, "");
+    expect(metricsIn(chosen)).toHaveLength(1);
+    expect(chosen).toMatch(/_[a-z]+\{k8s=~"\$cluster",instance=~"\$instance"\}/);
+  }
+  const [state] = panels;
+  expect(state?.targets[0]?.legendFormat).toBe("{{k8s}} {{instance}} {{state}}");
+  expect(state?.options?.textMode).toBe("name");
+  // Each state has a color, found by the end of that name.
+  const patterns = state?.fieldConfig.overrides.map(({ matcher }) => matcher.options) ?? [];
+  expect(patterns).toHaveLength(STATES.length);
+  for (const one of STATES) {
+    const shown = `prod cp-1 ${one}`;
+    expect(patterns.filter((text) => new RegExp(text.slice(1, -1)).test(shown))).toHaveLength(1);
+  }
+});
