@@ -126,6 +126,17 @@ test("there is one number for no contact", () => {
   expect(panel?.fieldConfig.defaults.thresholds?.steps.at(-1)?.value).toBe(limit);
 });
 
+test("doctor warns of a certificate as early as the alert, and REFERENCE.md says when", () => {
+  const rules = text("src/commands/manifest/templates/prometheus-rules.yaml.txt");
+  const [, alert] =
+    /certificate_expiry_timestamp_seconds - time\(\) < (\d+) \* 86400$/m.exec(rules) ?? [];
+  const [, doctor] =
+    /^const CERTIFICATE_WARNING_DAYS = (\d+);$/m.exec(text("src/commands/doctor/way.ts")) ?? [];
+  const [, told] = /before a certificate expires comes (\d+) days before/.exec(REFERENCE) ?? [];
+  expect(alert).toBeDefined();
+  expect([doctor, told]).toEqual([alert, alert]);
+});
+
 /** As GitHub names the place of a heading. */
 function anchors(document: string): string[] {
   return [...text(document).matchAll(/^#+ (.*)$/gm)].map(([, heading = ""]) =>

@@ -63,7 +63,7 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   );
   metrics.gauge(
     "key4c_kms_failure",
-    "1 for the kind of failure that the last probe met; none while it succeeds.",
+    "1 for the kind of failure that the last probe met, 0 for all others; all are 0 while it succeeds.",
     () => {
       const failed = health.standing.failure?.kind;
       return Object.keys(KINDS).map((kind) => ({
@@ -151,8 +151,10 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     () => keyring.unwraps.underWay,
   );
   metrics.gauge("key4c_kms_connections", "Open connections on the socket.", connections);
-  metrics.gauge("key4c_kms_socket_live", "1 while the path of the socket leads to it.", () =>
-    live() ? 1 : 0,
+  metrics.gauge(
+    "key4c_kms_socket_live",
+    "1 while the path of the socket leads to this process.",
+    () => (live() ? 1 : 0),
   );
   metrics.counter(
     "key4c_kms_log_lines_dropped_total",

@@ -11,8 +11,8 @@ import { proxyOf } from "./proxy.ts";
 
 /** Long for a resolver or a handshake, short for whoever waits for the doctor. */
 const CONNECT_TIMEOUT_MS = 5_000;
-/** Nobody likes to learn of it on the last day. */
-const CERTIFICATE_WARNING_DAYS = 7;
+/** Nobody likes to learn of it on the last day. The alert Key4cKmsCertificateExpires has the same. */
+const CERTIFICATE_WARNING_DAYS = 14;
 const DAY_MS = 86_400_000;
 /** A proxy's answer to CONNECT: a line and a few headers. */
 const MAX_PROXY_ANSWER_BYTES = 16 * 1024;
