@@ -63,9 +63,8 @@ export class Connection extends Duplex {
   }
 
   /**
-   * What is answered at once leaves in one system call, for all requests of a chunk: without this, HTTP/2
-   * makes two or three for each. It writes the trailers of a response in the turn after its message; hence
-   * two turns.
+   * Sends the immediate answers to all requests of a chunk in one system call. Without this, HTTP/2 makes two or
+   * three for each. It writes the trailers of a response in the turn after its message; hence two turns.
    */
   #gatherAnswers(): void {
     if (!this.#gathering) {

@@ -76,13 +76,10 @@ export async function bindHeld(
   const found = identityOf(path);
   if (found === "hidden") {
     const remedy = "DirectoryMode=0711 in the socket unit";
-    log.warn(
-      "the plugin may not look at the path of its socket, and would not notice if the path vanished",
-      {
-        path,
-        remedy,
-      },
-    );
+    log.warn("the path of the socket cannot be seen: that it vanishes would go unnoticed", {
+      path,
+      remedy,
+    });
   }
   const server = createServer({ allowHalfOpen: false }, accept);
   await listening(server, { fd: descriptor });

@@ -54,7 +54,7 @@ export function hardenProcess(log: Log): void {
   try {
     setNativeEnvironment("BUN_CONFIG_DNS_TIME_TO_LIVE_SECONDS", DNS_TTL_SECONDS);
   } catch (error) {
-    log.warn("if Key4C moves to another address, it will be found after 30 s only", {
+    log.warn("a moved Key4C will be found after 30 s only", {
       cause: describeError(error),
     });
   }
