@@ -54,9 +54,7 @@ export function hardenProcess(log: Log): void {
   try {
     setNativeEnvironment("BUN_CONFIG_DNS_TIME_TO_LIVE_SECONDS", DNS_TTL_SECONDS);
   } catch (error) {
-    log.warn("a moved Key4C will be found after 30 s only", {
-      cause: describeError(error),
-    });
+    log.warn("a moved Key4C will be found after 30 s only", { cause: describeError(error) });
   }
   // Plain http goes only to loopback, and never through a proxy.
   const direct = ["localhost", "127.0.0.1", "::1"];
