@@ -23,8 +23,8 @@ import {
 import { ENCODINGS, type Encoding, type Placeholder, uses } from "./template.ts";
 
 /**
- * A profile says how the three operations on a key look on the wire, so that an operator who holds the
- * API document of a service adapts to it with a JSON file. The default is such a profile too.
+ * A profile says how the three operations on a key look on the wire. An operator who has the API document of a service
+ * writes one as a JSON file. The default is such a profile too.
  */
 export interface Profile {
   /** Absent: the service tells no version and no state of a key. */
@@ -40,7 +40,7 @@ export interface Profile {
     readonly code?: Pointer | undefined;
     /** What a code means. Only a code, or a `state`, is a verdict on the key. */
     readonly codes: Readonly<Record<string, RemoteErrorKind>>;
-    /** What an HTTP status means where no code is listed; never a verdict. What is in neither is `unavailable`. */
+    /** What an HTTP status means when no code is listed; never a verdict. A failure in neither is `unavailable`. */
     readonly statuses: Readonly<Record<string, RemoteErrorKind>>;
   };
 }
@@ -61,7 +61,7 @@ interface Description extends Operation {
   readonly unusableStates: readonly Scalar[];
 }
 
-/** A pointer to a text that stands for bytes. */
+/** A pointer to a text that encodes bytes. */
 export interface BytesPointer {
   readonly pointer: Pointer;
   readonly encoding: Encoding;
@@ -271,7 +271,7 @@ export function sends(profile: Profile, placeholder: Placeholder): boolean {
   );
 }
 
-/** For editors: what a schema can say of a profile. */
+/** The JSON Schema, for editors. It cannot say how the parts fit together. */
 export const PROFILE_SCHEMA = {
   $schema: "http://json-schema.org/draft-07/schema#", // what editors know best
   title: "A profile of key4c-kms-plugin",
