@@ -161,8 +161,10 @@ testWith("prometheus", "promtool")(
     ): Promise<Answers[P]> => {
       for (const endMs = performance.now() + 60_000; ; await Bun.sleep(200)) {
         const answer = await fetch(`http://127.0.0.1:${port}/api/v1/${path}`).then(
-          async (response) => ((await response.json()) as { data?: Answers[P] }).data,
-          () => undefined, // it does not listen yet
+          // It says 503 in plain text until it is ready, and before that it does not listen.
+          async (response) =>
+            response.ok ? ((await response.json()) as { data: Answers[P] }).data : undefined,
+          () => undefined,
         );
         if (answer !== undefined && (isRight(answer) || performance.now() > endMs)) {
           return answer;
