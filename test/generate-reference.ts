@@ -1,7 +1,8 @@
-/** Writes the tables of options, exit codes and profiles into REFERENCE.md; `npm run generate` calls it after Buf. */
+/** Writes the tables that the source makes into REFERENCE.md; `npm run generate` calls it after Buf. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { profileTable } from "../src/key4c/profile.ts";
+import { MONITORING_TABLES } from "./monitoring-tables.ts";
 import { exitCodeTable, optionTables } from "./reference-tables.ts";
 
 const path = join(import.meta.dir, "../REFERENCE.md");
@@ -10,6 +11,7 @@ for (const [name, table] of [
   ["options", optionTables()],
   ["exit-codes", exitCodeTable()],
   ["profile", profileTable()],
+  ...MONITORING_TABLES,
 ] as const) {
   const between = new RegExp(`(<!-- ${name} -->\\n)[\\s\\S]*(\\n<!-- /${name} -->)`);
   text = text.replace(between, (_, before: string, after: string) => before + table + after);

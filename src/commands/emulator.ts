@@ -23,10 +23,9 @@ interface EmulatorInside extends Emulator {
 
 /** For `serve --emulator`: a Key4C inside the process. */
 export function emulatorInside(config: Config, log: Log): EmulatorInside {
-  const lost = config.emulatorData === undefined;
-  log.warn(
-    `EMULATOR: no HSM guards the key; never use this for real secrets${lost ? "; the key is lost at exit" : ""}`,
-  );
+  log.warn("EMULATOR: no HSM guards its keys; never use it for real secrets", {
+    keys: config.emulatorData ?? "in memory, lost at exit",
+  });
   const keyId = keyIdOf(config) ?? EMULATED_KEY_ID;
   const control = config.emulatorControl === true;
   const emulator = startEmulatorOrExit({

@@ -53,13 +53,13 @@ const TABLE = {
     purpose: "say what is wrong with an installation, and what to do",
     reads:
       "the configuration of serve, Key4C, the socket, the EncryptionConfiguration and kube-apiserver's static pod; it changes nothing",
-    writes: "one line for each check: ✓ passed, ! warning, ✗ failed, – left out",
+    writes: "one line for each check: ✓ passed, ! warning, ✗ failed, – skipped",
     example: "doctor --encryption-configuration encryption-configuration.yaml",
     exits: [
       {
-        0: "nothing failed; warnings (`!`) and what was left out (`–`) count for nothing",
+        0: "nothing failed; warnings (`!`) and skipped checks (`–`) do not count",
         1: "something failed (`✗`)",
-        2: "never: what is wrong with its options is a failed check",
+        2: "never: a wrong option is a failed check",
       },
     ],
   },
@@ -84,7 +84,7 @@ const TABLE = {
     example: "status --wait 30s",
     exits: [
       {
-        0: "ok, and of KMS_KEY_ID where that is set; with --live: it serves its socket",
+        0: "the plugin is ok, and its key is KMS_KEY_ID where that is set; with `--live`: it serves its socket",
         1: "anything else",
       },
     ],
@@ -110,22 +110,22 @@ const TABLE = {
     redirection: "< VALUES",
     reads: "the JSON of etcdctl on standard input, or one raw value (--etcd-key)",
     writes:
-      "one line for each object, with --verify one for each local KEK; what they say together on standard error",
+      "one line for each object, with --verify one for each local KEK; the summary on standard error",
     example: "inspect --stale < secrets.json",
     note: "Only --decrypt and --verify ask Key4C, with the options of Key4C and of the key. secrets.json is what `etcdctl get --prefix /registry/secrets/ -w json` prints.",
     exits: [
       {
         0: "everything in the input is under the current key",
-        1: "no answer: nothing in the input, a part of it, a value that is no object of Kubernetes, no current key known",
-        3: "something is not: under another key, of another provider, plaintext, broken, of a provider that `--encryption-configuration` does not have",
+        1: "no answer: the input is empty or incomplete, a value is not a Kubernetes object, or the current key is not known",
+        3: "something is under another key, of another provider, plaintext, broken, or of a provider that `--encryption-configuration` does not have",
       },
       {
         with: "--verify",
         0: "Key4C gives back every local KEK",
-        1: "no answer: none in the input, or Key4C does not answer",
-        3: "Key4C refuses one, or a value is broken",
+        1: "no answer: the input has no local KEK, or Key4C does not answer",
+        3: "Key4C refuses a local KEK, or a value is broken",
       },
-      { with: "--decrypt", 0: "all values are decrypted", 1: "one is not" },
+      { with: "--decrypt", 0: "all values are decrypted", 1: "a value is not decrypted" },
     ],
   },
   emulator: {
