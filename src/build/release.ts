@@ -109,7 +109,7 @@ function fill(directory: string, binary: string): void {
   mkdirSync(directory);
   renameSync(binary, join(directory, NAME));
   copyFileSync(LICENCES, join(directory, "THIRD-PARTY-LICENSES.txt"));
-  const documents = readdirSync(ROOT).filter((file) => file.endsWith(".md"));
+  const documents = readdirSync(ROOT).filter((file) => /\.(md|svg)$/.test(file));
   for (const file of ["LICENSE", ...documents]) {
     copyFileSync(join(ROOT, file), join(directory, file));
   }

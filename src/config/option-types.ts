@@ -164,6 +164,16 @@ export function providerName(text: string): string {
   return text;
 }
 
+/** A label of RFC 1123: the kubelet adds a dash and the name of the node, 63 characters at most, to a static pod's name. */
+export function podName(text: string): string {
+  if (!/^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$/.test(text)) {
+    throw new Error(
+      "must be 1 to 63 small letters, digits and dashes, with a letter or digit at both ends",
+    );
+  }
+  return text;
+}
+
 /** undefined when empty: no HTTP. */
 export function httpAddress(text: string): Address | undefined {
   return text === "" ? undefined : address(text);

@@ -16,6 +16,7 @@ import {
   NAMED_UNITS_MS,
   oneOf,
   parseSecret,
+  podName,
   privateKey,
   providerName,
   secretFile,
@@ -428,6 +429,14 @@ export const OPTIONS = {
     default: `key4c-kms-plugin:${VERSION}`,
     help: "Image of the static pod",
     parse: text,
+  },
+  podName: {
+    flag: "pod-name",
+    commands: MANIFEST,
+    value: "NAME",
+    default: "key4c-kms-plugin",
+    help: "Name of the static pod; the kubelet runs only one of two static pods of the same name",
+    parse: podName,
   },
   runAsUser: {
     flag: "run-as-user",

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { chmodSync, chownSync, lstatSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join, relative } from "node:path";
 import { version } from "../../package.json";
+import { commandsOf, filledIn, ROOT } from "../blocks.ts";
 import { eventually, freePort, run } from "../e2e/process.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";
@@ -31,7 +32,13 @@ const CONFINED = [
 
 beforeAll(async () => {
   await setUpContainers();
-  await buildImage(IMAGE, "--key4c-url", KEY4C_URL);
+  const [build = ""] = commandsOf("OPERATIONS.md", "Make the image yourself");
+  const typed = filledIn(build, {
+    "https://…": KEY4C_URL,
+    "NAME@sha256:…": BASE,
+    "REGISTRY/key4c-kms-plugin:0.1.0": IMAGE,
+  });
+  await run(["sh", "-ec", typed], settings, "", ROOT);
   const module = join(import.meta.dir, "../bench");
   const go = Bun.spawnSync(["go", "build", "-o", loader, "."], { cwd: module });
   if (go.exitCode !== 0) {

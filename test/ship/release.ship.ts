@@ -45,6 +45,9 @@ const HOME = process.env["HOME"] ?? "";
 Object.assign(process.env, settings, { HOME });
 const environment = { ...settings, HOME };
 
+/** With their pictures. */
+const DOCUMENTS = readdirSync(ROOT).filter((file) => /\.(md|svg)$/.test(file));
+
 const read = (file: string) => readFileSync(join(made, file), "utf8");
 const key = join(scratch, "key.pem");
 let output = "";
@@ -127,8 +130,7 @@ test("a changed sum, a changed file and the signature of another key are refused
 });
 
 test("an archive has one directory: binary, licences, documents, and nothing of the machine", async () => {
-  const documents = readdirSync(ROOT).filter((file) => file.endsWith(".md"));
-  const files = ["LICENSE", "THIRD-PARTY-LICENSES.txt", "key4c-kms-plugin", ...documents].sort();
+  const files = ["LICENSE", "THIRD-PARTY-LICENSES.txt", "key4c-kms-plugin", ...DOCUMENTS].sort();
   for (const platform of PLATFORMS) {
     const archive = join(made, `${name}-${platform}.tar.gz`);
     const listed = await run(["tar", "-tvzf", archive], { ...environment, TZ: "UTC" });
@@ -261,8 +263,7 @@ function releaseIn(
     PATH = settings.PATH,
   } = {},
 ) {
-  const documents = readdirSync(ROOT).filter((file) => file.endsWith(".md"));
-  for (const part of ["src", "package.json", "tsconfig.json", "LICENSE", ...documents]) {
+  for (const part of ["src", "package.json", "tsconfig.json", "LICENSE", ...DOCUMENTS]) {
     cpSync(join(ROOT, part), join(copy, part), { recursive: true });
   }
   writeFileSync(join(copy, "package-lock.json"), lock);

@@ -26,6 +26,7 @@ export function staticPodText(order: Order): string {
   const mounts = [...directories].map((path, index) => ({ name: `files-${index}`, path }));
   return fill(staticPod, {
     userIdFile: new Map(files).get("KMS_USER_ID_FILE"),
+    podName: quoted(required(config.podName)),
     image: quoted(required(config.image)),
     user: String(required(config.runAsUser)),
     // A process without capabilities may give a file to a group that it is in.
