@@ -6,7 +6,6 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
-  renameSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
@@ -55,20 +54,18 @@ async function release(directory: string, options: ReleaseOptions): Promise<bool
   const changes = changesOf(readFileSync(join(ROOT, "CHANGELOG.md"), "utf8"));
   const scratch = join(directory, "scratch");
   mkdirSync(scratch, { recursive: true });
-  const files: string[] = [];
-
-  for (const [platform, { target, runtime }] of Object.entries(TARGETS)) {
-    console.log(`${platform}: fetching Bun's executable, compiling, packing`);
+  console.log(`${Object.keys(TARGETS).join(", ")}: fetching Bun's executable, compiling, packing`);
+  const archives = Object.entries(TARGETS).map(async ([platform, { target, runtime }]) => {
+    const packed = directoryOf(platform);
+    fill(join(scratch, packed));
     // Under the name that `npm run build` gives it, so that both make the same bytes.
-    const compiled = join(scratch, NAME);
-    await compile(compiled, {
+    await compile(join(scratch, packed, NAME), {
       platform: { target, runtime: await fetchRuntime(runtime, scratch) },
     });
-    const packed = directoryOf(platform);
-    fill(join(scratch, packed), compiled);
     await tarGz(join(directory, `${packed}.tar.gz`), scratch, packed);
-    files.push(`${packed}.tar.gz`);
-  }
+    return `${packed}.tar.gz`;
+  });
+  const files = await Promise.all(archives);
 
   const image = options.image && (await makeImage(directory, scratch, options.image));
   files.push(...(image === undefined ? [] : [image.file, image.digestFile]));
@@ -104,10 +101,9 @@ async function release(directory: string, options: ReleaseOptions): Promise<bool
   return (image !== undefined) === (options.image !== undefined);
 }
 
-/** What an archive holds: the binary, the licences, the documents. */
-function fill(directory: string, binary: string): void {
+/** What an archive holds beside the binary: the licences and the documents. */
+function fill(directory: string): void {
   mkdirSync(directory);
-  renameSync(binary, join(directory, NAME));
   copyFileSync(LICENCES, join(directory, "THIRD-PARTY-LICENSES.txt"));
   const documents = readdirSync(ROOT).filter((file) => /\.(md|svg)$/.test(file));
   for (const file of ["LICENSE", ...documents]) {
