@@ -1,12 +1,13 @@
 /** What is typed on a machine before anything else, as OPERATIONS.md has it. */
 import { copyFileSync, mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { version } from "../../package.json";
 import { tarGz } from "../../src/build/archive.ts";
 import { commandsOf, filledIn, ROOT } from "../blocks.ts";
 import { BINARY } from "../support.ts";
 import { KEY4C_URL } from "./key4c.ts";
 
-const TOP = "key4c-kms-plugin-0.1.0-linux-x64";
+const TOP = `key4c-kms-plugin-${version}-linux-x64`;
 
 /** Where a machine has the archive of a release. */
 export const RELEASE = `/opt/release/${TOP}.tar.gz`;
