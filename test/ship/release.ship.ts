@@ -4,14 +4,11 @@ import { createHash } from "node:crypto";
 import {
   appendFileSync,
   copyFileSync,
-  cpSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
-  symlinkSync,
-  writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -28,9 +25,17 @@ import {
   setUpContainers,
   tearDownContainers,
 } from "./podman.ts";
+import {
+  DOCUMENTS,
+  environment,
+  makeKey,
+  pathWithoutBuildah,
+  ROOT,
+  releaseIn,
+  releaseScript,
+} from "./releases.ts";
 import { expectServing } from "./serving.ts";
 
-const ROOT = join(import.meta.dir, "../..");
 const scratch = mkdtempSync(join(tmpdir(), "k4c-release-"));
 const made = join(scratch, "made");
 const unpacked = join(scratch, "unpacked");
@@ -40,26 +45,9 @@ const ARCHIVES = PLATFORMS.map((one) => `${name}-${one}.tar.gz`);
 const IMAGE = `${name}-image.oci.tar`;
 const SUMMED = [...ARCHIVES, IMAGE, `${name}-image.digest`, `${name}.cdx.json`];
 
-// For the builder of images, also where it is called from here; npm wants its own HOME.
-const HOME = process.env["HOME"] ?? "";
-Object.assign(process.env, settings, { HOME });
-const environment = { ...settings, HOME };
-
-/** With their pictures. */
-const DOCUMENTS = readdirSync(ROOT).filter((file) => /\.(md|svg)$/.test(file));
-
 const read = (file: string) => readFileSync(join(made, file), "utf8");
 const key = join(scratch, "key.pem");
 let output = "";
-
-function releaseScript(root: string, ...flags: string[]) {
-  return [process.execPath, join(root, "src/build/release.ts"), ...flags] as const;
-}
-
-function makeKey(file: string): Promise<string> {
-  const curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
-  return run(["openssl", "genpkey", ...curve, "-out", file], environment);
-}
 
 beforeAll(async () => {
   await setUpContainers();
@@ -253,36 +241,6 @@ test("the other image has arm64's binary, which runs", async () => {
   const told = await podman("run", "--rm", ...CONFINED, ...qemu, image, ...command);
   expect(told).toBe(`key4c-kms-plugin ${version}\n`);
 }, 120_000);
-
-/** Runs `npm run release` in another directory, with everything that goes into it. */
-function releaseIn(
-  copy: string,
-  {
-    lock = readFileSync(join(ROOT, "package-lock.json")),
-    answers = [0],
-    PATH = settings.PATH,
-  } = {},
-) {
-  for (const part of ["src", "package.json", "tsconfig.json", "LICENSE", ...DOCUMENTS]) {
-    cpSync(join(ROOT, part), join(copy, part), { recursive: true });
-  }
-  writeFileSync(join(copy, "package-lock.json"), lock);
-  // A copy of what is bundled: a link would lead back to the first directory.
-  for (const part of ["@grpc", "@bufbuild/protobuf", "@js-sdsl", "yaml"]) {
-    cpSync(join(ROOT, "node_modules", part), join(copy, "node_modules", part), { recursive: true });
-  }
-  const env = { ...environment, PATH };
-  return run(releaseScript(copy), env, "", copy, answers);
-}
-
-/** The programs that a release needs, but for the builder of images. */
-function pathWithoutBuildah(): string {
-  const directory = temporaryDirectory();
-  for (const program of ["npm", "node", "tar", "gzip"]) {
-    symlinkSync(Bun.which(program) ?? program, join(directory, program));
-  }
-  return directory;
-}
 
 test("a second build, in another directory and without key and buildah, is the same byte for byte", async () => {
   const copy = join(scratch, "another/place");
