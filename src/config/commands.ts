@@ -169,7 +169,7 @@ const TABLE = {
   version: {
     purpose: "print the version",
     reads: "nothing",
-    writes: "one line",
+    writes: "one line; with --licenses the licence texts",
     example: "version",
     exits: [{ 0: "printed", 1: "not printed" }],
   },

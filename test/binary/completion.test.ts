@@ -27,7 +27,7 @@ const LINES: readonly (readonly [line: string, offered: readonly string[]])[] = 
   ["--emulator-d", ["--emulator-data"]],
   ["serve --user-id-file a", ["a file.json"]],
   ["manifest k3s --output a", ["a file.json"]],
-  ["version ", ["--help"]],
+  ["version ", ["--licenses", "--help"]],
   ["nonsense ", []],
 ];
 
