@@ -14,7 +14,7 @@ import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
 import { Health } from "./health/health.ts";
 import { serveHttp } from "./health/http.ts";
 import { Metrics } from "./health/metrics.ts";
-import { addStateMetrics } from "./health/telemetry.ts";
+import { addStateMetrics, expiryOf, rpcDurations } from "./health/telemetry.ts";
 import { headline } from "./health/words.ts";
 import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
@@ -140,11 +140,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     "grpc.max_concurrent_streams": MAX_CONCURRENT_STREAMS,
     "grpc.enable_channelz": 0,
   });
-  const record = metrics.histogram(
-    "key4c_kms_rpc_duration_seconds",
-    "RPCs answered, by API, method and gRPC status code.",
-    ["api", "method", "code"],
-  );
+  const record = rpcDurations(metrics);
   addService(grpc, KmsV1, kmsV1(keyring), { api: "v1", log, record });
   addService(grpc, KmsV2, kmsV2(keyring), { api: "v2", log, record });
   const listener = await listen(grpc, place(config, log), log);
@@ -166,6 +162,10 @@ async function serve(config: Config, log: Log): Promise<void> {
       KMS_USER_ID_FILE: config.kmsUserIdFile?.path,
       KMS_API_KEY_FILE: config.kmsApiKeyFile?.path,
       KMS_PIN_FILE: config.kmsPinFile?.path,
+    },
+    certificateFiles: {
+      KEY4C_CERT_FILE: config.certFile && expiryOf(config.certFile),
+      KEY4C_CA_FILE: config.caFile && expiryOf(config.caFile),
     },
   });
   const http =

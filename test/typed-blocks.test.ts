@@ -33,6 +33,8 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
       "hosts/cluster.long.ts",
     ],
     "Make the image yourself": ["ship/image.ship.ts"],
+    Scrape: ["binary/scrape.test.ts", "binary/scrape.test.ts"],
+    "Alerts and dashboard": ["binary/scrape.test.ts"],
     "Move to KMS (from plaintext, from another provider, from another KMS plugin)": [
       "hosts/cluster.ts",
       "hosts/cluster.ts",

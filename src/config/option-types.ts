@@ -174,6 +174,30 @@ export function podName(text: string): string {
   return text;
 }
 
+/** A label of Prometheus; those that begin with two underscores are its own. */
+export function labelName(text: string): string {
+  if (!/^(?!__)[A-Za-z_][0-9A-Za-z_]{0,62}$/.test(text)) {
+    throw new Error("must be the name of a label: letters, digits and _, not __ at its beginning");
+  }
+  return text;
+}
+
+/** One that needs no quotes in YAML, PromQL or a regular expression's replacement. */
+export function labelValue(text: string): string {
+  if (!/^[0-9A-Za-z._:/-]{1,128}$/.test(text)) {
+    throw new Error("must be 1 to 128 letters, digits and . _ : / -");
+  }
+  return text;
+}
+
+/** The address of a directory, without a slash at its end. */
+export function directoryUrl(text: string): string {
+  if (!/^https?:\/\/[^\s"\\{}#]+$/.test(text) || !URL.canParse(text)) {
+    throw new Error('must be http:// or https://, without # and without { } " \\ or spaces');
+  }
+  return text.replace(/\/+$/, "");
+}
+
 /** undefined when empty: no HTTP. */
 export function httpAddress(text: string): Address | undefined {
   return text === "" ? undefined : address(text);

@@ -290,7 +290,7 @@ export class Health {
       const { kind } = failure;
       if (standing.failure?.kind !== kind) {
         const cause = describeError(failure);
-        log.warn("a previous key is not well: what is known of it still decrypts", {
+        log.warn("a previous key is not well: its known local KEKs still decrypt", {
           kmsKeyId,
           kind,
           cause,

@@ -6,17 +6,21 @@
 type Labels = Readonly<Record<string, string>>;
 
 /** One sample; its labels are those of its family. */
-export interface Sample {
-  readonly labels?: Labels;
+export interface Sample<L extends string = string> {
+  readonly labels?: Readonly<Record<L, string>>;
   readonly value: number;
 }
 
 /** Asked when the metrics are read. */
-type Read = () => Sample | readonly Sample[] | number | undefined;
+type Read<L extends string> = () => Sample<L> | readonly Sample<L>[] | number | undefined;
 
-interface Family {
+/** What is known of a metric without reading it. */
+export interface Family {
   readonly name: string;
-  readonly text: () => string;
+  readonly help: string;
+  readonly type: "gauge" | "counter" | "histogram";
+  /** Without `le`, which every histogram has. */
+  readonly labelNames: readonly string[];
 }
 
 /** From 100 µs, a local wrap, to 10 s, the whole budget of a call to Key4C. */
@@ -25,16 +29,38 @@ const DURATION_BUCKETS_SECONDS = [
 ];
 
 export class Metrics {
-  readonly #families: Family[] = [];
+  readonly #families: (Family & { readonly samples: () => string })[] = [];
+
+  /** In the order in which they were added. */
+  get families(): readonly Family[] {
+    return this.#families;
+  }
 
   /** A value that goes up and down, read when asked. */
-  gauge(name: string, help: string, read: Read): void {
-    this.#add(name, help, "gauge", () => samplesText(name, read));
+  gauge<L extends string = never>(
+    name: string,
+    help: string,
+    read: Read<NoInfer<L>>,
+    labelNames: readonly L[] = [],
+  ): void {
+    this.#families.push({
+      name,
+      help,
+      type: "gauge",
+      labelNames,
+      samples: () => samplesText(name, read),
+    });
   }
 
   /** A total that something else counts, read when asked. */
-  counter(name: string, help: string, read: Read): void {
-    this.#add(name, help, "counter", () => samplesText(name, read));
+  counter(name: string, help: string, read: Read<never>): void {
+    this.#families.push({
+      name,
+      help,
+      type: "counter",
+      labelNames: [],
+      samples: () => samplesText(name, read),
+    });
   }
 
   /** Durations by label values. @returns the function that records one, in seconds */
@@ -44,9 +70,8 @@ export class Metrics {
     labelNames: readonly L[],
   ): (labels: Readonly<Record<L, string>>, seconds: number) => void {
     const series = new Map<string, { labels: Labels; counts: number[]; sum: number }>();
-    this.#add(name, help, "histogram", () =>
-      [...series.values()].map((one) => histogramText(name, one)).join(""),
-    );
+    const samples = () => [...series.values()].map((one) => histogramText(name, one)).join("");
+    this.#families.push({ name, help, type: "histogram", labelNames, samples });
     return (labels, seconds) => {
       const key = labelNames.map((label) => labels[label]).join("\0");
       let one = series.get(key);
@@ -63,16 +88,16 @@ export class Metrics {
 
   /** All families, ready to be served. */
   text(): string {
-    return this.#families.map((family) => family.text()).join("");
-  }
-
-  #add(name: string, help: string, type: string, samples: () => string): void {
-    const head = `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n`;
-    this.#families.push({ name, text: () => head + samples() });
+    return this.#families
+      .map(
+        ({ name, help, type, samples }) =>
+          `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${samples()}`,
+      )
+      .join("");
   }
 }
 
-function samplesText(name: string, read: Read): string {
+function samplesText(name: string, read: Read<string>): string {
   const found = read();
   const samples = typeof found === "number" ? [{ value: found }] : (found ?? []);
   return (Array.isArray(samples) ? samples : [samples])

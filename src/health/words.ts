@@ -9,7 +9,7 @@ interface Words {
 }
 
 /** By the kind of failure that the last probe met. A kind that is not here has the words of `unavailable`. */
-const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Words } = {
+export const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Words } = {
   unavailable: {
     what: "Key4C is away",
     remedy:
@@ -45,7 +45,7 @@ const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Wo
   },
 };
 
-const LEADS_TO: Readonly<Record<State, string>> = {
+export const LEADS_TO: Readonly<Record<State, string>> = {
   starting: "there is no local KEK yet: Status, Encrypt and Decrypt fail",
   ok: "",
   degraded: "known local KEKs go on",

@@ -43,7 +43,11 @@ export interface Listener {
 export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<Listener> {
   // By default grpc-js logs to console, which blocks while nobody reads standard error.
   const trace = (text: string) => log.debug("gRPC", { text });
-  setLogger({ error: (text: string) => log.warn("gRPC", { text }), info: trace, debug: trace });
+  setLogger({
+    error: (text: string) => log.warn("the gRPC library reports a fault", { text }),
+    info: trace,
+    debug: trace,
+  });
   const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
   const open = new Set<Connection>();
   const accept = (socket: Socket) => {

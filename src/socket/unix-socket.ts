@@ -76,7 +76,7 @@ export async function bindHeld(
   const found = identityOf(path);
   if (found === "hidden") {
     const remedy = "DirectoryMode=0711 in the socket unit";
-    log.warn("the path of the socket cannot be seen: that it vanishes would go unnoticed", {
+    log.warn("cannot look at the path of the socket: if it vanishes, nobody notices", {
       path,
       remedy,
     });
@@ -101,7 +101,7 @@ export function warnOfOthers(place: SocketOptions | HeldSocket, log: Log): void 
     });
   }
   if ((mode(path) & 0o002) !== 0) {
-    log.warn("every user who reaches the socket can have DEKs unwrapped", {
+    log.warn("every user of this machine can connect to the socket and have DEKs unwrapped", {
       path,
       remedy: isHeld ? "SocketMode=0600 in the socket unit" : "set KMS_SOCKET_MODE=0600",
     });

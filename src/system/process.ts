@@ -46,7 +46,7 @@ export function hardenProcess(log: Log): void {
   process.umask(0o077);
   try {
     if (!forbidDumps()) {
-      log.warn("the kernel does not forbid core dumps of this process");
+      throw new Error("the kernel refuses it");
     }
   } catch (error) {
     log.warn("core dumps of this process are not forbidden", { cause: describeError(error) });
@@ -54,7 +54,9 @@ export function hardenProcess(log: Log): void {
   try {
     setNativeEnvironment("BUN_CONFIG_DNS_TIME_TO_LIVE_SECONDS", DNS_TTL_SECONDS);
   } catch (error) {
-    log.warn("a moved Key4C will be found after 30 s only", { cause: describeError(error) });
+    log.warn("a new address of Key4C is noticed after 30 s instead of 5 s", {
+      cause: describeError(error),
+    });
   }
   // Plain http goes only to loopback, and never through a proxy.
   const direct = ["localhost", "127.0.0.1", "::1"];

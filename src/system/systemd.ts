@@ -116,7 +116,7 @@ export function supervisor(
     }
     if (!isWarned) {
       isWarned = true;
-      log.warn("systemd cannot be told; it is tried again", { state, cause });
+      log.warn("cannot notify systemd: trying again", { state, cause });
     }
     return false;
   };
