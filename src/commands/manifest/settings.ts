@@ -101,7 +101,7 @@ export function serveSettings({ line: { given, config }, env }: Order): readonly
   return [
     ["KMS_ENDPOINT", endpointUrl(required(config.kmsEndpoint))],
     ...[...settings].filter(
-      ([name, text]) => !NOT_SETTINGS.includes(name) && !isFile(name) && text !== "", // as good as not set
+      ([name, text]) => !NOT_SETTINGS.includes(name) && !isFile(name) && text !== "", // an empty one counts as not set
     ),
     ...proxySettings(env),
   ];
@@ -193,7 +193,7 @@ export function path(name: string, text: string): string {
   }
 }
 
-/** What a manifest was made from, for whoever makes the next one; without secrets. */
+/** A comment that says what a manifest was made from, without secrets. */
 export function origin(order: Order, name: string, version: string): string {
   const told = toldBy(order);
   const from = told.length === 0 ? ", from defaults" : ", from:";
