@@ -7,6 +7,7 @@ import { doctorCommand } from "./commands/doctor/doctor.ts";
 import { EMULATED_KEY_ID, emulatorInside, nextSteps, runEmulator } from "./commands/emulator.ts";
 import { helpText } from "./commands/help.ts";
 import { inspectCommand } from "./commands/inspect/command.ts";
+import { licences } from "./commands/licences.ts";
 import { manifestCommand } from "./commands/manifest/manifest.ts";
 import { type Config, parseCommandLine, required } from "./config/config.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
@@ -262,7 +263,7 @@ async function run(argv: readonly string[]): Promise<void> {
       hardenProcess(log);
       return inspectCommand(config, log);
     case "version":
-      return print(`key4c-kms-plugin ${VERSION}\n`);
+      return print(config.licences ? await licences() : `key4c-kms-plugin ${VERSION}\n`);
     case "help":
       return print(helpText(VERSION));
   }

@@ -457,6 +457,12 @@ export const OPTIONS = {
     help: "Where systemd finds the plugin",
     parse: absolutePath,
   },
+  licences: {
+    flag: "licenses",
+    commands: ["version"],
+    help: "Print the licences of everything that the binary carries, Bun's included",
+    parse: yes,
+  },
   live: {
     flag: "live",
     commands: ["status"],

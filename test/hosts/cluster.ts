@@ -3,12 +3,11 @@
 import { commandsOf, filledIn } from "../blocks.ts";
 import { builtClusterTools, builtServers } from "../e2e/build.ts";
 import { eventually } from "../e2e/process.ts";
-import { BINARY } from "../support.ts";
 import { PLUGIN } from "./images.ts";
 import { KEY4C_FILES } from "./key4c.ts";
 import type { Machine } from "./machine.ts";
 import { bootClusterNode } from "./node.ts";
-import { RELEASE } from "./runbook.ts";
+import { RELEASE, releaseArchive } from "./runbook.ts";
 
 export const CONFIGURATION = "/etc/kubernetes/pki/encryption-configuration.yaml";
 
@@ -57,7 +56,7 @@ export async function startNode(
     name,
     archives,
     files: {
-      [RELEASE]: BINARY,
+      [RELEASE]: await releaseArchive(),
       "/usr/local/bin/kubeadm": servers.kubeadm,
       "/usr/local/bin/kubectl": kubectl,
       "/usr/local/bin/etcdctl": servers.etcdctl,

@@ -3,7 +3,6 @@ import { afterAll, beforeAll, expect } from "bun:test";
 import { commandsOf, filledIn } from "../blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
 import { tearDownContainers } from "../ship/podman.ts";
-import { BINARY } from "../support.ts";
 import { vendorPod } from "../vendor-pod.ts";
 import { callersDuring, callersFile } from "./callers.ts";
 import { cases } from "./cases.ts";
@@ -12,7 +11,7 @@ import { imageArchives, PLUGIN } from "./images.ts";
 import { KEY4C_FILES, KEY4C_URL, startKey4C } from "./key4c.ts";
 import type { Machine } from "./machine.ts";
 import { bootNode, type Container, containers } from "./node.ts";
-import { INSTALL, RELEASE } from "./runbook.ts";
+import { INSTALL, RELEASE, releaseArchive } from "./runbook.ts";
 
 const MANIFEST = "/etc/kubernetes/manifests/key4c-kms-plugin.yaml";
 const SOCKET = "/run/key4c-kms/kms.sock";
@@ -27,7 +26,7 @@ beforeAll(async () => {
   machine = await bootNode({
     name: "node",
     archives: await imageArchives(),
-    files: { [RELEASE]: BINARY, ...KEY4C_FILES, ...callersFile() },
+    files: { [RELEASE]: await releaseArchive(), ...KEY4C_FILES, ...callersFile() },
   });
   await startKey4C(machine);
 }, 1_800_000);

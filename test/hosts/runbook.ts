@@ -1,10 +1,26 @@
 /** What is typed on a machine before anything else, as OPERATIONS.md has it. */
-import { dirname } from "node:path";
-import { commandsOf, filledIn } from "../blocks.ts";
+import { copyFileSync, mkdirSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { version } from "../../package.json";
+import { tarGz } from "../../src/build/archive.ts";
+import { commandsOf, filledIn, ROOT } from "../blocks.ts";
+import { BINARY } from "../support.ts";
 import { KEY4C_URL } from "./key4c.ts";
 
-/** Where a machine has the file of a release. */
-export const RELEASE = "/opt/release/key4c-kms-plugin-0.1.0-linux-x64";
+const TOP = `key4c-kms-plugin-${version}-linux-x64`;
+
+/** Where a machine has the archive of a release. */
+export const RELEASE = `/opt/release/${TOP}.tar.gz`;
+
+/** Packs the binary that was built as a release packs it, without the documents. @returns where it is here */
+export async function releaseArchive(): Promise<string> {
+  const directory = join(ROOT, "dist/hosts");
+  mkdirSync(join(directory, TOP), { recursive: true });
+  copyFileSync(BINARY, join(directory, TOP, "key4c-kms-plugin"));
+  const archive = join(directory, `${TOP}.tar.gz`);
+  await tarGz(archive, directory, TOP);
+  return archive;
+}
 
 /** "Install", typed where the release is: the binary, its credential and its settings. */
 export const INSTALL = `cd ${dirname(RELEASE)}

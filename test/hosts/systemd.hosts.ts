@@ -3,13 +3,12 @@ import { afterAll, beforeAll, expect } from "bun:test";
 import { dirname } from "node:path";
 import { commandsOf } from "../blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
-import { BINARY } from "../support.ts";
 import { callersDuring, callersFile } from "./callers.ts";
 import { cases } from "./cases.ts";
 import { confinementOf, NO_RIGHTS } from "./confinement.ts";
 import { KEY4C_FILES, startKey4C } from "./key4c.ts";
 import { Machine } from "./machine.ts";
-import { INSTALL, RELEASE } from "./runbook.ts";
+import { INSTALL, RELEASE, releaseArchive } from "./runbook.ts";
 
 const SERVICE = "key4c-kms-plugin.service";
 /** At once, one after the other: calls are on their way in every moment of a start. */
@@ -19,7 +18,7 @@ let machine: Machine;
 beforeAll(async () => {
   machine = await Machine.boot({
     name: "systemd",
-    files: { [RELEASE]: BINARY, ...KEY4C_FILES, ...callersFile() },
+    files: { [RELEASE]: await releaseArchive(), ...KEY4C_FILES, ...callersFile() },
   });
   await startKey4C(machine);
 }, 600_000);
