@@ -142,7 +142,7 @@ function zsh(): string {
       quote(`--${name}${value === undefined ? "" : "="}[${plain(about)}]${action(value)}`),
     );
     const names = operands.map(
-      ([name, about]) => `${name}\\:${quote(plain(about)).replaceAll("'", '"')}`,
+      ([name, about]) => `${name}\\:"${plain(about).replaceAll(/["$`]/g, "\\$&")}"`,
     );
     const operand = names.length === 0 ? [] : [quote(`1:word:((${names.join(" ")}))`)];
     return `    ${command})\n      _arguments ${[...specs, ...operand].join(" \\\n        ")}\n      ;;`;

@@ -160,7 +160,7 @@ export class Health {
   /** One probe of the current key. @throws PluginError unless Key4C and the key are well */
   async #examine({ kmsKeyId, failure }: Standing): Promise<void> {
     const { key4c, keyring } = this.#options;
-    // After a failure a new connection is used: a kept one may be dead, or lead to a replica that lags.
+    // After a failure on a new connection: a kept one may be dead, or lead to a replica that lags.
     const told = await key4c.describe(kmsKeyId, { newConnection: failure !== undefined });
     const snapshot = keyring.snapshot;
     if (snapshot === undefined) {

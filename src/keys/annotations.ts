@@ -3,7 +3,7 @@ import { PluginError } from "../system/errors.ts";
 /** Carries the wrapped local KEK in KMS v2. kube-apiserver wants a fully qualified domain name. */
 export const WRAPPED_KEK_ANNOTATION = "wrapped-kek.key4c-kms-plugin.io";
 
-/** The wrapped local KEK from the annotations of KMS v2. @throws PluginError `invalid` */
+/** The wrapped local KEK that the annotations of KMS v2 carry. @throws PluginError `invalid` */
 export function wrappedKekOf(annotations: Readonly<Record<string, Uint8Array>>): string {
   const value = annotations[WRAPPED_KEK_ANNOTATION];
   if (value === undefined || Object.keys(annotations).length !== 1) {
