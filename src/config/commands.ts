@@ -106,7 +106,7 @@ const TABLE = {
     exits: [{ 0: "unwrapped", 1: `not unwrapped: ${NOT_ASKED}` }],
   },
   inspect: {
-    purpose: "say under which key values of etcd are",
+    purpose: "show under which key each value from etcd is",
     redirection: "< VALUES",
     reads: "the JSON of etcdctl on standard input, or one raw value (--etcd-key)",
     writes:
