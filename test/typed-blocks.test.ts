@@ -12,13 +12,11 @@ const DOCUMENTS = [...new Bun.Glob("*.md").scanSync(ROOT)].sort();
 const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
   "README.md": { "Try it": ["documents.test.ts", "documents.test.ts"] },
   "OPERATIONS.md": {
-    Install: ["hosts/runbook.ts"],
-    "As a static pod (kubeadm)": [
-      "hosts/kubelet.hosts.ts",
-      "hosts/cluster.ts",
-      "hosts/cluster.ts",
-      "hosts/kubelet.hosts.ts",
-    ],
+    Install: ["ship/release.ship.ts", "hosts/runbook.ts"],
+    "As a static pod (kubeadm)": ["hosts/kubelet.hosts.ts"],
+    "A new cluster": ["hosts/cluster.ts"],
+    "A cluster that exists": ["hosts/cluster.ts"],
+    "Without root in the pod": ["hosts/kubelet.hosts.ts"],
     "As a systemd service (bare metal, k3s, RKE2)": [
       "hosts/systemd.hosts.ts",
       "hosts/systemd.hosts.ts",

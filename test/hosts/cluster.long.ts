@@ -138,7 +138,7 @@ hostCase("install on a cluster that exists, move to KMS", async () => {
   );
   // Who comes from another plugin does both in one step.
   const [, fromAnother = ""] = commandsOf("VENDOR-PLUGIN.md", "The move");
-  const proof = await type(one, filledIn(fromAnother, { "secrets configmaps": "secrets" }));
+  const proof = await type(one, fromAnother);
   expect(proof).not.toContain("NOT PROVEN");
 });
 

@@ -72,10 +72,11 @@ export const type = ({ machine }: ClusterNode, script: string) =>
   machine.run(`set -o pipefail\n${SHELL}${script}`);
 
 /** The blocks of "As a static pod": the pod, a new cluster, a cluster that exists. */
-export const [POD = "", NEW_CLUSTER = "", EXISTING_CLUSTER = ""] = commandsOf(
-  "OPERATIONS.md",
-  "As a static pod (kubeadm)",
-).map((block) => block.replaceAll("REGISTRY/key4c-kms-plugin:0.1.0", PLUGIN));
+export const [POD = ""] = commandsOf("OPERATIONS.md", "As a static pod (kubeadm)").map((block) =>
+  filledIn(block, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN }),
+);
+export const [NEW_CLUSTER = ""] = commandsOf("OPERATIONS.md", "A new cluster");
+export const [EXISTING_CLUSTER = ""] = commandsOf("OPERATIONS.md", "A cluster that exists");
 
 /** What the reader is to replace in each block with an InitConfiguration. */
 export const initAddress = ({ name, address }: ClusterNode) => ({
@@ -133,9 +134,6 @@ export async function writingAndReading(
 const [REWRITE = "", PROVE = ""] = commandsOf(
   "OPERATIONS.md",
   "Move to KMS (from plaintext, from another provider, from another KMS plugin)",
-).map((block) =>
-  // The configuration that `manifest` prints names nothing else.
-  filledIn(block, { "secrets configmaps": "secrets" }),
 );
 
 export const rewrite = (node: ClusterNode) => type(node, REWRITE);

@@ -179,7 +179,7 @@ hostCase(
 
 hostCase("--run-as-user, as OPERATIONS.md has it", async () => {
   await removePod();
-  const [, , , prepare = ""] = commandsOf("OPERATIONS.md", "As a static pod (kubeadm)");
+  const [prepare = ""] = commandsOf("OPERATIONS.md", "Without root in the pod");
   await machine.run(`rm -r /run/key4c-kms\n${prepare}`);
   await manifest(`--image ${PLUGIN} --run-as-user 65532`);
   await isOk("120s");

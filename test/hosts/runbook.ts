@@ -24,7 +24,7 @@ export async function releaseArchive(): Promise<string> {
 
 /** "Install", typed where the release is: the binary, its credential and its settings. */
 export const INSTALL = `cd ${dirname(RELEASE)}
-${filledIn(commandsOf("OPERATIONS.md", "Install")[0] ?? "", {
+${filledIn(commandsOf("OPERATIONS.md", "Install")[1] ?? "", {
   "https://…": KEY4C_URL,
   "KEY-ID >": "demo >",
   "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
