@@ -16,7 +16,7 @@ import { serveHttp } from "./health/http.ts";
 import { Metrics } from "./health/metrics.ts";
 import { addStateMetrics } from "./health/telemetry.ts";
 import { headline } from "./health/words.ts";
-import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./keys/annotations.ts";
+import { annotationsOf, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
 import type { Snapshot } from "./keys/held.ts";
 import { formatKeyId, parseKeyId } from "./keys/key-id.ts";
@@ -62,7 +62,7 @@ export function kmsV2(keyring: Keyring): Handlers<typeof KmsV2> {
   return {
     status(_, call) {
       const answer = ({ keyId }: Snapshot) => ({
-        version: statusVersion(call.userAgent),
+        version: statusVersion(call.userAgent()),
         healthz: "ok",
         keyId,
       });
@@ -73,7 +73,7 @@ export function kmsV2(keyring: Keyring): Handlers<typeof KmsV2> {
       const answer = ({ envelope, keyId }: Wrapped) => ({
         ciphertext: encodeEnvelope(envelope, false),
         keyId,
-        annotations: { [WRAPPED_KEK_ANNOTATION]: Buffer.from(envelope.header.wrappedLocalKek) },
+        annotations: annotationsOf(envelope.header),
       });
       const wrapped = keyring.wrapNow(plaintext);
       return wrapped ? answer(wrapped) : keyring.wrap(plaintext, call).then(answer);

@@ -3,6 +3,8 @@
  * from outside the process becomes one.
  */
 
+import { oncePer } from "../system/once-per.ts";
+
 type Labels = Readonly<Record<string, string>>;
 
 /** One sample; its labels are those of its family. */
@@ -37,7 +39,10 @@ export class Metrics {
     this.#add(name, help, "counter", () => samplesText(name, read));
   }
 
-  /** Durations by label values. @returns the function that records one, in seconds */
+  /**
+   * Durations by label values. @returns the function that records one, in seconds; labels that are the same object
+   * each time are looked up faster
+   */
   histogram<L extends string>(
     name: string,
     help: string,
@@ -47,15 +52,18 @@ export class Metrics {
     this.#add(name, help, "histogram", () =>
       [...series.values()].map((one) => histogramText(name, one)).join(""),
     );
-    return (labels, seconds) => {
+    const seriesOf = oncePer((labels: Readonly<Record<L, string>>) => {
       const key = labelNames.map((label) => labels[label]).join("\0");
       let one = series.get(key);
       if (one === undefined) {
         one = { labels, counts: DURATION_BUCKETS_SECONDS.map(() => 0).concat(0), sum: 0 };
         series.set(key, one);
       }
-      const bucket = DURATION_BUCKETS_SECONDS.findIndex((limit) => seconds <= limit);
-      const index = bucket === -1 ? DURATION_BUCKETS_SECONDS.length : bucket;
+      return one;
+    });
+    return (labels, seconds) => {
+      const one = seriesOf(labels);
+      const index = bucketOf(seconds);
       one.counts[index] = (one.counts[index] ?? 0) + 1;
       one.sum += seconds;
     };
@@ -70,6 +78,18 @@ export class Metrics {
     const head = `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n`;
     this.#families.push({ name, text: () => head + samples() });
   }
+}
+
+/** The last one has no limit. */
+function bucketOf(seconds: number): number {
+  let index = 0;
+  for (const limit of DURATION_BUCKETS_SECONDS) {
+    if (seconds <= limit) {
+      break;
+    }
+    index += 1;
+  }
+  return index;
 }
 
 function samplesText(name: string, read: Read): string {

@@ -1,10 +1,12 @@
 import type { Clock } from "../system/clock.ts";
+import { oncePer } from "../system/once-per.ts";
 import type { KekHeader, LocalKek } from "./envelope.ts";
 
 /** Names a wrapped local KEK. Without the version: whatever a ciphertext claims, it is one entry. */
-export function cacheKey({ keyNameHash, aadSent, fingerprint }: KekHeader): string {
-  return `${keyPrefix(keyNameHash)}${aadSent ? 1 : 0}${Buffer.from(fingerprint).toString("latin1")}`;
-}
+export const cacheKey = oncePer(
+  ({ keyNameHash, aadSent, fingerprint }: KekHeader) =>
+    `${keyPrefix(keyNameHash)}${aadSent ? 1 : 0}${Buffer.from(fingerprint).toString("latin1")}`,
+);
 
 function keyPrefix(keyNameHash: Uint8Array): string {
   return Buffer.from(keyNameHash).toString("latin1");

@@ -5,7 +5,7 @@ import type {
   MessageInitShape,
   MessageShape,
 } from "@bufbuild/protobuf";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { fromBinary } from "@bufbuild/protobuf";
 import type { GenService } from "@bufbuild/protobuf/codegenv2";
 import {
   type Server,
@@ -17,6 +17,7 @@ import {
 import { type Clock, systemClock } from "../system/clock.ts";
 import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
+import { encoderOf } from "./encoder.ts";
 
 /** A v1 cipher of 65,535 bytes and its frame must fit, with room; nothing honest is larger. */
 export const MAX_MESSAGE_BYTES = 128 * 1024;
@@ -36,7 +37,7 @@ const FAILURE_LOG_INTERVAL_MS = 10_000;
 export interface Call {
   /** Whether the deadline is near or the caller has left: what it asked for is no longer wanted. */
   readonly hasLeft: () => boolean;
-  readonly userAgent: string;
+  readonly userAgent: () => string;
   /** The request's uid (v2), when it is fit for logs and headers. */
   readonly requestId: string | undefined;
 }
@@ -57,15 +58,18 @@ export type Handlers<S extends DescService> =
       }
     : never;
 
+export interface RpcLabels {
+  readonly api: string;
+  readonly method: string;
+  readonly code: string;
+}
+
 export interface ServiceOptions {
   /** Label of the service in metrics. */
   readonly api: "v1" | "v2";
   readonly log: Log;
   /** Told of every RPC at its end. */
-  readonly record?: (
-    labels: { readonly api: string; readonly method: string; readonly code: string },
-    seconds: number,
-  ) => void;
+  readonly record?: (labels: RpcLabels, seconds: number) => void;
   readonly clock?: Clock;
 }
 
@@ -94,6 +98,12 @@ export function addService<S extends DescService>(
       throw new PluginError("internal", `${service.typeName} has no handler for ${method.name}`);
     }
     const path = `/${service.typeName}/${method.name}`;
+    const encode = encoderOf(method.output);
+    const labels: Partial<Record<status, RpcLabels>> = {};
+    const labelsOf = (code: status) => {
+      labels[code] ??= { api, method: method.name, code: status[code] };
+      return labels[code];
+    };
     definition[method.name] = {
       path,
       requestStream: false,
@@ -112,11 +122,11 @@ export function addService<S extends DescService>(
       let departure: Departure | undefined;
       const finish = (code: status) => {
         const durationMs = clock.nowMs() - startMs;
-        record?.({ api, method: method.name, code: status[code] }, durationMs / 1000);
+        record?.(labelsOf(code), durationMs / 1000);
         log.debug("RPC", { method: path, uid: requestId, code: status[code], durationMs });
       };
       const succeed = (response: Record<string, unknown>) => {
-        answer(null, toBuffer(toBinary(method.output, create(method.output, response))));
+        answer(null, encode(response));
         finish(status.OK);
       };
       const fail = (error: unknown) => {
@@ -129,7 +139,7 @@ export function addService<S extends DescService>(
       try {
         const request = decode(method, grpcCall.request);
         requestId = "uid" in request ? cleanId(request.uid) : undefined;
-        const userAgent = String(grpcCall.metadata.get("user-agent")[0] ?? "");
+        const userAgent = () => String(grpcCall.metadata.get("user-agent")[0] ?? "");
         const hasLeft = () => departure?.hasLeft() ?? false;
         const response = handle(request, { hasLeft, userAgent, requestId });
         if (response instanceof Promise) {
@@ -218,9 +228,4 @@ function failureLog(log: Log, clock: Clock) {
 
 function asIs(bytes: Buffer): Buffer {
   return bytes;
-}
-
-/** A view, not a copy: grpc-js wants a Buffer and answers INTERNAL to a plain Uint8Array. */
-function toBuffer(bytes: Uint8Array): Buffer {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
