@@ -21,6 +21,16 @@ interface Family {
   readonly text: () => string;
 }
 
+/** One set of label values of a histogram. Its names are text once: who reads metrics may hold up no call for it. */
+interface Series {
+  readonly buckets: readonly string[];
+  /** By bucket, not cumulative. */
+  readonly counts: number[];
+  readonly sumName: string;
+  readonly countName: string;
+  sum: number;
+}
+
 /** From 100 µs, a local wrap, to 10 s, the whole budget of a call to Key4C. */
 const DURATION_BUCKETS_SECONDS = [
   0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
@@ -48,15 +58,13 @@ export class Metrics {
     help: string,
     labelNames: readonly L[],
   ): (labels: Readonly<Record<L, string>>, seconds: number) => void {
-    const series = new Map<string, { labels: Labels; counts: number[]; sum: number }>();
-    this.#add(name, help, "histogram", () =>
-      [...series.values()].map((one) => histogramText(name, one)).join(""),
-    );
+    const series = new Map<string, Series>();
+    this.#add(name, help, "histogram", () => [...series.values()].map(seriesText).join(""));
     const seriesOf = oncePer((labels: Readonly<Record<L, string>>) => {
       const key = labelNames.map((label) => labels[label]).join("\0");
       let one = series.get(key);
       if (one === undefined) {
-        one = { labels, counts: DURATION_BUCKETS_SECONDS.map(() => 0).concat(0), sum: 0 };
+        one = newSeries(name, labels);
         series.set(key, one);
       }
       return one;
@@ -100,18 +108,25 @@ function samplesText(name: string, read: Read): string {
     .join("");
 }
 
-function histogramText(
-  name: string,
-  { labels, counts, sum }: { labels: Labels; counts: readonly number[]; sum: number },
-): string {
+function newSeries(name: string, labels: Labels): Series {
+  const limits = [...DURATION_BUCKETS_SECONDS.map(String), "+Inf"];
+  return {
+    buckets: limits.map((le) => `${name}_bucket${labelsText({ ...labels, le })}`),
+    counts: limits.map(() => 0),
+    sumName: `${name}_sum${labelsText(labels)}`,
+    countName: `${name}_count${labelsText(labels)}`,
+    sum: 0,
+  };
+}
+
+function seriesText({ buckets, counts, sumName, countName, sum }: Series): string {
+  let text = "";
   let total = 0;
-  const buckets = counts.map((count, index) => {
-    total += count;
-    const le = DURATION_BUCKETS_SECONDS[index]?.toString() ?? "+Inf";
-    return `${name}_bucket${labelsText({ ...labels, le })} ${total}\n`;
-  });
-  const own = labelsText(labels);
-  return `${buckets.join("")}${name}_sum${own} ${sum}\n${name}_count${own} ${total}\n`;
+  for (const [index, bucket] of buckets.entries()) {
+    total += counts[index] ?? 0;
+    text += `${bucket} ${total}\n`;
+  }
+  return `${text}${sumName} ${sum}\n${countName} ${total}\n`;
 }
 
 function labelsText(labels: Labels = {}): string {

@@ -9,7 +9,7 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { EnvelopeSchema } from "../gen/key4c/envelope/v1/envelope_pb.ts";
 import { PluginError } from "../system/errors.ts";
 import { oncePer } from "../system/once-per.ts";
-import { bytesField, joined } from "../system/protobuf.ts";
+import { bytesField, hasMoreFields, joined } from "../system/protobuf.ts";
 import { KCV_HASH_BYTES, KEY_NAME_HASH_BYTES, type KeyIdentity } from "./key-id.ts";
 import { LOCAL_KEK_BYTES, MAX_WRAPPED_KEK_BYTES } from "./wrapping.ts";
 
@@ -231,6 +231,9 @@ function decodeAny(bytes: Uint8Array, wrappedLocalKek: string | undefined): Enve
     throw refused("unknown format");
   }
   const body = bytes.subarray(MAGIC.length);
+  if (hasMoreFields(body, EnvelopeSchema.fields.length)) {
+    throw refused("not in its one encoding");
+  }
   let message: ReturnType<typeof fromBinary<typeof EnvelopeSchema>>;
   try {
     message = fromBinary(EnvelopeSchema, body);

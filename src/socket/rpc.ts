@@ -17,6 +17,7 @@ import {
 import { type Clock, systemClock } from "../system/clock.ts";
 import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
+import { hasMoreFields } from "../system/protobuf.ts";
 import { encoderOf } from "./encoder.ts";
 
 /** A v1 cipher of 65,535 bytes and its frame must fit, with room; nothing honest is larger. */
@@ -26,6 +27,8 @@ export const MAX_MESSAGE_BYTES = 128 * 1024;
  * call holds them all, with headers of up to 16 KiB each.
  */
 export const MAX_CONCURRENT_STREAMS = 128;
+/** An honest request has a handful; 128 KiB of small ones would take a hundred times as long to decode. */
+const MAX_FIELDS = 32;
 /** An answer leaves this long before the caller's deadline, so that it arrives. */
 const ANSWER_BEFORE_DEADLINE_MS = 100;
 /** How long a caller without a deadline waits; the API server's own default is 3 s. */
@@ -195,6 +198,9 @@ function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>, clock: Clock)
 
 function decode(method: DescService["methods"][number], bytes: Buffer) {
   try {
+    if (hasMoreFields(bytes, MAX_FIELDS)) {
+      throw new RangeError(`more than ${MAX_FIELDS} fields`);
+    }
     return fromBinary(method.input, bytes);
   } catch (cause) {
     throw new PluginError("invalid", "malformed request", { cause });

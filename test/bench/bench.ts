@@ -5,16 +5,18 @@ import { fleet } from "./fleet.ts";
 import { rates } from "./rates.ts";
 import { scale } from "./scale.ts";
 import { BINARY, cleanUp } from "./servers.ts";
+import { tails } from "./tails.ts";
 
-const USAGE = `npm run bench [-- rates|scale|fleet…] [-- --quick]: builds the binary and measures it. Figures of two runs or
+const USAGE = `npm run bench [-- rates|scale|fleet|tails…] [-- --quick]: builds the binary and measures it. Figures of two runs or
 two machines are not comparable; the ratios, from slices in turns, are. The machine should have nothing else to do.
 
   rates     calls a second and latencies, beside an empty service and grpc-go (the default; 12 minutes)
   scale     the restart of an API server with up to 100,000 Secrets (about 10 minutes)
   fleet     what 3,000 plugins ask of one Key4C (about 2 minutes)
+  tails     how long the one thread is held by the largest pieces of work (a minute)
   --quick   less of it (a minute or two)
 `;
-const BENCHES = new Map(Object.entries({ rates, scale, fleet }));
+const BENCHES = new Map(Object.entries({ rates, scale, fleet, tails }));
 const { values, positionals } = scriptArguments(USAGE, {
   quick: { type: "boolean", default: false },
 });

@@ -78,6 +78,28 @@ test("a caller without a deadline waits 2.5 s", async () => {
   expect(failure?.details).toBe("no result before the deadline");
 });
 
+test("a request of many small fields is refused before it is decoded", async () => {
+  let handled = 0;
+  const { client } = await serve(() => {
+    handled += 1;
+    return {};
+  });
+  const send = (request: Buffer) =>
+    new Promise<number>((resolve) => {
+      client.makeUnaryRequest(
+        "/v2.KeyManagementService/Encrypt",
+        (bytes: Buffer) => bytes,
+        (bytes: Buffer) => bytes,
+        request,
+        (error) => resolve(error?.code ?? status.OK),
+      );
+    });
+  const unknownField = Buffer.from([0x78, 1]);
+  expect(await send(Buffer.alloc(2 * 32, unknownField))).toBe(status.OK);
+  expect(await send(Buffer.alloc(2 * 33, unknownField))).toBe(status.INVALID_ARGUMENT);
+  expect(handled).toBe(1);
+});
+
 test("a handler can tell that its caller has left", async () => {
   const seen = Promise.withResolvers<Call>();
   const { client, lines } = await serve((_, call) => {
