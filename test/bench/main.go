@@ -62,6 +62,7 @@ func main() {
 
 // Result is one slice: calls a second, latencies, and what the server's process used of the CPUs.
 type Result struct {
+	Calls      int     `json:"calls"`
 	PerSecond  float64 `json:"perSecond"`
 	P50Micros  float64 `json:"p50Micros"`
 	P99Micros  float64 `json:"p99Micros"`
@@ -140,6 +141,7 @@ func (l *load) run(slice time.Duration) (Result, error) {
 		return float64(all[int(part*float64(len(all)-1))].Nanoseconds()) / 1e3
 	}
 	return Result{
+		Calls:      len(all),
 		PerSecond:  float64(len(all)) / elapsed.Seconds(),
 		P50Micros:  at(0.50),
 		P99Micros:  at(0.99),
