@@ -1,5 +1,4 @@
 import { isatty } from "node:tty";
-import { Server } from "@grpc/grpc-js";
 import { version as VERSION } from "../package.json";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
 import { configuredKeys, key4cClient } from "./commands/configured.ts";
@@ -29,6 +28,7 @@ import {
   MAX_CONCURRENT_STREAMS,
   MAX_MESSAGE_BYTES,
 } from "./socket/rpc.ts";
+import { UnaryServer } from "./socket/unary-server.ts";
 import { describeError, ExitError, PluginError } from "./system/errors.ts";
 import { createLog, type Log } from "./system/log.ts";
 import { endOnSignal, hardenProcess, print, untilSignal } from "./system/process.ts";
@@ -135,7 +135,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     log,
   });
 
-  const grpc = new Server({
+  const grpc = new UnaryServer({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_concurrent_streams": MAX_CONCURRENT_STREAMS,
     "grpc.enable_channelz": 0,

@@ -7,18 +7,13 @@ import type {
 } from "@bufbuild/protobuf";
 import { fromBinary } from "@bufbuild/protobuf";
 import type { GenService } from "@bufbuild/protobuf/codegenv2";
-import {
-  type Server,
-  type ServerUnaryCall,
-  type sendUnaryData,
-  status,
-  type UntypedServiceImplementation,
-} from "@grpc/grpc-js";
+import { type Server, status, type UntypedServiceImplementation } from "@grpc/grpc-js";
 import { type Clock, systemClock } from "../system/clock.ts";
 import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { hasMoreFields } from "../system/protobuf.ts";
 import { encoderOf } from "./encoder.ts";
+import type { UnaryCall, UnaryHandler } from "./unary-server.ts";
 
 /** A v1 cipher of 65,535 bytes and its frame must fit, with room; nothing honest is larger. */
 export const MAX_MESSAGE_BYTES = 128 * 1024;
@@ -116,10 +111,7 @@ export function addService<S extends DescService>(
       responseSerialize: asIs,
       responseDeserialize: asIs,
     };
-    implementation[method.name] = (
-      grpcCall: ServerUnaryCall<Buffer, Buffer>,
-      answer: sendUnaryData<Buffer>,
-    ) => {
+    const handleUnary: UnaryHandler = (grpcCall, answer) => {
       const startMs = clock.nowMs();
       let requestId: string | undefined;
       let departure: Departure | undefined;
@@ -158,6 +150,7 @@ export function addService<S extends DescService>(
         fail(error);
       }
     };
+    implementation[method.name] = handleUnary;
   }
   server.addService(definition, implementation);
 }
@@ -170,7 +163,7 @@ interface Departure {
 }
 
 /** Only for calls that wait: most are answered at once, and a promise and a timer are dear beside them. */
-function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>, clock: Clock): Departure {
+function awaitDeparture(grpcCall: UnaryCall, clock: Clock): Departure {
   const { promise: left, reject } = Promise.withResolvers<never>();
   let gone = false;
   let answered = false;

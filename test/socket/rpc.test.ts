@@ -1,9 +1,10 @@
 import { expect, test } from "bun:test";
 import { join } from "node:path";
-import { Metadata, Server, status } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { listen } from "../../src/socket/listen.ts";
 import { addService, type Call, type Handlers } from "../../src/socket/rpc.ts";
+import { UnaryServer } from "../../src/socket/unary-server.ts";
 import { PluginError } from "../../src/system/errors.ts";
 import {
   callRpc,
@@ -18,7 +19,7 @@ import {
 /** A server whose Encrypt is the test's; the rest is not called. */
 async function serve(encrypt: Handlers<typeof V2>["encrypt"]) {
   const { log, lines } = recordingLog();
-  const grpc = new Server();
+  const grpc = new UnaryServer({});
   const unused = () => {
     throw new Error("not called");
   };
