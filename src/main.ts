@@ -6,6 +6,7 @@ import { doctorCommand } from "./commands/doctor/doctor.ts";
 import { EMULATED_KEY_ID, emulatorInside, nextSteps, runEmulator } from "./commands/emulator.ts";
 import { helpText } from "./commands/help.ts";
 import { inspectCommand } from "./commands/inspect/command.ts";
+import { licences } from "./commands/licences.ts";
 import { manifestCommand } from "./commands/manifest/manifest.ts";
 import { type Config, parseCommandLine, required } from "./config/config.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
@@ -13,7 +14,7 @@ import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
 import { Health } from "./health/health.ts";
 import { serveHttp } from "./health/http.ts";
 import { Metrics } from "./health/metrics.ts";
-import { addStateMetrics } from "./health/telemetry.ts";
+import { addStateMetrics, expiryOf, rpcDurations } from "./health/telemetry.ts";
 import { headline } from "./health/words.ts";
 import { annotationsOf, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
@@ -140,11 +141,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     "grpc.max_concurrent_streams": MAX_CONCURRENT_STREAMS,
     "grpc.enable_channelz": 0,
   });
-  const record = metrics.histogram(
-    "key4c_kms_rpc_duration_seconds",
-    "RPCs answered, by API, method and gRPC status code.",
-    ["api", "method", "code"],
-  );
+  const record = rpcDurations(metrics);
   addService(grpc, KmsV1, kmsV1(keyring), { api: "v1", log, record });
   addService(grpc, KmsV2, kmsV2(keyring), { api: "v2", log, record });
   const listener = await listen(grpc, place(config, log), log);
@@ -166,6 +163,10 @@ async function serve(config: Config, log: Log): Promise<void> {
       KMS_USER_ID_FILE: config.kmsUserIdFile?.path,
       KMS_API_KEY_FILE: config.kmsApiKeyFile?.path,
       KMS_PIN_FILE: config.kmsPinFile?.path,
+    },
+    certificateFiles: {
+      KEY4C_CERT_FILE: config.certFile && expiryOf(config.certFile),
+      KEY4C_CA_FILE: config.caFile && expiryOf(config.caFile),
     },
   });
   const http =
@@ -262,7 +263,7 @@ async function run(argv: readonly string[]): Promise<void> {
       hardenProcess(log);
       return inspectCommand(config, log);
     case "version":
-      return print(`key4c-kms-plugin ${VERSION}\n`);
+      return print(config.licences ? await licences() : `key4c-kms-plugin ${VERSION}\n`);
     case "help":
       return print(helpText(VERSION));
   }

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { $ } from "bun";
 import { optionsTable } from "../src/commands/help.ts";
 import { profileTable } from "../src/key4c/profile.ts";
+import { commandsOf } from "./blocks.ts";
 import { DEBIAN_PACKAGES } from "./needs.ts";
 import { onTestEnd, startBinary, temporaryDirectory } from "./support.ts";
 import { NEWEST, OLDER } from "./upstream/generate.ts";
@@ -25,9 +26,7 @@ test("the table of profiles is that of the reader", () => {
 });
 
 test("the first screen works as it stands", async () => {
-  const [start, second] = [...README.matchAll(/```sh\n([\s\S]*?)```/g)].map(
-    (match) => match[1] ?? "",
-  );
+  const [start, second] = commandsOf("README.md", "Try it");
   expect(start).toBe("npm ci && npm start\n");
   const socket = join(temporaryDirectory(), "kms.sock");
   // What npm start runs, without its build.
@@ -76,7 +75,8 @@ function anchor(heading: string): string {
 test("a link between the documents leads somewhere", () => {
   const broken: string[] = [];
   for (const name of new Bun.Glob("*.md").scanSync(ROOT)) {
-    for (const [, target = ""] of document(name).matchAll(/\]\((?!https?:)([^)]*)\)/g)) {
+    const links = document(name).matchAll(/(?:\]\(|^\[\w+\]: )(?!https?:)([^)\n]*)/gm);
+    for (const [, target = ""] of links) {
       const [file = "", place] = target.split("#");
       const linked = file === "" ? name : file;
       const anchors = () =>
@@ -87,6 +87,22 @@ test("a link between the documents leads somewhere", () => {
     }
   }
   expect(broken).toEqual([]);
+});
+
+test("each file and function on the way of a request exists", () => {
+  const [, way = ""] = document("CONTRIBUTING.md").split("\n## The way of a request\n");
+  const section = way.split("\n## ")[0] ?? "";
+  const rows = [...section.matchAll(/^\| \[(src\/[^\]]*)\]\((.*?)\) \| `(\w+)` \|/gm)];
+  expect(rows.length).toBe(section.match(/^\| \[/gm)?.length ?? 0);
+  expect(rows.length).toBeGreaterThan(20);
+  const missing = rows.filter(([, file = "", linked, name]) => {
+    const declared = new RegExp(
+      `^(export )?(async )?(function|class) ${name}\\b|^  (async )?${name}[(<]`,
+      "m",
+    );
+    return file !== linked || !existsSync(join(ROOT, file)) || !declared.test(document(file));
+  });
+  expect(missing.map(([, file, , name]) => `${file} ${name}`)).toEqual([]);
 });
 
 test(".ci/setup installs every package that a test may miss", () => {

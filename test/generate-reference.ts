@@ -1,14 +1,16 @@
-/** Writes the tables of options and of profiles into REFERENCE.md; `npm run generate` calls it after Buf. */
+/** Writes the tables that the source makes into REFERENCE.md; `npm run generate` calls it after Buf. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { optionsTable } from "../src/commands/help.ts";
 import { profileTable } from "../src/key4c/profile.ts";
+import { MONITORING_TABLES } from "./monitoring-tables.ts";
 
 const path = join(import.meta.dir, "../REFERENCE.md");
 let text = readFileSync(path, "utf8");
 for (const [name, table] of [
   ["options", optionsTable()],
   ["profile", profileTable()],
+  ...MONITORING_TABLES,
 ] as const) {
   const between = new RegExp(`(<!-- ${name} -->\\n)[\\s\\S]*(\\n<!-- /${name} -->)`);
   text = text.replace(between, (_, before: string, after: string) => before + table + after);

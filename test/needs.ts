@@ -30,6 +30,7 @@ const NEEDS = {
   go: tool("go", "golang-go"),
   pip3: tool("pip3", "python3-pip"),
   promtool: tool("promtool", "prometheus"),
+  prometheus: tool("prometheus", "prometheus"),
   "systemd-analyze": tool("systemd-analyze", "systemd"),
   strace: tool("strace", "strace"),
   openssl: tool("openssl", "openssl"),

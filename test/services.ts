@@ -1,6 +1,6 @@
 /**
  * Four services as small servers. Three answer as their documentation shows: Vault's transit engine, NHN Cloud's
- * Secure Key Manager (API v1.3) and MinIO KES. The fourth is the one of the example in OPERATIONS.md: what HTTP APIs
+ * Secure Key Manager (API v1.3) and MinIO KES. The fourth is the one of the example in PROFILES.md: what HTTP APIs
  * before HSMs do. Their profiles are in test/profiles.
  */
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
@@ -118,7 +118,7 @@ export const kes: Service = (key) => (request, body) => {
   }
 };
 
-/** OPERATIONS.md, "From an API document to a profile", has the document of it. */
+/** PROFILES.md has the document of it. */
 export const hsm: Service = (key) => (request, body) => {
   const [, id = "", operation = ""] =
     /^\/api\/v2\/keys\/([^/]+)\/(\w+)$/.exec(new URL(request.url).pathname) ?? [];

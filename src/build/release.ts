@@ -1,10 +1,24 @@
-/** `npm run release`: what is published, in dist/release: a binary for each target, their sums, and an SBOM. */
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
-import manifest from "../../package.json";
+/** `npm run release`: all that a release page needs, in dist/release. */
+import type { KeyObject } from "node:crypto";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { join, resolve } from "node:path";
+import { version } from "../../package.json";
+import { tarGz } from "./archive.ts";
 import { compile, NAME, ROOT } from "./compile.ts";
+import { LICENCES } from "./licences.ts";
+import { changesOf, releaseNotes, verifyCommand } from "./notes.ts";
+import { imageArchive } from "./oci.ts";
 import { fetchRuntime } from "./runtime.ts";
 import { sbom } from "./sbom.ts";
+import { signed, signingKey } from "./sign.ts";
 import { scriptArguments } from "./usage.ts";
 
 /**
@@ -18,46 +32,164 @@ const TARGETS = {
   "linux-arm64-musl": { target: "bun-linux-arm64-musl", runtime: "@oven/bun-linux-aarch64-musl" },
 } as const;
 
-/** Makes the release in a directory of its own, which is emptied first, and tells how far it is. */
-export async function release(
-  directory: string,
-  tell: (text: string) => void = () => {},
-): Promise<void> {
-  rmSync(directory, { recursive: true, force: true });
-  const scratch = join(directory, "scratch");
-  mkdirSync(scratch, { recursive: true });
-  const name = `${manifest.name}-${manifest.version}`;
-  const files: string[] = [];
-  for (const [platform, { target, runtime }] of Object.entries(TARGETS)) {
-    tell(`${platform}: fetching Bun's executable, compiling`);
-    // Under the name that `npm run build` gives it, so that both make the same bytes.
-    const compiled = join(scratch, NAME);
-    await compile(compiled, {
-      platform: { target, runtime: await fetchRuntime(runtime, scratch) },
-    });
-    renameSync(compiled, join(directory, `${name}-${platform}`));
-    files.push(`${name}-${platform}`);
-  }
-  rmSync(scratch, { recursive: true });
-  const runtimes = Object.values(TARGETS).map(({ runtime }) => runtime);
-  tell("SBOM and sums");
-  const bill = `${name}.cdx.json`;
-  writeFileSync(join(directory, bill), `${JSON.stringify(await sbom(runtimes), undefined, 2)}\n`);
-  const sums = [...files, bill].map((file) => {
-    const hash = new Bun.CryptoHasher("sha256").update(readFileSync(join(directory, file)));
-    return `${hash.digest("hex")}  ${file}\n`;
-  });
-  writeFileSync(join(directory, "SHA256SUMS"), sums.join(""));
+const RELEASE = `${NAME}-${version}`;
+
+/** The directory that an archive holds, and under which it is packed. */
+const directoryOf = (platform: string) => `${RELEASE}-${platform}`;
+
+export interface ReleaseOptions {
+  /** undefined: the release is unsigned, and says so. */
+  readonly key: KeyObject | undefined;
+  /** undefined: no image. */
+  readonly image:
+    | { readonly base: string | undefined; readonly key4cUrl: string | undefined }
+    | undefined;
 }
 
-const USAGE = `npm run release: what is published, in dist/release, which is emptied first: a binary each for linux x64 and arm64,
-glibc and musl, an SBOM, SHA256SUMS. Fetches Bun's executables from npm's registry, by the hashes of
-package-lock.json. Takes one to three minutes. No options.
+/**
+ * Makes the release in an empty directory.
+ * @returns whether all that was asked for is there: an image that cannot be made stops nothing else
+ */
+async function release(directory: string, options: ReleaseOptions): Promise<boolean> {
+  const changes = changesOf(readFileSync(join(ROOT, "CHANGELOG.md"), "utf8"));
+  const scratch = join(directory, "scratch");
+  mkdirSync(scratch, { recursive: true });
+  console.log(`${Object.keys(TARGETS).join(", ")}: fetching Bun's executable, compiling, packing`);
+  const archives = Object.entries(TARGETS).map(async ([platform, { target, runtime }]) => {
+    const packed = directoryOf(platform);
+    fill(join(scratch, packed));
+    // Under the name that `npm run build` gives it, so that both make the same bytes.
+    await compile(join(scratch, packed, NAME), {
+      platform: { target, runtime: await fetchRuntime(runtime, scratch) },
+    });
+    await tarGz(join(directory, `${packed}.tar.gz`), scratch, packed);
+    return `${packed}.tar.gz`;
+  });
+  const files = await Promise.all(archives);
+
+  const image = options.image && (await makeImage(directory, scratch, options.image));
+  files.push(...(image === undefined ? [] : [image.file, image.digestFile]));
+  rmSync(scratch, { recursive: true });
+
+  console.log("SBOM, sums, notes");
+  const runtimes = Object.values(TARGETS).map(({ runtime }) => runtime);
+  const bill = `${RELEASE}.cdx.json`;
+  writeFileSync(join(directory, bill), `${JSON.stringify(await sbom(runtimes), undefined, 2)}\n`);
+  files.push(bill);
+  const sums = files.map((file) => `${sha256(join(directory, file))}  ${file}\n`).join("");
+  writeFileSync(join(directory, "SHA256SUMS"), sums);
+  const signature = options.key && signed(sums, options.key);
+  if (signature !== undefined) {
+    writeFileSync(join(directory, "SHA256SUMS.sig"), signature.bytes);
+    writeFileSync(join(directory, "SHA256SUMS.pub"), signature.publicKey);
+  }
+  const fingerprint = signature?.fingerprint;
+  const notes = releaseNotes({ changes, sums, fingerprint, image });
+  writeFileSync(join(directory, "RELEASE-NOTES.md"), notes);
+
+  console.log(sums);
+  if (!changes.isReleased) {
+    console.log(`CHANGELOG.md calls ${version} not released, and so do the notes.`);
+  }
+  console.log(image ? `Image: ${image.digest}` : "NO IMAGE: the notes say so.");
+  console.log(
+    fingerprint === undefined
+      ? "UNSIGNED: no --sign-key was given. The notes say so."
+      : `Signed; SHA-256 of the public key: ${fingerprint}`,
+  );
+  console.log(`Verify, in ${directory}:\n  ${verifyCommand(signature !== undefined)}`);
+  return (image !== undefined) === (options.image !== undefined);
+}
+
+/** What an archive holds beside the binary: the licences and the documents. */
+function fill(directory: string): void {
+  mkdirSync(directory);
+  copyFileSync(LICENCES, join(directory, "THIRD-PARTY-LICENSES.txt"));
+  const documents = readdirSync(ROOT).filter((file) => /\.(md|svg)$/.test(file));
+  for (const file of ["LICENSE", ...documents]) {
+    copyFileSync(join(ROOT, file), join(directory, file));
+  }
+}
+
+/** @returns undefined when it cannot be made; why is told */
+async function makeImage(
+  directory: string,
+  scratch: string,
+  options: { readonly base: string | undefined; readonly key4cUrl: string | undefined },
+) {
+  console.log("image: building for amd64 and arm64, packing");
+  const file = `${RELEASE}-image.oci.tar`;
+  const binaries = {
+    amd64: join(directoryOf("linux-x64"), NAME),
+    arm64: join(directoryOf("linux-arm64"), NAME),
+  };
+  const layout = join(scratch, "layout");
+  try {
+    const made = await imageArchive(
+      join(directory, file),
+      { ...options, context: scratch, binaries },
+      layout,
+    );
+    const digestFile = `${RELEASE}-image.digest`;
+    writeFileSync(join(directory, digestFile), `${made.digest}\n`);
+    return { ...made, file, digestFile };
+  } catch (error) {
+    rmSync(join(directory, file), { force: true });
+    console.error(`image: ${(error as Error).message.trim()}`); // imageArchive throws Errors
+    return undefined;
+  }
+}
+
+function sha256(file: string): string {
+  return new Bun.CryptoHasher("sha256").update(readFileSync(file)).digest("hex");
+}
+
+const USAGE = `npm run release -- [OPTION…]: makes all that a release page needs, in dist/release, which is emptied first:
+an archive for linux x64 and arm64, glibc and musl; the image for amd64 and arm64 as one OCI archive, and its
+digest; an SBOM; SHA256SUMS and its signature; RELEASE-NOTES.md, with this version's section of CHANGELOG.md.
+Takes one to three minutes. Fetches Bun's executables from npm's registry, by the hashes of package-lock.json.
+Equal sources give equal bytes, the image on one base with one buildah; only the signature differs each time.
+
+  --sign-key FILE      private key in PEM, EC (P-256) or RSA, without a passphrase, or /dev/stdin; without it the
+                       release is UNSIGNED, and says so. To make one:
+                       openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out FILE
+  --base IMAGE         base of the image, which has both processors (default: that of Containerfile, which is not
+                       pinned; pin it by digest)
+  --key4c-url URL      KEY4C_URL in the image
+  --no-image           make no image, and say so. Without this option, an image that cannot be made (no buildah, no
+                       root, no base) ends the command with 1, after all the rest is made
+  --output DIRECTORY   instead of dist/release; it must be new or empty
 `;
 
+async function main(): Promise<number> {
+  const { values } = scriptArguments(USAGE, {
+    "sign-key": { type: "string" },
+    base: { type: "string" },
+    "key4c-url": { type: "string" },
+    "no-image": { type: "boolean", default: false },
+    output: { type: "string" },
+  });
+  const keyFile = values["sign-key"];
+  const key = keyFile === undefined ? undefined : signingKey(keyFile);
+  const directory = resolve(values.output ?? join(ROOT, "dist/release"));
+  if (values.output === undefined) {
+    rmSync(directory, { recursive: true, force: true });
+  } else if (existsSync(directory) && readdirSync(directory).length > 0) {
+    throw new Error(`${directory} is not empty`);
+  }
+  const image = { base: values.base, key4cUrl: values["key4c-url"] };
+  const isComplete = await release(directory, {
+    key,
+    image: values["no-image"] ? undefined : image,
+  });
+  return isComplete ? 0 : 1;
+}
+
 if (import.meta.main) {
-  scriptArguments(USAGE, {});
-  const directory = join(ROOT, "dist/release");
-  await release(directory, console.log);
-  process.stdout.write(readFileSync(join(directory, "SHA256SUMS"), "utf8"));
+  try {
+    process.exit(await main());
+  } catch (error) {
+    console.error((error as Error).message); // all of it throws Errors
+    process.exit(1);
+  }
 }

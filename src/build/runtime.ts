@@ -2,6 +2,7 @@
 import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { locked } from "./lock.ts";
+import { run } from "./run.ts";
 
 /**
  * Unpacks the executable of a platform package, such as `@oven/bun-linux-aarch64`, into the directory and returns
@@ -13,21 +14,11 @@ export async function fetchRuntime(name: string, directory: string): Promise<str
   const unpacked = join(directory, name);
   mkdirSync(unpacked, { recursive: true });
   const file = await run("npm", "pack", `${name}@${version}`, "--pack-destination", unpacked);
-  const archive = join(unpacked, file.trim());
+  const archive = join(unpacked, file.toString().trim());
   const hash = new Bun.CryptoHasher("sha512").update(readFileSync(archive)).digest("base64");
   if (`sha512-${hash}` !== integrity) {
     throw new Error(`${name}@${version} is not the one in package-lock.json`);
   }
   await run("tar", "-xzf", archive, "-C", unpacked, "package/bin/bun");
   return join(unpacked, "package/bin/bun");
-}
-
-/** @throws Error with what it printed */
-async function run(...command: [string, ...string[]]): Promise<string> {
-  const child = Bun.spawn(command, { stdout: "pipe", stderr: "pipe" });
-  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-  if ((await child.exited) !== 0) {
-    throw new Error(`${command.join(" ")} failed\n${stdout}${stderr}`);
-  }
-  return stdout;
 }

@@ -68,7 +68,7 @@ function hashOf(integrity: string) {
 }
 
 /** The names of the packages of which the bundler takes at least one file. */
-async function bundledPackages(): Promise<string[]> {
+export async function bundledPackages(): Promise<string[]> {
   const built = await Bun.build({
     entrypoints: [join(ROOT, "src/main.ts")],
     target: "bun",

@@ -1,6 +1,7 @@
 import { version as VERSION } from "../../package.json";
 import { type Config, keyIdOf, previousKeyIdsOf, required } from "../config/config.ts";
 import type { Metrics } from "../health/metrics.ts";
+import { key4cCallDurations } from "../health/telemetry.ts";
 import { Key4C, type Key4COptions } from "../key4c/client.ts";
 import { DEFAULT_PROFILE } from "../key4c/profile.ts";
 import { KeySet } from "../keys/key-set.ts";
@@ -23,11 +24,7 @@ export function key4cClient(
 ): Key4C {
   return new Key4C({
     ...key4cOptions(config, emulatorUrl, log),
-    record: metrics.histogram(
-      "key4c_kms_key4c_call_duration_seconds",
-      "Calls to Key4C, by operation and outcome.",
-      ["operation", "kind"],
-    ),
+    record: key4cCallDurations(metrics),
   });
 }
 

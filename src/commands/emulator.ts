@@ -9,10 +9,9 @@ export const EMULATED_KEY_ID = "demo";
 
 /** For `serve --emulator`: a Key4C inside the process. */
 export function emulatorInside(config: Config, log: Log): Emulator {
-  const lost = config.emulatorData === undefined;
-  log.warn(
-    `EMULATOR: no HSM guards the key; never use this for real secrets${lost ? "; the key is lost at exit" : ""}`,
-  );
+  log.warn("EMULATOR: no HSM guards its keys; never use it for real secrets", {
+    keys: config.emulatorData ?? "in memory, lost at exit",
+  });
   return startEmulatorOrExit({
     host: "127.0.0.1",
     port: 0,

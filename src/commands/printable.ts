@@ -1,12 +1,12 @@
 /**
- * A text from outside as a terminal may show it: whatever it would obey (control and format characters) is a
- * question mark, and so is what could break a line or a field.
+ * Makes a text from outside safe for a terminal: control and format characters, which a terminal would obey, become
+ * question marks. So do characters that could break a line or a field.
  */
 export function printable(text: string): string {
   return text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, "?");
 }
 
-/** JSON whose text no terminal obeys: all that {@link printable} would take away is escaped. */
+/** JSON that is safe for a terminal: what {@link printable} would replace is escaped. */
 export function printableJson(value: unknown): string {
   return JSON.stringify(value).replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (character) =>
     Array.from(

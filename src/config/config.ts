@@ -58,7 +58,7 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
   if (argv.includes("--help") || argv.includes("-h") || argv[0] === "help") {
     return emptyCommandLine("help");
   }
-  if (argv.includes("--version") || argv[0] === "version") {
+  if (argv.includes("--version")) {
     return emptyCommandLine("version");
   }
   const named = argv[0] !== undefined && !argv[0].startsWith("-") ? argv[0] : undefined;

@@ -164,6 +164,40 @@ export function providerName(text: string): string {
   return text;
 }
 
+/** A label of RFC 1123: the kubelet adds a dash and the name of the node, 63 characters at most, to a static pod's name. */
+export function podName(text: string): string {
+  if (!/^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$/.test(text)) {
+    throw new Error(
+      "must be 1 to 63 small letters, digits and dashes, with a letter or digit at both ends",
+    );
+  }
+  return text;
+}
+
+/** A label of Prometheus; those that begin with two underscores are its own. */
+export function labelName(text: string): string {
+  if (!/^(?!__)[A-Za-z_][0-9A-Za-z_]{0,62}$/.test(text)) {
+    throw new Error("must be the name of a label: letters, digits and _, not __ at its beginning");
+  }
+  return text;
+}
+
+/** One that needs no quotes in YAML, PromQL or a regular expression's replacement. */
+export function labelValue(text: string): string {
+  if (!/^[0-9A-Za-z._:/-]{1,128}$/.test(text)) {
+    throw new Error("must be 1 to 128 letters, digits and . _ : / -");
+  }
+  return text;
+}
+
+/** The address of a directory, without a slash at its end. */
+export function directoryUrl(text: string): string {
+  if (!/^https?:\/\/[^\s"\\{}#]+$/.test(text) || !URL.canParse(text)) {
+    throw new Error('must be http:// or https://, without # and without { } " \\ or spaces');
+  }
+  return text.replace(/\/+$/, "");
+}
+
 /** undefined when empty: no HTTP. */
 export function httpAddress(text: string): Address | undefined {
   return text === "" ? undefined : address(text);

@@ -4,12 +4,13 @@ import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { headline, remedyOf } from "./words.ts";
 
-/** The same cause is not told again before: two that take turns would fill the log. */
+/** The same cause is not logged again within this time: two causes in turns would fill the log. */
 const SAME_CAUSE_INTERVAL_MS = 10_000;
-/** Causes hold texts of the moment; the oldest is forgotten. */
+/** Texts of causes vary, so only so many are remembered. The oldest is forgotten first. */
 const MAX_CAUSES = 16;
 
-const LEVELS: Readonly<Record<State, "info" | "warn" | "error">> = {
+/** Of the line that tells of a state. */
+export const LEVELS: Readonly<Record<State, "info" | "warn" | "error">> = {
   starting: "warn",
   ok: "info",
   degraded: "warn",
@@ -18,7 +19,7 @@ const LEVELS: Readonly<Record<State, "info" | "warn" | "error">> = {
   revoked: "error",
 };
 
-/** One line a change of state, and one a change of its cause. */
+/** Logs one line for each change of state, and for each change of its cause. */
 export class ChangeLog {
   /** When the state was entered, by the wall clock. */
   since = new Date();
@@ -26,7 +27,7 @@ export class ChangeLog {
   readonly #clock: Clock;
   #state: State | undefined;
   #cause = "";
-  /** When each cause was told last, the oldest first. */
+  /** When each cause was logged last, the oldest first. */
   readonly #toldAtMs = new Map<string, number>();
 
   constructor(log: Log, clock: Clock) {

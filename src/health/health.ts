@@ -27,8 +27,8 @@ export interface HealthOptions {
 }
 
 /**
- * The background probes. They alone move the {@link Standing} of a key, which keyring, services, HTTP and metrics only
- * read; what an answer leads to is decided there.
+ * The background probes. They report what they hear to the {@link Standing} of a key, which decides what it leads to.
+ * Keyring, services, HTTP and metrics only read it.
  */
 export class Health {
   readonly #options: HealthOptions;
@@ -38,10 +38,10 @@ export class Health {
   #olderSinceMs: number | undefined;
   #auditedAtMs = Number.NEGATIVE_INFINITY;
   #auditing: Promise<void> | undefined;
-  /** Keys whose local KEKs are all to be asked for, once Key4C answers. */
+  /** Keys of which Key4C must be asked for every local KEK that is held, once it answers. */
   readonly #unaudited = new Set<string>();
   #hasWarnedOfRefusals = false;
-  /** Why the key that is configured now does not become current. */
+  /** Why the configured key has not become current; undefined when it is, or was not tried. */
   keyChangeFailure: PluginError | undefined;
   /** On the monotonic clock: the end of the last probe of the current key. */
   lastProbeMs = Number.NEGATIVE_INFINITY;
@@ -52,7 +52,7 @@ export class Health {
     this.#changes = new ChangeLog(options.log, this.#clock);
   }
 
-  /** Of the key that wraps. */
+  /** Of the current key. */
   get standing(): Standing {
     return this.#options.standings.of(this.#options.keys.currentId);
   }
@@ -61,7 +61,7 @@ export class Health {
     return this.standing.state;
   }
 
-  /** Since when, to the precision of a probe. */
+  /** When the state was entered, to the precision of a probe. */
   get since(): Date {
     return this.#changes.since;
   }
@@ -95,7 +95,7 @@ export class Health {
     const loop = new ProbeLoop(standing, {
       probe: () => this.#probe(standing),
       heard: () => {
-        // A caller that was throttled changes the state too; before the first probe there is none to tell of.
+        // A throttled caller changes the state too. Before the first probe there is no state to log.
         if (standing === this.standing && this.lastProbeMs >= 0) {
           this.#changes.note(standing, this.#options.keyring.snapshot?.keyId);
         }
@@ -131,7 +131,7 @@ export class Health {
       this.#changes.note(this.standing, this.#options.keyring.snapshot?.keyId);
       this.#lookAfter();
     } else if (this.standing.refusalOfCallers("anotherKey") === undefined) {
-      // While the current key says that Key4C is away or refuses the secret, the others would only say it again.
+      // When the probe of the current key says that Key4C is away or refuses the secret, the others need not ask.
       await this.#probePrevious(standing);
     }
   }
@@ -140,7 +140,7 @@ export class Health {
     const { keys, keyring } = this.#options;
     keys.reload();
     if (keys.configuredId === standing.kmsKeyId) {
-      this.keyChangeFailure = undefined; // a change may have been taken back
+      this.keyChangeFailure = undefined; // somebody may have set the former key again
     } else if (await this.#changeKey(keys.configuredId)) {
       return;
     }
@@ -157,10 +157,10 @@ export class Health {
     }
   }
 
-  /** @throws PluginError what the probe met, unless Key4C is well */
+  /** One probe of the current key. @throws PluginError unless Key4C and the key are well */
   async #examine({ kmsKeyId, failure }: Standing): Promise<void> {
     const { key4c, keyring } = this.#options;
-    // After a failure on a new connection: a kept one may be dead, or lead to a replica that lags.
+    // After a failure a new connection is used: a kept one may be dead, or lead to a replica that lags.
     const describing = key4c.describe(kmsKeyId, { newConnection: failure !== undefined });
     if (keyring.snapshot === undefined && failure === undefined) {
       // Nothing speaks against the key: Key4C need not be asked for one thing after the other.
@@ -173,7 +173,7 @@ export class Health {
     const told = await describing;
     const snapshot = keyring.snapshot;
     if (snapshot === undefined) {
-      await keyring.adopt(kmsKeyId, expectedOf(kmsKeyId, told)); // which Key4C gave back
+      await keyring.adopt(kmsKeyId, expectedOf(kmsKeyId, told)); // Key4C has given it back, so all is well
       return;
     }
     // The version first: after a rotation the former one may be gone, and with it the current local KEK.
@@ -201,7 +201,7 @@ export class Health {
     }
   }
 
-  /** @returns why the higher version does not become current: describe and encrypt do not tell the same */
+  /** @returns undefined when the higher version is current; else why not: describe and encrypt tell different versions */
   async #rotate(kmsKeyId: string, told: KeyDescription): Promise<PluginError | undefined> {
     try {
       await this.#options.keyring.adopt(kmsKeyId, expectedOf(kmsKeyId, told));
@@ -217,7 +217,7 @@ export class Health {
     return undefined;
   }
 
-  /** @throws PluginError `mismatch`, unless something else explains it */
+  /** @throws PluginError `mismatch`, or the kind of what explains it */
   async #confirmMismatch(
     missing: readonly Snapshot[],
     snapshot: Snapshot,
@@ -283,7 +283,7 @@ export class Health {
     }
   }
 
-  /** A previous key may be gone without any harm to the current one. */
+  /** Probes a previous key. If it is gone, the current one is not affected. */
   async #probePrevious(standing: Standing): Promise<void> {
     const { key4c, log } = this.#options;
     const { kmsKeyId } = standing;
@@ -299,7 +299,7 @@ export class Health {
       const { kind } = failure;
       if (standing.failure?.kind !== kind) {
         const cause = describeError(failure);
-        log.warn("a previous key is not well: what is known of it still decrypts", {
+        log.warn("a previous key is not well: its known local KEKs still decrypt", {
           kmsKeyId,
           kind,
           cause,
@@ -317,7 +317,7 @@ export class Health {
     }
   }
 
-  /** What has time until a probe has ended. */
+  /** Work that is done after a probe. */
   #lookAfter(): void {
     const { keyring, keys, log } = this.#options;
     this.#followKeys();
@@ -350,7 +350,7 @@ export class Health {
     }
   }
 
-  /** Not awaited by a probe: many local KEKs may have to be asked for. One after the other. */
+  /** No probe waits for it, because thousands of local KEKs may be held. Audits run one after the other. */
   #audit(kmsKeyId: string, which: "orphaned" | "all"): void {
     const { keyring, log } = this.#options;
     this.#auditedAtMs = this.#clock.nowMs();

@@ -64,11 +64,14 @@ export function serveHttp(options: HttpOptions): HttpServer {
       timer = setTimeout(start, RETRY_INTERVAL_MS);
     }
   };
-  if (!/^(127\.|::1$|localhost$)/.test(host)) {
-    log.warn("KMS_HTTP_ADDRESS is not of loopback: others read key_id, counts and times", {
-      host,
-      remedy: "use 127.0.0.1:9640, or a firewall that lets only Prometheus through",
-    });
+  if (!isLoopback(host)) {
+    log.warn(
+      "KMS_HTTP_ADDRESS is not a loopback address: others can read key_id, counts and times",
+      {
+        host,
+        remedy: "use 127.0.0.1:9640, or a firewall that lets only Prometheus through",
+      },
+    );
   }
   start();
   return {
@@ -80,6 +83,11 @@ export function serveHttp(options: HttpOptions): HttpServer {
       }
     },
   };
+}
+
+/** Whether nothing but this machine reaches a host. */
+export function isLoopback(host: string): boolean {
+  return /^(127\.|::1$|localhost$)/.test(host);
 }
 
 /** Reads one request, answers it and ends the connection, whatever else was sent. */

@@ -8,17 +8,21 @@ import { oncePer } from "../system/once-per.ts";
 type Labels = Readonly<Record<string, string>>;
 
 /** One sample; its labels are those of its family. */
-export interface Sample {
-  readonly labels?: Labels;
+export interface Sample<L extends string = string> {
+  readonly labels?: Readonly<Record<L, string>>;
   readonly value: number;
 }
 
 /** Asked when the metrics are read. */
-type Read = () => Sample | readonly Sample[] | number | undefined;
+type Read<L extends string> = () => Sample<L> | readonly Sample<L>[] | number | undefined;
 
-interface Family {
+/** What is known of a metric without reading it. */
+export interface Family {
   readonly name: string;
-  readonly text: () => string;
+  readonly help: string;
+  readonly type: "gauge" | "counter" | "histogram";
+  /** Without `le`, which every histogram has. */
+  readonly labelNames: readonly string[];
 }
 
 /** One set of label values of a histogram. Its names are text once: who reads metrics may hold up no call for it. */
@@ -37,16 +41,38 @@ const DURATION_BUCKETS_SECONDS = [
 ];
 
 export class Metrics {
-  readonly #families: Family[] = [];
+  readonly #families: (Family & { readonly samples: () => string })[] = [];
+
+  /** In the order in which they were added. */
+  get families(): readonly Family[] {
+    return this.#families;
+  }
 
   /** A value that goes up and down, read when asked. */
-  gauge(name: string, help: string, read: Read): void {
-    this.#add(name, help, "gauge", () => samplesText(name, read));
+  gauge<L extends string = never>(
+    name: string,
+    help: string,
+    read: Read<NoInfer<L>>,
+    labelNames: readonly L[] = [],
+  ): void {
+    this.#families.push({
+      name,
+      help,
+      type: "gauge",
+      labelNames,
+      samples: () => samplesText(name, read),
+    });
   }
 
   /** A total that something else counts, read when asked. */
-  counter(name: string, help: string, read: Read): void {
-    this.#add(name, help, "counter", () => samplesText(name, read));
+  counter(name: string, help: string, read: Read<never>): void {
+    this.#families.push({
+      name,
+      help,
+      type: "counter",
+      labelNames: [],
+      samples: () => samplesText(name, read),
+    });
   }
 
   /**
@@ -59,7 +85,8 @@ export class Metrics {
     labelNames: readonly L[],
   ): (labels: Readonly<Record<L, string>>, seconds: number) => void {
     const series = new Map<string, Series>();
-    this.#add(name, help, "histogram", () => [...series.values()].map(seriesText).join(""));
+    const samples = () => [...series.values()].map(seriesText).join("");
+    this.#families.push({ name, help, type: "histogram", labelNames, samples });
     const seriesOf = oncePer((labels: Readonly<Record<L, string>>) => {
       const key = labelNames.map((label) => labels[label]).join("\0");
       let one = series.get(key);
@@ -79,12 +106,12 @@ export class Metrics {
 
   /** All families, ready to be served. */
   text(): string {
-    return this.#families.map((family) => family.text()).join("");
-  }
-
-  #add(name: string, help: string, type: string, samples: () => string): void {
-    const head = `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n`;
-    this.#families.push({ name, text: () => head + samples() });
+    return this.#families
+      .map(
+        ({ name, help, type, samples }) =>
+          `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${samples()}`,
+      )
+      .join("");
   }
 }
 
@@ -100,7 +127,7 @@ function bucketOf(seconds: number): number {
   return index;
 }
 
-function samplesText(name: string, read: Read): string {
+function samplesText(name: string, read: Read<string>): string {
   const found = read();
   const samples = typeof found === "number" ? [{ value: found }] : (found ?? []);
   return (Array.isArray(samples) ? samples : [samples])

@@ -3,13 +3,13 @@ import type { Clock } from "../system/clock.ts";
 import { toPluginError } from "../system/errors.ts";
 
 /**
- * Part of the interval by which each probe is moved. It does not part those that begin together: therefore the first
- * interval after a start or an outage is a random part of a whole one. A fleet that starts together then asks evenly
+ * Each probe is moved by up to this part of the interval. That does not spread plugins that begin together. So the first
+ * interval after a start or an outage is a random part of a whole one. A fleet that starts together then probes evenly
  * from its second probe on.
  */
 const PROBE_JITTER = 0.1;
 
-/** Probes one key, again and again, as soon after the last time as its standing wants. */
+/** Probes one key again and again. Its standing decides how soon. */
 export class ProbeLoop {
   readonly #standing: Standing;
   readonly #probe: () => Promise<void>;
@@ -19,16 +19,16 @@ export class ProbeLoop {
   #isProbing = false;
   #isStopped = false;
   #endedAtMs = 0;
-  /** -1 to 1, drawn once for each pause: who asks for a sooner probe does not throw the dice again. */
+  /** -1 to 1, drawn once for each pause: a plan that is made again keeps it. */
   #jitter = 0;
   #beginsRow = false;
 
-  /** @param probe tells the standing what it heard */
+  /** @param probe reports to the standing what it heard */
   constructor(
     standing: Standing,
     options: {
       readonly probe: () => Promise<void>;
-      /** Told when somebody else than a probe may have changed the standing. */
+      /** Called when something other than a probe may have changed the standing. */
       readonly heard: () => void;
       readonly intervalMs: number;
       readonly clock: Clock;

@@ -2,15 +2,15 @@ import { closeSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { duplicate } from "../system/libc.ts";
 
-/** Open at once, and taken before a pause. Prometheus needs one; descriptors and time are for the API server. */
+/** Connections open at once, and accepted before a pause. Prometheus needs one; the rest is for the API server. */
 const MAX_HTTP_CONNECTIONS = 8;
 /** With this pause at most 80 connections a second cost anything. */
 const PAUSE_MS = 100;
 
 /**
- * A TCP listener that cannot be used against the process. Every user of the node reaches loopback, and each
- * connection costs time of the one thread that also answers the API server: few are taken at once, and few a
- * second. Those who come meanwhile wait in the kernel, and the address stays ours: nobody else can have it.
+ * A TCP listener that cannot be used against the process. Every user of the node can reach loopback, and each connection
+ * takes time from the one thread that also answers the API server. So few are accepted at once, and few in a second. The
+ * others wait in the kernel. The address stays ours meanwhile: no other process can take it.
  */
 export class SparingListener {
   readonly port: number;
@@ -28,11 +28,11 @@ export class SparingListener {
     const held = Bun.listen({ hostname: host, port, socket: { data() {} } });
     this.port = held.port;
     try {
-      // Bun has it, its types do not.
+      // The descriptor is there, but not in the types of Bun.
       const descriptor = "fd" in held ? Number(held.fd) : -1;
       this.#descriptor = duplicate(descriptor);
     } finally {
-      held.stop(true); // in this turn still: it has accepted nobody
+      held.stop(true); // in the same turn, so it has accepted no connection
     }
     this.#listen();
   }
@@ -50,14 +50,14 @@ export class SparingListener {
       this.#taken += 1;
       this.#open += 1;
       if (this.#taken === MAX_HTTP_CONNECTIONS) {
-        server.close(); // accepts nobody from here on, not even who waits already
+        server.close(); // accepts no more connections, not even those that wait already
         this.#server = undefined;
       }
       socket.once("close", () => {
         this.#open -= 1;
         this.#resume();
       });
-      socket.on("error", () => {}); // a client that breaks off is no event of ours
+      socket.on("error", () => {}); // a client may break off at any time
       this.#serve(socket);
     });
     server.on("error", () => {

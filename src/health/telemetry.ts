@@ -1,3 +1,4 @@
+import { X509Certificate } from "node:crypto";
 import { readdirSync, statSync } from "node:fs";
 import { formatKeyId, keyNameHash, NO_KCV } from "../keys/key-id.ts";
 import type { KeySet } from "../keys/key-set.ts";
@@ -17,50 +18,89 @@ export interface TelemetrySources {
   readonly connections: () => number;
   /** Whether the path of the socket leads here. */
   readonly live: () => boolean;
-  /** By the name of their option. */
-  readonly secretFiles: Readonly<Record<string, string | undefined>>;
+  /** Paths, by the name of their option. */
+  readonly secretFiles: ByOption<string>;
+  /** When what is in use expires ({@link expiryOf}), by the name of its option. */
+  readonly certificateFiles: ByOption<() => number | undefined>;
+}
+
+/** What no value was given for is undefined. */
+type ByOption<T> = Readonly<Record<string, T | undefined>>;
+
+/** Counts the RPCs that are answered. @returns what records one, in seconds */
+export function rpcDurations(metrics: Metrics) {
+  return metrics.histogram(
+    "key4c_kms_rpc_duration_seconds",
+    "RPCs answered, by API, method and gRPC status code.",
+    ["api", "method", "code"],
+  );
+}
+
+/** Counts the calls to Key4C. @returns what records one, in seconds */
+export function key4cCallDurations(metrics: Metrics) {
+  return metrics.histogram(
+    "key4c_kms_key4c_call_duration_seconds",
+    "Calls to Key4C, by operation and outcome.",
+    ["operation", "kind"],
+  );
 }
 
 /** Adds every metric that is read from the state of the plugin; RPCs and calls record themselves. */
 export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): void {
-  const { version, keyring, health, keys, standings, connections, live, secretFiles } = sources;
-  metrics.gauge("key4c_kms_build_info", "The version of the plugin; always 1.", () => ({
-    labels: { version },
-    value: 1,
-  }));
-  metrics.gauge("key4c_kms_state", "1 for the state that the plugin is in.", () =>
-    STATES.map((state) => ({ labels: { state }, value: state === health.state ? 1 : 0 })),
+  const { version, keyring, health, keys, standings, connections, live } = sources;
+  const { secretFiles, certificateFiles } = sources;
+  metrics.gauge(
+    "key4c_kms_build_info",
+    "The version of the plugin; always 1.",
+    () => ({ labels: { version }, value: 1 }),
+    ["version"],
+  );
+  metrics.gauge(
+    "key4c_kms_state",
+    "1 for the state that the plugin is in, 0 for all others.",
+    () => STATES.map((state) => ({ labels: { state }, value: state === health.state ? 1 : 0 })),
+    ["state"],
   );
   metrics.gauge(
     "key4c_kms_failure",
-    "1 for the kind of failure that the last probe met; none while it succeeds.",
+    "1 for the kind of failure that the last probe met, 0 for all others; all are 0 while it succeeds.",
     () => {
-      const kind = health.standing.failure?.kind;
-      return Object.keys(KINDS).map((one) => ({
-        labels: { kind: one },
-        value: one === kind ? 1 : 0,
+      const failed = health.standing.failure?.kind;
+      return Object.keys(KINDS).map((kind) => ({
+        labels: { kind },
+        value: kind === failed ? 1 : 0,
       }));
     },
+    ["kind"],
   );
   metrics.gauge(
     "key4c_kms_key4c_last_contact_timestamp_seconds",
     "When the last probe of Key4C succeeded.",
     () => seconds(health.lastContact?.getTime()),
   );
-  metrics.gauge("key4c_kms_key_info", "The key_id that Encrypt uses now; always 1.", () => {
-    const keyId = keyring.snapshot?.keyId;
-    return keyId === undefined ? [] : { labels: { key_id: keyId }, value: 1 };
-  });
+  metrics.gauge(
+    "key4c_kms_key_info",
+    "The key_id that Encrypt uses now; always 1. A rotation changes its label.",
+    () => {
+      const keyId = keyring.snapshot?.keyId;
+      return keyId === undefined ? [] : { labels: { key_id: keyId }, value: 1 };
+    },
+    ["key_id"],
+  );
   metrics.gauge(
     "key4c_kms_key_version",
     "Version of the Key4C key that Encrypt uses now.",
     () => keyring.snapshot?.header.keyVersion,
   );
-  metrics.gauge("key4c_kms_key_revoked", "1 for a key whose local KEKs were dropped.", () =>
-    [keys.currentId, ...keys.previousIds].map((id) => ({
-      labels: { key: keyName(id) },
-      value: standings.of(id).revocation === undefined ? 0 : 1,
-    })),
+  metrics.gauge(
+    "key4c_kms_key_revoked",
+    "1 for a key whose local KEKs were dropped.",
+    () =>
+      [keys.currentId, ...keys.previousIds].map((id) => ({
+        labels: { key: keyName(id) },
+        value: standings.of(id).revocation === undefined ? 0 : 1,
+      })),
+    ["key"],
   );
   metrics.gauge(
     "key4c_kms_key_change_failed",
@@ -111,8 +151,10 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     () => keyring.unwraps.underWay,
   );
   metrics.gauge("key4c_kms_connections", "Open connections on the socket.", connections);
-  metrics.gauge("key4c_kms_socket_live", "1 while the path of the socket leads to it.", () =>
-    live() ? 1 : 0,
+  metrics.gauge(
+    "key4c_kms_socket_live",
+    "1 while the path of the socket leads to this process.",
+    () => (live() ? 1 : 0),
   );
   metrics.counter(
     "key4c_kms_log_lines_dropped_total",
@@ -120,13 +162,16 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     () => stderr.droppedLines,
   );
   metrics.gauge(
-    "key4c_kms_secret_file_age_seconds",
-    "Time since a secret file was last written.",
-    () =>
-      Object.entries(secretFiles).flatMap(([option, path]) => {
-        const age = path === undefined ? undefined : fileAgeSeconds(path);
-        return age === undefined ? [] : [{ labels: { option }, value: age }];
-      }),
+    "key4c_kms_secret_file_modified_timestamp_seconds",
+    "When a file with a secret was last written. Under systemd that is the copy made at the start.",
+    () => byOption(secretFiles, modifiedSeconds),
+    ["option"],
+  );
+  metrics.gauge(
+    "key4c_kms_certificate_expiry_timestamp_seconds",
+    "When the first of the certificates in a file expires; they are those in use.",
+    () => byOption(certificateFiles, (expiry) => expiry()),
+    ["option"],
   );
   addProcessMetrics(metrics);
 }
@@ -164,10 +209,48 @@ function seconds(ms: number | undefined): number | undefined {
   return ms === undefined ? undefined : ms / 1000;
 }
 
-function fileAgeSeconds(path: string): number | undefined {
+/** One sample for each option that has a value. */
+function byOption<T>(values: ByOption<T>, read: (value: T) => number | undefined) {
+  return Object.entries(values).flatMap(([option, one]) => {
+    const value = one === undefined ? undefined : read(one);
+    return value === undefined ? [] : [{ labels: { option }, value }];
+  });
+}
+
+function modifiedSeconds(path: string): number | undefined {
   try {
-    return Math.max(0, (Date.now() - statSync(path).mtimeMs) / 1000);
+    return statSync(path).mtimeMs / 1000;
   } catch {
     return undefined;
+  }
+}
+
+const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g;
+
+/**
+ * When the first certificate of a PEM text expires, in seconds since the epoch; undefined where none can be read.
+ * Parsed again only when the text is another one: 150 CAs take milliseconds.
+ */
+export function expiryOf(file: { readonly current: string }): () => number | undefined {
+  let read: string | undefined;
+  let expiry: number | undefined;
+  return () => {
+    const pem = file.current;
+    if (pem !== read) {
+      read = pem;
+      const times = (pem.match(CERTIFICATE) ?? []).map(notAfterSeconds);
+      const earliest = Math.min(...times.filter((one) => !Number.isNaN(one)));
+      expiry = Number.isFinite(earliest) ? earliest : undefined;
+    }
+    return expiry;
+  };
+}
+
+/** NaN for what is no certificate. */
+function notAfterSeconds(pem: string): number {
+  try {
+    return Date.parse(new X509Certificate(pem).validTo) / 1000;
+  } catch {
+    return Number.NaN;
   }
 }

@@ -1,19 +1,19 @@
-/** What log, /readyz and alerts say of each state and its cause: what is wrong, what still works, what to do and not. */
+/** What log, /readyz and alerts say about a state and its cause: what is wrong, what still works, what to do. */
 import type { State } from "../keys/standing.ts";
 import type { ErrorKind } from "../system/errors.ts";
 
 interface Words {
-  /** A clause whose subject is who is at fault. */
+  /** A clause; its subject is Key4C. */
   readonly what: string;
   readonly remedy: string;
 }
 
-/** By what the last probe met. What is not here is {@link unavailable}. */
-const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Words } = {
+/** By the kind of failure that the last probe met. A kind that is not here has the words of `unavailable`. */
+export const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Words } = {
   unavailable: {
     what: "Key4C is away",
     remedy:
-      "check KEY4C_URL, the network, the proxy and the CA; do not restart the plugin: its local KEKs would be lost until Key4C is back",
+      "check KEY4C_URL, the network, the proxy and the CA; do not restart the plugin: it would lose its local KEKs until Key4C is back",
   },
   throttled: {
     what: "Key4C asks for fewer calls",
@@ -22,11 +22,11 @@ const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Wo
   denied: {
     what: "Key4C refuses the credential",
     remedy:
-      "renew KMS_USER_ID, KMS_API_KEY and KMS_PIN: their files are read again (a refused PIN is not tried again before it changes); do not restart this node or the plugin before: it could not read Secrets",
+      "renew KMS_USER_ID, KMS_API_KEY and KMS_PIN: their files are read again (a refused PIN is not tried again before it changes); do not restart this node or the plugin before that: a restarted plugin could not read Secrets",
   },
   keyUnusable: {
     what: "Key4C says that the key is disabled or deleted",
-    remedy: "enable the key in Key4C, unless it was meant",
+    remedy: "enable the key in Key4C, unless it was disabled on purpose",
   },
   keyNotFound: {
     what: "Key4C knows no such key",
@@ -36,16 +36,16 @@ const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavailable: Wo
   mismatch: {
     what: "Key4C does not give back a local KEK that it wrapped",
     remedy:
-      "restore the key material, or rotate the key in Key4C or name another one; then rewrite all objects and prove it with inspect --verify; do not restart plugin or API server before: they are the last that can read (OPERATIONS.md, Mismatch)",
+      "restore the key material, or rotate the key in Key4C or name another one; then rewrite all objects and prove it with inspect --verify; do not restart plugin or API server before that: only they can still read the data (OPERATIONS.md, Mismatch)",
   },
   olderVersion: {
-    what: "Key4C answers another version of the key than it did",
+    what: "Key4C answers with another version of the key than before",
     remedy:
       "check whether a replica of Key4C lags or a backup was restored; after a restore rotate above every version that was ever used",
   },
 };
 
-const LEADS_TO: Readonly<Record<State, string>> = {
+export const LEADS_TO: Readonly<Record<State, string>> = {
   starting: "there is no local KEK yet: Status, Encrypt and Decrypt fail",
   ok: "",
   degraded: "known local KEKs go on",

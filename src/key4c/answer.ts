@@ -4,13 +4,13 @@ import { resolvePointer } from "./json.ts";
 import type { BytesPointer, Profile, RemoteErrorKind } from "./profile.ts";
 import { decodeBytes } from "./template.ts";
 
-/** What Key4C is asked to do with a key. */
+/** The operations on a key. */
 export type OperationName = "describe" | "encrypt" | "decrypt";
 
 /** The largest honest answer carries a wrapped KEK of 16 KiB. */
 const MAX_RESPONSE_BYTES = 64 * 1024;
 
-/** The parsed answer of a success, or the error that the profile makes of a failure. */
+/** The parsed answer of a success. @throws PluginError of the kind that the profile gives to a failure */
 export function readAnswer(
   name: OperationName,
   profile: Profile,
@@ -36,7 +36,7 @@ export function readAnswer(
   const code = typeof told === "string" || typeof told === "number" ? String(told) : "";
   const byCode = ownValue(errors.codes, code);
   const mapped = byCode ?? statusKind(errors.statuses, response.status, document !== undefined);
-  // Only a decrypt can be asked with something invalid that came from outside.
+  // Only a decrypt carries something that came from outside, so only there "invalid" is about the request.
   const kind: ErrorKind =
     mapped === undefined || (mapped === "invalid" && name !== "decrypt") ? "unavailable" : mapped;
   const isVerdict = byCode !== undefined && kind === byCode;
@@ -49,8 +49,8 @@ export function readAnswer(
 }
 
 /**
- * A gateway's page has a status too: it says nothing of a key or a ciphertext. It may say that we ask too much, or
- * with the wrong credential: both only make us ask less.
+ * A gateway's page has a status too, which says nothing about a key or a ciphertext. It may say that we ask too much, or
+ * with the wrong credential. These two are believed, because they only make us ask less.
  */
 function statusKind(
   statuses: Profile["errors"]["statuses"],
@@ -107,8 +107,8 @@ export function readVersion(answer: unknown, pointer: string | undefined): numbe
 }
 
 /**
- * A key check value: hexadecimal digits, as HSMs show them. What has another form is taken for none: it would
- * change key_id.
+ * A key check value: hexadecimal digits, as HSMs show them. A value of another form is ignored, because it would change
+ * the key_id.
  */
 export function readKcv(answer: unknown, pointer: string | undefined): string | undefined {
   const kcv = pointer === undefined ? undefined : resolvePointer(answer, pointer);

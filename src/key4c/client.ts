@@ -18,12 +18,12 @@ import type { Operation, Profile } from "./profile.ts";
 import { type Credentials, RefusedSecrets } from "./refused.ts";
 import { type PlaceholderValues, render, renderJson, uses } from "./template.ts";
 
-/** One attempt. Below the API server's default timeout of 3 s, so that a caller may see a second one. */
+/** One attempt. Below the API server's default timeout of 3 s, so that its caller may live to see a second one. */
 const ATTEMPT_TIMEOUT_MS = 2_500;
-/** All attempts of one call together. Longer than any caller waits: the result fills the cache. */
+/** All attempts of one call together. Longer than a caller waits, because the result goes into the cache. */
 const CALL_BUDGET_MS = 10_000;
 const FIRST_RETRY_DELAY_MS = 100;
-/** A caller's patience is 3 s: once Key4C is back, whoever still waits must not sleep for long. */
+/** Callers wait for 3 s. So a retry must not sleep for long after Key4C is back. */
 const MAX_RETRY_DELAY_MS = 500;
 
 export interface Key4COptions {
@@ -40,29 +40,29 @@ export interface Key4COptions {
   };
   readonly userAgent: string;
   readonly log: Log;
-  /** Tests replace clock and network; the doctor watches what goes over it. */
+  /** Tests replace clock and network; doctor --profile-check watches the network. */
   readonly clock?: Clock;
   readonly fetch?: (url: string, init: BunFetchRequestInit) => Promise<Response>;
-  /** Told of every attempt at its end; kind is "ok" or that of its error. */
+  /** Called at the end of every attempt; kind is "ok" or that of its error. */
   readonly record?: (
     labels: { readonly operation: string; readonly kind: string },
     seconds: number,
   ) => void;
 }
 
-/** What Key4C says of a key. */
+/** What describe says about a key. */
 export interface KeyDescription {
   /** undefined when the service tells none. */
   readonly version: number | undefined;
   /** Key check value, in upper case; undefined when the service tells none. */
   readonly kcv: string | undefined;
-  /** As the service calls it; undefined when it tells none. */
+  /** In the words of the service; undefined when it tells none. */
   readonly algorithm: string | undefined;
 }
 
 /**
- * The client of Key4C: a profile over HTTPS. A call belongs to nobody: it has its own time budget and
- * goes on when those who wait for it have left. Every failure is a PluginError.
+ * The client of Key4C: a profile over HTTPS. A call has its own time budget and does not end with its callers: it goes on
+ * after they have left. Every failure is a PluginError.
  */
 export class Key4C implements WrappingService {
   readonly #options: Key4COptions;
@@ -122,7 +122,7 @@ export class Key4C implements WrappingService {
     if (result.version !== undefined || profile.describe?.result.version === undefined) {
       return wrapped();
     }
-    // Where only describe tells the version, it is known if it was the same before and after.
+    // When only describe tells the version, the version is certain if it is the same before and after the wrap.
     const before = await this.describe(keyId, options);
     const answer = await wrapped();
     const after = await this.describe(keyId, options);
@@ -148,7 +148,7 @@ export class Key4C implements WrappingService {
     );
   }
 
-  /** All attempts are made with the credentials that it begins with. */
+  /** All attempts of a call use the credentials of its beginning. */
   #call<T>(
     name: OperationName,
     operation: Operation,
@@ -163,10 +163,10 @@ export class Key4C implements WrappingService {
   }
 
   /**
-   * What callers wait for is tried until `read` accepts an answer, the failure is final or the budget is spent. All
-   * else is made by the probe and by renewals, which come again themselves: it is tried twice, because an idle
-   * connection may have been closed at the other end, or forgotten by what lies between, and once where the
-   * connection is a new one. Where one kept connection is dead the others are: a retry makes a new one.
+   * A call that a caller waits for is tried until `read` accepts an answer, the failure is final, or the budget is spent.
+   * Calls of probes and renewals, which repeat themselves, are tried twice: an idle connection may have been closed by
+   * the other end, or forgotten by a NAT. On a new connection they are tried once. When one kept connection is dead, so
+   * are the others. Hence a retry uses a new one.
    */
   async #attempts<T>(
     name: OperationName,
@@ -202,7 +202,7 @@ export class Key4C implements WrappingService {
           throw failure;
         }
         options.onFailedAttempt?.();
-        await sleep(this.#clock, delayMs); // jittered: a fleet that lost Key4C together does not return together
+        await sleep(this.#clock, delayMs); // with jitter, so that a fleet does not come back all at once
         mayTryAgain();
       }
     }
@@ -244,7 +244,7 @@ export class Key4C implements WrappingService {
         ...(body !== undefined && { body: JSON.stringify(body) }),
         signal: abort.signal,
         keepalive: mayReuseConnection,
-        redirect: "manual", // a redirect would carry the credential to where nobody configured it
+        redirect: "manual", // a redirect would carry the credential to a host that nobody configured
         decompress: false,
         verbose: false,
         tls: { ...tls(), rejectUnauthorized: true },

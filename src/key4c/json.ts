@@ -11,7 +11,7 @@ export type Json =
 /** A JSON pointer (RFC 6901), such as `/data/ciphertext`. */
 export type Pointer = string;
 
-/** A regular expression; the pointer to the whole document is not one of ours. */
+/** A regular expression. The pointer to the whole document ("") is not allowed. */
 export const POINTER_PATTERN = "^(/([^~/]|~[01])*)+$";
 
 /** The value a pointer names, or undefined (RFC 6901 §4). */
@@ -27,7 +27,7 @@ export function resolvePointer(document: unknown, pointer: Pointer): unknown {
   return at;
 }
 
-/** Whether JSON gave it to the object or array: the length of an array, for one, is none of its items. */
+/** Whether it came from the JSON. The length of an array, for example, did not. */
 function isMember(of: object, name: string): boolean {
   return Object.prototype.propertyIsEnumerable.call(of, name);
 }

@@ -23,8 +23,8 @@ import {
 import { ENCODINGS, type Encoding, type Placeholder, uses } from "./template.ts";
 
 /**
- * A profile says how the three operations on a key look on the wire, so that an operator who holds the
- * API document of a service adapts to it with a JSON file. The default is such a profile too.
+ * A profile says how the three operations on a key look on the wire. An operator who has the API document of a service
+ * writes one as a JSON file. The default is such a profile too.
  */
 export interface Profile {
   /** Absent: the service tells no version and no state of a key. */
@@ -40,7 +40,7 @@ export interface Profile {
     readonly code?: Pointer | undefined;
     /** What a code means. Only a code, or a `state`, is a verdict on the key. */
     readonly codes: Readonly<Record<string, RemoteErrorKind>>;
-    /** What an HTTP status means where no code is listed; never a verdict. What is in neither is `unavailable`. */
+    /** What an HTTP status means when no code is listed; never a verdict. A failure in neither is `unavailable`. */
     readonly statuses: Readonly<Record<string, RemoteErrorKind>>;
   };
 }
@@ -61,7 +61,7 @@ interface Description extends Operation {
   readonly unusableStates: readonly Scalar[];
 }
 
-/** A pointer to a text that stands for bytes. */
+/** A pointer to a text that encodes bytes. */
 export interface BytesPointer {
   readonly pointer: Pointer;
   readonly encoding: Encoding;
@@ -103,9 +103,13 @@ function operation<R extends Members>(
         pattern: '^/[!"$-\\[\\]-~]*$',
         fault: 'must start with "/" and be visible ASCII without backslash and #',
       }),
-      "behind KEY4C_URL; values are percent-encoded",
+      "follows KEY4C_URL; values are percent-encoded",
     ),
-    headers: withDefault(headers, {}, "of this operation; they win over those of all"),
+    headers: withDefault(
+      headers,
+      {},
+      "headers of this operation; they win over those of all operations",
+    ),
     body: optional(
       jsonTemplate([...payload, ...IN_HEADERS], `/properties/${name}/properties/body`),
       "sent as JSON; none for GET",
@@ -130,7 +134,7 @@ const MEMBERS = {
   headers: withDefault(
     headers,
     {},
-    "of all operations; one whose placeholder has no value is left out",
+    "headers of all operations; a header whose placeholder has no value is left out",
   ),
   describe: optional(
     object({
@@ -143,7 +147,7 @@ const MEMBERS = {
           kcv: optional(pointer, "key check value, in hexadecimal digits"),
           algorithm: optional(pointer, "for the doctor only"),
         },
-        "where the answer has what",
+        "pointers into the answer",
       ),
       unusableStates: withDefault(
         listOf(scalar),
@@ -151,7 +155,7 @@ const MEMBERS = {
         "values of `state` under which the key must not be used: a verdict",
       ),
     }),
-    "what the service tells of a key; without it versions come from encrypt, and no state is seen",
+    "asks for version and state of a key; without it the version comes from encrypt, and no state is seen",
   ),
   encrypt: required(
     object(
@@ -159,10 +163,10 @@ const MEMBERS = {
         "encrypt",
         ["plaintext", "aad"],
         {
-          ciphertext: required(pointer, "a text; it is stored as it stands, in whatever encoding"),
+          ciphertext: required(pointer, "a text; it is stored unchanged, whatever its encoding"),
           version,
         },
-        "where the answer has what",
+        "pointers into the answer",
       ),
     ),
     "wraps a local KEK; its body must hold `{plaintext}`",
@@ -173,30 +177,30 @@ const MEMBERS = {
         "decrypt",
         ["ciphertext", "aad"],
         { plaintext: required(plaintext, "the 32 bytes of the local KEK; base64 for a pointer") },
-        "where the answer has what",
+        "pointers into the answer",
       ),
     ),
-    "unwraps it; its body must hold `{ciphertext}`, and `{aad}` if and only if that of encrypt does",
+    "unwraps a local KEK; its body must hold `{ciphertext}`, and `{aad}` exactly if the body of encrypt does",
   ),
   success: optional(
     object({
       pointer: required(pointer, "where an answer says whether it is a success"),
-      equals: required(scalar, "what is there then"),
+      equals: required(scalar, "the value that is there in a success"),
     }),
-    "where failures are answered with 200 too",
+    "for services that answer failures with 200 too",
   ),
   errors: withDefault(
     object({
-      code: optional(pointer, "anywhere in the answer; a text or a number"),
+      code: optional(pointer, "where a failure has its code: a text or a number"),
       codes: withDefault(mapOf(kinds), {}, "what a code means: a verdict"),
       statuses: withDefault(
         mapOf(kinds, { pattern: "^[2-5]\\d\\d$", fault: "is not an HTTP status" }),
         {},
-        "what an HTTP status means where no code is listed: never a verdict",
+        "what an HTTP status means when its code is not listed: never a verdict",
       ),
     }),
     { code: undefined, codes: {}, statuses: {} },
-    "what a failure means; what is not listed is `unavailable`",
+    "what a failure means; a failure that is not listed is `unavailable`",
   ),
 };
 const PROFILE = object(MEMBERS);
@@ -271,7 +275,7 @@ export function sends(profile: Profile, placeholder: Placeholder): boolean {
   );
 }
 
-/** For editors: what a schema can say of a profile. */
+/** The JSON Schema, for editors. It cannot say how the parts fit together. */
 export const PROFILE_SCHEMA = {
   $schema: "http://json-schema.org/draft-07/schema#", // what editors know best
   title: "A profile of key4c-kms-plugin",

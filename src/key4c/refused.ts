@@ -1,7 +1,7 @@
 import type { Clock } from "../system/clock.ts";
 import { type ErrorKind, PluginError } from "../system/errors.ts";
 
-/** A secret that Key4C refused is not tried again before, unless it changes: tokens of HSMs lock. */
+/** A secret that Key4C refused is tried again after this time, or when it changes: tokens of HSMs lock. */
 const DENIED_PAUSE_MS = 30_000;
 
 export interface Credentials {
@@ -16,20 +16,21 @@ interface Refusal {
   readonly error: PluginError;
 }
 
-/** These say nothing of the service or of the secret: whoever waited for such a call makes one of his own. */
+/** These kinds say nothing about the service or the secret, so calls that waited for such a call go on. */
 const OF_ONE_CALL: readonly ErrorKind[] = ["invalid", "keyUnusable", "keyNotFound"];
 
 /**
- * Which secret may be tried, and when. One that was refused for a key is not tried for that key again for a while. A
- * PIN that was refused is not tried again before it changes, for no key: a few wrong ones lock a token for good. So
- * until one is accepted, one call at a time is made with it. What a PIN is refused for that works for other keys, and
- * never did for this one, is the key.
+ * Decides which secret may be tried, and when.
+ * - A secret that was refused for a key is not tried again for that key for a while.
+ * - A PIN that was refused is not tried again for any key before it changes: a few wrong PINs lock a token for good.
+ * - Until a PIN is accepted, one call at a time is made with it.
+ * - If a PIN works for other keys and never did for this one, the refusal is about the key and not about the PIN.
  */
 export class RefusedSecrets {
   readonly #clock: Clock;
   readonly #byKey = new Map<string, Refusal>();
   #pin: Refusal | undefined;
-  /** The secret with a PIN that was accepted last, and for which keys. */
+  /** The last secret with a PIN that was accepted, and the keys for which it was. */
   #accepted: { readonly secret: string; readonly keyIds: ReadonlySet<string> } | undefined;
   #trial: { readonly secret: string; readonly ended: Promise<void> } | undefined;
 
@@ -39,8 +40,8 @@ export class RefusedSecrets {
 
   /**
    * Makes the call, if its secret may be tried.
-   * @param call asks anew before it tries again: another one may have been refused meanwhile
-   * @throws PluginError what it throws; `denied` if it may not
+   * @param call must ask again before it retries: another call may have been refused meanwhile
+   * @throws PluginError what the call throws; `denied` if the secret may not be tried
    */
   async guard<T>(
     keyId: string,
@@ -75,7 +76,7 @@ export class RefusedSecrets {
     }
   }
 
-  /** undefined: for none yet. */
+  /** The keys for which a secret was accepted; undefined: none yet. */
   #acceptedFor(secret: string): ReadonlySet<string> | undefined {
     return this.#accepted?.secret === secret ? this.#accepted.keyIds : undefined;
   }
@@ -102,7 +103,7 @@ export class RefusedSecrets {
   }
 }
 
-/** What a failure is for those who waited for the call. */
+/** Turns a failure of the call into that of the calls that waited for it, or into nothing. */
 function toThoseWhoWait(error: unknown): void {
   if (!(error instanceof PluginError && OF_ONE_CALL.includes(error.kind))) {
     throw error;

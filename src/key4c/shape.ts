@@ -1,6 +1,6 @@
 /**
- * What a part of a profile looks like, said once: what reads it, its JSON Schema and its table in REFERENCE.md are
- * all made of its shape.
+ * The shapes of the parts of a profile. Each is defined once. The reader, the JSON Schema and the table in REFERENCE.md
+ * are made from it.
  */
 import { below, type Json, POINTER_PATTERN, type Pointer } from "./json.ts";
 import { foreignPlaceholders, type Placeholder, placeholderSyntax } from "./template.ts";
@@ -13,7 +13,7 @@ export interface Shape<T> {
   readonly schema: Schema;
   /** Of an object with fixed names. */
   readonly members?: Members;
-  /** Records the faults and goes on, so that a user sees all of them at once. The result counts if there is none. */
+  /** Records faults and goes on, so that a user sees all of them at once. The result is valid if there is no fault. */
   read(value: Json | undefined, at: Pointer, faults: Faults): T;
 }
 
@@ -21,7 +21,7 @@ export interface Shape<T> {
 interface Member<T> {
   readonly shape: Shape<T>;
   readonly isRequired: boolean;
-  /** What stands for one that is not there. */
+  /** The value of an absent member. */
   readonly fallback?: T;
   readonly about: string;
 }
@@ -50,7 +50,7 @@ export function withDefault<T>(shape: Shape<T>, fallback: T, about: string): Mem
   return { shape, isRequired: false, fallback, about };
 }
 
-/** Texts. `limits` are those of the schema, and `fault` is what they say in words, if there is anything wrong. */
+/** A text. `limits` go into the schema; `fault` checks the same and says in words what is wrong. */
 function textual(
   type: string,
   limits: Schema,
@@ -82,7 +82,7 @@ export const pointer = textual(
   POINTER_FAULT,
 );
 
-/** A text with placeholders, which may have a syntax of its own beside theirs. */
+/** A text with placeholders, which must also have the given syntax. */
 export function template(
   allowed: readonly Placeholder[],
   syntax: { readonly pattern: string; readonly fault: string },
@@ -99,7 +99,7 @@ export function template(
   );
 }
 
-/** Any JSON, with placeholders in its texts. @param place where its schema stands in that of the whole */
+/** Any JSON, with placeholders in its texts. @param place pointer to its schema within the whole schema */
 export function jsonTemplate(allowed: readonly Placeholder[], place: Pointer): Shape<Json> {
   const again = { $ref: `#${place}` };
   return {
@@ -176,7 +176,7 @@ export function listOf<T>(item: Shape<T>): Shape<readonly T[]> {
   };
 }
 
-/** An object whose names are the user's. */
+/** An object whose member names the user chooses. */
 export function mapOf<T>(
   value: Shape<T>,
   names: { readonly pattern: string; readonly fault: string } = { pattern: "", fault: "" },
@@ -201,7 +201,7 @@ export function mapOf<T>(
   };
 }
 
-/** An object whose names are these. */
+/** An object with these members. */
 export function object<M extends Members>(members: M): Shape<ValuesOf<M>> {
   const entries = Object.entries(members);
   return {
@@ -223,7 +223,7 @@ export function object<M extends Members>(members: M): Shape<ValuesOf<M>> {
           faults.add(below(at, name), `is unknown; known are ${known.join(", ")}`);
         }
       }
-      // What is no object has one fault, and not those of its members.
+      // A value that is not an object has one fault, not one for each missing member.
       const own = given === undefined ? new Faults() : faults;
       const read = entries.map(([name, { shape, isRequired, fallback }]) => {
         const member = given?.[name];
@@ -247,7 +247,7 @@ function readObject(
   return undefined;
 }
 
-/** `Array.isArray`, which does not know readonly ones. */
+/** `Array.isArray`, whose type does not know readonly arrays. */
 function isList(value: object): value is readonly unknown[] {
   return Array.isArray(value);
 }

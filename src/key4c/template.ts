@@ -1,11 +1,11 @@
-/** Texts with placeholders, from which requests are made, and the encodings of bytes in them. */
+/** Templates of requests: texts with placeholders, and the encodings of bytes in them. */
 import type { Json } from "./json.ts";
 
-/** RFC 4648 §4, §5 and §8; the first with padding, the second without. The first is meant where none is named. */
+/** RFC 4648 §4, §5 and §8; the first with padding, the second without. The first is the default. */
 export const ENCODINGS = ["base64", "base64url", "hex"] as const;
 export type Encoding = (typeof ENCODINGS)[number];
 
-/** Placeholders of bytes. The ciphertext is the service's own text, whatever it is. */
+/** Placeholders of bytes. The ciphertext is not one of them: it is the service's own text. */
 const BYTES = ["plaintext", "aad"] as const;
 const TEXTS = ["ciphertext", "keyId", "userId", "apiKey", "pin", "requestId"] as const;
 
@@ -16,15 +16,15 @@ export type PlaceholderValues = {
   readonly [P in (typeof BYTES)[number]]?: Buffer | undefined;
 } & { readonly [P in (typeof TEXTS)[number]]?: string | undefined };
 
-/** Wider than any name or encoding, so that a mistyped one is refused instead of being sent as it stands. */
+/** Wider than any name or encoding, so that a mistyped one is refused instead of being sent as text. */
 const PLACEHOLDER = "\\{([A-Za-z_][\\w -]*)(?::([\\w -]*))?\\}";
 const PLACEHOLDER_PATTERN = new RegExp(PLACEHOLDER, "g");
 
-/** The bytes that a text stands for; undefined when it is not what {@link Buffer.toString} makes of them. */
+/** The bytes that a text encodes; undefined when the text is not canonical: not what {@link Buffer.toString} makes. */
 export function decodeBytes(text: string, encoding: Encoding): Buffer | undefined {
   const bytes = Buffer.from(text, encoding);
   const canonical = bytes.toString(encoding);
-  // Of hex there are two: HSMs like capitals.
+  // Hex has two canonical forms: many HSMs write capitals.
   const isCanonical =
     text === canonical || (encoding === "hex" && text === canonical.toUpperCase());
   return isCanonical ? bytes : undefined;

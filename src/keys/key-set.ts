@@ -1,17 +1,17 @@
 import { base32, keyNameHash } from "./key-id.ts";
 
-/** Which Key4C keys there are: the one that wraps, and those whose data are still decrypted. */
+/** The Key4C keys: the one that wraps, and those whose data are still decrypted. */
 export class KeySet {
   readonly #configuredId: () => string;
   readonly #configuredPreviousIds: () => readonly string[];
   #currentId: string;
   #configured: string;
-  /** What wrapped in this process, or was configured to be decrypted. */
+  /** Keys that wrapped in this process, or are configured as previous keys. */
   #previousIds: readonly string[] = [];
   /** From base32(key name hash) to the ID. */
   #ids: ReadonlyMap<string, string> = new Map();
 
-  /** Both are asked at each {@link reload}. */
+  /** Both functions are called at each {@link reload}. */
   constructor(
     configuredId: () => string,
     configuredPreviousIds: () => readonly string[] = () => [],
@@ -23,7 +23,7 @@ export class KeySet {
     this.reload();
   }
 
-  /** Takes over what is configured now. The current key stays until the configured one is proven. */
+  /** Reads the configuration again. The current key stays until the configured one is proven. */
   reload(): void {
     this.#configured = this.#configuredId();
     const previousIds = new Set(this.#configuredPreviousIds());

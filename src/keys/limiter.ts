@@ -28,7 +28,7 @@ export class Limiter {
       if (next === undefined) {
         this.#running -= 1;
       } else {
-        next(); // hands its place over
+        next(); // passes its place to the next task
       }
     }
   }

@@ -8,7 +8,7 @@ import { type CallOptions, LOCAL_KEK_BYTES, type WrappingService } from "./wrapp
 /** Tells Key4C what it wraps; the key name hash follows. Frozen: data in etcd depend on it. */
 const AAD_PURPOSE = Buffer.from("key4c-kms-plugin/local-kek/v1:", "latin1");
 
-/** A local KEK and what gets it back. */
+/** A local KEK, and the header by which Key4C gives it back. */
 export interface ProvenKek {
   readonly header: KekHeader;
   readonly localKek: LocalKek;
@@ -16,7 +16,7 @@ export interface ProvenKek {
 
 /** What a new local KEK must be wrapped under. */
 export interface Expected {
-  /** undefined: whatever Key4C uses, because describe tells none. */
+  /** undefined: any version, because describe tells none. */
   readonly version: number | undefined;
   /** Of the key check value. */
   readonly kcvHash: Uint8Array;
@@ -52,7 +52,7 @@ export async function makeLocalKek(
     if (expected.version !== undefined && version !== expected.version) {
       throw new PluginError(
         "olderVersion",
-        `Key4C wraps under version ${version} of the key, and tells ${expected.version}`,
+        `Key4C wraps under version ${version} of the key, but describe tells ${expected.version}`,
       );
     }
     const header = kekHeader({
@@ -85,8 +85,8 @@ export async function makeLocalKek(
 }
 
 /**
- * Whether Key4C gives back the very bytes; false when it calls them invalid, or gives others.
- * @throws PluginError when it says neither
+ * Whether Key4C gives back the same bytes. False when it calls the wrapped form invalid, or gives other bytes.
+ * @throws PluginError when its answer says neither
  */
 export async function isGivenBack(
   service: WrappingService,
@@ -103,7 +103,7 @@ export async function isGivenBack(
     }
     throw error;
   }
-  // One that was dropped meanwhile has nothing left to be compared with.
+  // One that was dropped meanwhile is wiped, so it cannot be compared.
   const isSame = localKek.isDropped || localKek.equals(bytes);
   bytes.fill(0);
   if (isSame) {

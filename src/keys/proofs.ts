@@ -4,13 +4,13 @@ import { keyNameHash } from "./key-id.ts";
 import { isGivenBack, makeLocalKek } from "./local-kek.ts";
 import type { WrappingService } from "./wrapping.ts";
 
-/** Local KEKs that are asked for at once when all of them are. */
+/** How many local KEKs an audit asks for at once. */
 const AUDIT_WIDTH = 8;
 
 /**
  * Asks for the current local KEK and the witness, on new connections.
- * @returns those that are not given back
- * @throws PluginError when Key4C says neither
+ * @returns those that Key4C does not give back
+ * @throws PluginError when its answer says neither
  */
 export async function missingKeks(
   service: WrappingService,
@@ -26,8 +26,8 @@ export async function missingKeks(
 }
 
 /**
- * The positive control: has Key4C wrap a local KEK under the same key and give it back.
- * @throws PluginError when it does not: then what is missing proves nothing
+ * The control of the experiment: has Key4C wrap a new local KEK under the same key and give it back.
+ * @throws PluginError when it does not. Then the missing ones do not prove a mismatch
  */
 export async function tryAnother(
   service: WrappingService,
@@ -38,18 +38,18 @@ export async function tryAnother(
   localKek.drop();
 }
 
-/** What an audit came to. */
+/** The result of an audit. */
 export interface Audit {
-  /** How many are new among the orphaned. */
+  /** How many became orphaned. */
   readonly found: number;
   /** Whether all were asked for. */
   readonly isComplete: boolean;
 }
 
 /**
- * Asks for every local KEK that is held for a key. What is not given back is orphaned, what is again is no more.
- * Thousands may be held: it ends where Key4C says neither.
- * @param which only those that are orphaned already, or all
+ * Asks Key4C for every local KEK that is held for a key. Those that it does not give back become orphaned, and orphaned
+ * ones that it gives back cease to be. Thousands may be held, so the audit ends at the first answer that says neither.
+ * @param which all, or only those that are orphaned already
  */
 export async function auditKeks(
   service: WrappingService,

@@ -1,16 +1,16 @@
 import { type Clock, sleep } from "../system/clock.ts";
 import { PluginError } from "../system/errors.ts";
 
-/** How long a wrapped local KEK that Key4C refused is refused without asking again. */
+/** How long the plugin itself refuses a wrapped local KEK that Key4C has refused, without asking again. */
 const REFUSAL_MS = 10_000;
-/** Refusals remembered; so many in that time are an attack, or a LIST of objects under a destroyed version. */
+/** How many refusals are remembered. So many in that time mean an attack, or a LIST of objects under a destroyed version. */
 const MAX_REFUSALS = 1_024;
-/** From there on one unknown local KEK is asked for in this time: honest ones come through, an HSM is not flooded. */
+/** Above that, one unknown local KEK is asked for in this time: honest ones still come through, and no HSM is flooded. */
 const FLOODED_INTERVAL_MS = 10;
-/** Whoever would wait longer for its turn is told so. */
+/** A caller whose turn is further away is refused at once. */
 const MAX_TURN_MS = 2_000;
 
-/** The wrapped local KEKs that Key4C lately called invalid, and what keeps invented ones from becoming a storm. */
+/** The wrapped local KEKs that Key4C lately called invalid. Keeps invented ones from causing a storm of calls. */
 export class Refusals {
   readonly #clock: Clock;
   /** When each ends, oldest first. */
@@ -41,7 +41,7 @@ export class Refusals {
     return untilMs !== undefined;
   }
 
-  /** Whether unknown local KEKs are asked for one after the other. */
+  /** Whether so many are remembered that unknown local KEKs are asked for one after the other. */
   get areMany(): boolean {
     const nowMs = this.#clock.nowMs();
     for (const [key, untilMs] of this.#untilMs) {

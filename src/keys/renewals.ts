@@ -1,20 +1,20 @@
 import type { Clock } from "../system/clock.ts";
 import type { LocalKek } from "./envelope.ts";
 
-/** Renewals side by side; with KMS_LOCAL_KEK_MAX_USES=1 each Encrypt needs one, and an HSM is not flooded. */
+/** Renewals at the same time. With KMS_LOCAL_KEK_MAX_USES=1 each Encrypt needs one, and an HSM must not be flooded. */
 const MAX_CONCURRENT_RENEWALS = 64;
-/** After a renewal failed the current local KEK goes on, and the next attempt waits this long or for a well probe. */
+/** After a failed renewal the current local KEK goes on. The next attempt waits this long, or for a successful probe. */
 const RENEWAL_PAUSE_MS = 5_000;
-/** An Encrypt above the limit of uses waits this long for a new local KEK, then goes on without. */
+/** An Encrypt above the limit of uses waits this long for a new local KEK, and then uses the current one. */
 const MAX_RENEWAL_WAIT_MS = 2_000;
 
 interface RenewalsOptions {
   /** Makes a local KEK; {@link Renewals.serve} is told when it is current. */
   readonly make: () => Promise<unknown>;
   readonly maxUses: number;
-  /** Whether Key4C is known not to answer: then none is begun. */
+  /** Whether Key4C is known not to answer. Then no renewal begins. */
   readonly isFutile: () => boolean;
-  /** Told of one that failed, and not of those that fail in the pause after it. */
+  /** Called for a renewal that failed, but not for those that fail in the pause after it. */
   readonly onFailure: (error: unknown) => void;
   readonly clock: Clock;
 }
@@ -34,27 +34,27 @@ export class Renewals {
     return this.#underWay > 0;
   }
 
-  /** Whether an Encrypt above the limit may hope for a new local KEK. */
+  /** Whether it makes sense for an Encrypt above the limit to wait for a new local KEK. */
   get isHopeful(): boolean {
     return this.isUnderWay || this.#mayBegin;
   }
 
-  /** Begins one if none is under way and nothing speaks against it. */
+  /** Begins a renewal, unless one is under way, a pause is not over, or Key4C is known not to answer. */
   begin(): void {
     if (this.#underWay === 0 && this.#mayBegin) {
       this.#start();
     }
   }
 
-  /** A probe has found Key4C well: what failed before may be tried again. */
+  /** A probe has succeeded, so a renewal that failed before may be tried again. */
   endPause(): void {
     this.#pausedUntilMs = Number.NEGATIVE_INFINITY;
   }
 
   /**
    * Waits for a new local KEK, first come first served; at most 2 s.
-   * @param use called with it at once, so that no other Encrypt comes between
-   * @returns what `use` returned; undefined when the wait was in vain
+   * @param use called with it in the same turn, so that no other Encrypt uses it up
+   * @returns what `use` returned; undefined when no new local KEK came
    */
   wait<T>(use: (fresh: LocalKek) => T): Promise<T | undefined> {
     const { promise, resolve, reject } = Promise.withResolvers<T | undefined>();
@@ -73,7 +73,7 @@ export class Renewals {
     return promise;
   }
 
-  /** Hands a new local KEK to as many as it may wrap for. */
+  /** Hands a new local KEK to waiting Encrypts, up to its limit of uses. */
   serve(fresh: LocalKek): void {
     for (const serve of this.#waiting) {
       if (fresh.uses >= this.#options.maxUses) {
@@ -88,7 +88,7 @@ export class Renewals {
     return clock.nowMs() >= this.#pausedUntilMs && !isFutile();
   }
 
-  /** As many as those who wait need; whoever cannot be served any more goes on without. */
+  /** Begins as many renewals as the waiting Encrypts need. Those that no renewal can serve go on without. */
   #fill(): void {
     const { maxUses } = this.#options;
     const wanted = Math.min(MAX_CONCURRENT_RENEWALS, Math.ceil(this.#waiting.size / maxUses));

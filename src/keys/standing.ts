@@ -1,13 +1,13 @@
 /**
- * How Key4C stands to one key: what its answers lead to, and what they drop. {@link RULES} and {@link hear} are the
- * whole of it; the probe tells what it heard, and everything else only asks.
+ * The state of one key: what Key4C's answers lead to, and what they drop. {@link RULES} and {@link hear} are the whole of
+ * it. The probe reports what it heard; everything else only reads the state.
  */
 import { type Clock, systemClock } from "../system/clock.ts";
 import { type ErrorKind, PluginError } from "../system/errors.ts";
 
 export const STATES = ["starting", "ok", "degraded", "expired", "mismatch", "revoked"] as const;
 /**
- * Each goes before those on its left:
+ * When several apply, the last one in this list counts:
  * - `ok`: the last probe succeeded.
  * - `degraded`: it failed; everything goes on with the local KEKs that are known.
  * - `expired`: Key4C has been away for longer than KMS_OUTAGE_GRACE. Status and Encrypt fail.
@@ -19,44 +19,44 @@ export const STATES = ["starting", "ok", "degraded", "expired", "mismatch", "rev
 export type State = (typeof STATES)[number];
 
 export interface Limits {
-  /** KMS_OUTAGE_GRACE; undefined: for ever. */
+  /** KMS_OUTAGE_GRACE; undefined: no limit. */
   readonly outageGraceMs: number | undefined;
   /** KMS_REVOCATION_GRACE. */
   readonly revocationGraceMs: number;
 }
 
-/** So many answers, with no success between, make a verdict; one may be a replica that lags or a mistake. */
+/** So many answers, with no success between them, make a verdict. A single one may be a mistake, or a replica that lags. */
 export const VERDICT_ANSWERS = 3;
-/** Over at least this time Key4C must not give back what it wrapped, or know no such key. */
+/** For a mismatch, those answers must span at least this time. */
 export const MISMATCH_MS = 10_000;
-/** While describe tells an older version than before, it is a replica that lags, at most for so long. */
+/** While describe tells an older version than before, we assume a replica that lags, for at most this long. */
 export const OLDER_VERSION_MS = 600_000;
 /** Probes while a verdict is pending come at least this often. */
 const MAX_VERDICT_INTERVAL_MS = 2_000;
 const MIN_VERDICT_INTERVAL_MS = 50;
-/** Whoever needs Key4C while it is away makes the probe come this often, in the first minute and after it. */
+/** How often the probe comes while Key4C is away and a caller needs it: in the first minute, and after it. */
 const NEEDED_INTERVAL_MS = 500;
 const NEEDED_LATER_INTERVAL_MS = 2_000;
 const FIRST_MINUTE_MS = 60_000;
-/** When nobody needs it: this soon after the first failure, then in twice the time, up to the second limit. */
+/** While no caller needs Key4C: so soon after the first failure, then twice as long each time, up to the second value. */
 const FIRST_PROBE_AFTER_FAILURE_MS = 250;
 const MAX_FAILING_INTERVAL_MS = 5_000;
-/** Failures of callers bring the probe of a well key forward, but not more often than this. */
+/** Failures of callers bring the probe of an ok key forward, but not more often than this. */
 const MIN_PROBE_INTERVAL_MS = 250;
 /** Where Key4C throttles without a Retry-After, or with a shorter one, the pause doubles from the first to the second. */
 const FIRST_THROTTLED_PAUSE_MS = 1_000;
 const MAX_THROTTLED_PAUSE_MS = 30_000;
-/** A Retry-After is obeyed up to this long, and up to the second where there is no local KEK to go on with. */
+/** A Retry-After is obeyed up to the first value; without a local KEK to go on with, up to the second. */
 const MAX_RETRY_AFTER_MS = 300_000;
 const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15_000;
-/** The client itself tries a refused secret every 30 s only: so soon a changed one is used. */
+/** The client tries a refused secret only every 30 s. The probe comes this often, so that a changed one is used soon. */
 const DENIED_INTERVAL_MS = 2_000;
 
-/** What a probe of a key heard, if it did not succeed. */
+/** What follows from one kind of failure of a probe. */
 interface Rule {
-  /** Counts towards KMS_OUTAGE_GRACE; what {@link becomes} something and is no verdict does too. */
+  /** Whether it counts towards KMS_OUTAGE_GRACE. What {@link becomes} something, but is not a verdict, counts too. */
   readonly isOutage: boolean;
-  /** Whether callers are refused at once until a probe succeeds: of this key, or of all keys. */
+  /** Whether calls that need Key4C are refused at once until a probe succeeds: those for this key, or for all keys. */
   readonly refusesCallers: "ofThisKey" | "ofAllKeys" | "no";
   /** What the key becomes after VERDICT_ANSWERS over at least so long. */
   readonly becomes?: "revoked" | "mismatch";
@@ -92,20 +92,20 @@ const RULES: { readonly [K in ErrorKind]?: Rule } & { readonly unavailable: Rule
   olderVersion: { isOutage: false, refusesCallers: "no" },
 };
 
-/** Verdicts need the words of the contract; the plugin's own finding of a mismatch is one of itself. */
+/** A verdict needs a code or a state of the contract. A mismatch is the plugin's own finding, so it always is one. */
 function isVerdict(error: PluginError): boolean {
   return RULES[error.kind]?.becomes !== undefined && (error.isVerdict || error.kind === "mismatch");
 }
 
-/** What is remembered of the answers for one key. */
+/** What is remembered of Key4C's answers for one key. */
 export interface Memory {
   readonly lastSuccessMs?: number;
-  /** Why the last probe failed; undefined while it has not, or none has ended. */
+  /** Why the last probe failed; undefined if it succeeded, or before the first. */
   readonly failure?: PluginError;
   readonly failures: number;
   /** The first failure since a success. */
   readonly failingSinceMs?: number;
-  /** The first of a row of failures that count as an outage, see {@link Rule.isOutage}. */
+  /** When the current row of failures that count as an outage began, see {@link Rule.isOutage}. */
   readonly outageSinceMs?: number;
   readonly isExpired: boolean;
   /** Answers that may become a verdict, since a success. */
@@ -115,7 +115,7 @@ export interface Memory {
   /** What such answers have led to. */
   readonly verdict?: { readonly state: "revoked" | "mismatch"; readonly cause: PluginError };
   readonly throttledAnswers: number;
-  /** Nobody asks for this key before. */
+  /** Key4C is not asked for this key until the pause is over. */
   readonly pausedFromMs?: number;
   readonly pauseMs?: number;
 }
@@ -128,8 +128,8 @@ export const NOTHING_HEARD: Memory = {
 };
 
 /**
- * The one transition.
- * @param heard undefined: success, which ends everything that was
+ * The one transition of the state machine.
+ * @param heard undefined for a success, which resets everything
  */
 export function hear(
   memory: Memory,
@@ -142,7 +142,7 @@ export function hear(
   }
   const rule = RULES[heard.kind] ?? RULES.unavailable;
   const mayBecomeVerdict = isVerdict(heard);
-  // What would be a verdict by its kind, and is none by who said it, is an outage like all else that nobody knows.
+  // The kind of a verdict without a code or state of the contract, as from a gateway, counts as an outage.
   const isOutage = rule.isOutage || (rule.becomes !== undefined && !mayBecomeVerdict);
   const outageSinceMs = isOutage ? (memory.outageSinceMs ?? nowMs) : undefined;
   const { outageGraceMs } = limits;
@@ -159,7 +159,7 @@ export function hear(
     ...(outageSinceMs !== undefined && { outageSinceMs }),
     isExpired:
       outageSinceMs === undefined
-        ? memory.isExpired && mayBecomeVerdict // on the way to something worse nothing is acknowledged again
+        ? memory.isExpired && mayBecomeVerdict // while a verdict is pending, an expired key stays expired
         : outageGraceMs !== undefined && nowMs - outageSinceMs >= outageGraceMs,
     pending,
     ...(verdict && { verdict }),
@@ -171,7 +171,7 @@ export function hear(
   };
 }
 
-/** A revocation goes before a mismatch, and only a success takes either back. */
+/** A revocation wins over a mismatch, and only a success ends either. */
 function verdictOf(
   memory: Memory,
   heard: PluginError,
@@ -202,7 +202,7 @@ export function stateOf(memory: Memory, hasLocalKek: boolean): State {
   return memory.isExpired ? "expired" : memory.failure === undefined ? "ok" : "degraded";
 }
 
-/** @param answers throttled ones in a row, this one among them */
+/** @param answers the number of throttled answers in a row, with this one */
 function throttledPauseMs({ retryAfterMs = 0 }: PluginError, answers: number): number {
   return retryAfterMs >= FIRST_THROTTLED_PAUSE_MS
     ? retryAfterMs
@@ -218,14 +218,14 @@ function pausedUntilMs({ pausedFromMs, pauseMs }: Memory, hasLocalKek: boolean):
 export interface Pace {
   /** KMS_PROBE_INTERVAL. */
   readonly intervalMs: number;
-  /** Whether somebody has failed for want of Key4C since the last probe. */
+  /** Whether a caller has failed since the last probe because Key4C did not answer. */
   readonly isNeeded: boolean;
   readonly hasLocalKek: boolean;
 }
 
 /**
- * How long after the last one the next probe comes, before jitter.
- * @param endedAtMs when the last one ended: who asks again later is told the same
+ * How long after the last probe the next one comes, before jitter.
+ * @param endedAtMs when the last probe ended; the result is relative to it, so it does not depend on when this is called
  */
 export function probeAfterMs(
   memory: Memory,
@@ -265,7 +265,7 @@ function failingAfterMs(
     const wantedMs = Math.min(intervalMs, MAX_VERDICT_INTERVAL_MS, graceMs / VERDICT_ANSWERS);
     return Math.max(MIN_VERDICT_INTERVAL_MS, wantedMs);
   }
-  // A pause that is over leads here too: a previous key's probe may have been put off.
+  // This is reached after a pause too: the probe of a previous key may have been put off.
   const doubledMs = FIRST_PROBE_AFTER_FAILURE_MS * 2 ** (failures - 1);
   const restingMs = Math.min(intervalMs, doubledMs, MAX_FAILING_INTERVAL_MS);
   const isFresh = endedAtMs - failingSinceMs < FIRST_MINUTE_MS;
@@ -289,20 +289,20 @@ function refusalOf({ verdict, isExpired, failure }: Memory): PluginError | undef
     : undefined;
 }
 
-/** What keyring and health both consult about one key. */
+/** The standing of one key. Keyring and health both read it. */
 export class Standing {
   readonly kmsKeyId: string;
   readonly #limits: Limits;
   readonly #clock: Clock;
   #memory = NOTHING_HEARD;
   #isNeeded = false;
-  /** Told when the next probe should be planned anew. */
+  /** Called when the next probe should be planned again. */
   onChange: () => void = () => {};
-  /** The first probe while it is under way; it never rejects. Whoever comes meanwhile waits for it. */
+  /** The first probe while it is under way; it never rejects. Calls that come meanwhile wait for it. */
   firstProbe: Promise<void> | undefined;
   /** Why the key is revoked. */
   revocation: PluginError | undefined;
-  /** Why nothing may be acknowledged, neither by Status nor by Encrypt, although there may be a local KEK. */
+  /** Why Status and Encrypt must fail, although there may be a local KEK. */
   refusal: PluginError | undefined;
   /** Whether a local KEK of this key is at hand; set by the keyring. */
   hasLocalKek = false;
@@ -326,7 +326,7 @@ export class Standing {
     return this.#memory.failure;
   }
 
-  /** A probe, or somebody who was throttled, heard an answer. */
+  /** Takes over what a probe heard, or a caller that was throttled. */
   hear(heard: PluginError | undefined): void {
     this.#memory = hear(this.#memory, heard, this.#clock.nowMs(), this.#limits);
     this.#isNeeded = false;
@@ -336,8 +336,8 @@ export class Standing {
   }
 
   /**
-   * Why Key4C is not to be asked on behalf of a caller for a local KEK.
-   * @param of of this key, or of another one
+   * Why Key4C must not be asked for a local KEK that a caller needs; undefined if it may be asked.
+   * @param of whether the local KEK is of this key or of another one
    */
   refusalOfCallers(of: "thisKey" | "anotherKey"): PluginError | undefined {
     const { failure } = this.#memory;
@@ -350,7 +350,7 @@ export class Standing {
     return isRefused ? failure : undefined;
   }
 
-  /** Somebody failed for want of Key4C: the probe looks soon. A throttled answer is obeyed, whoever got it. */
+  /** A caller failed because Key4C did not answer: the next probe comes soon. A throttled answer changes the state at once. */
   need(error?: PluginError): void {
     if (error?.kind === "throttled" && this.#memory.failure === undefined) {
       this.hear(error);
@@ -362,7 +362,7 @@ export class Standing {
     this.onChange();
   }
 
-  /** How long after the last one, which ended then, the next probe comes, before jitter. */
+  /** How long after the end of the last probe the next one comes, before jitter. */
   probeAfterMs(intervalMs: number, endedAtMs = this.#clock.nowMs()): number {
     const { hasLocalKek } = this;
     return probeAfterMs(this.#memory, endedAtMs, this.#limits, {
@@ -373,7 +373,7 @@ export class Standing {
   }
 }
 
-/** The standings of all keys that were ever asked for. */
+/** The standings of all keys, made when they are first asked for. */
 export class Standings {
   readonly #limits: Limits;
   readonly #clock: Clock;
@@ -384,7 +384,7 @@ export class Standings {
     this.#clock = clock;
   }
 
-  /** Nearly never: then nobody needs to look which. */
+  /** Nearly always false, which saves each Decrypt a look at its key. */
   get areAnyRevoked(): boolean {
     for (const { revocation } of this.#byKey.values()) {
       if (revocation !== undefined) {

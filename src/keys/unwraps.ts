@@ -11,12 +11,12 @@ import { Refusals } from "./refusals.ts";
 import type { Standing, Standings } from "./standing.ts";
 import type { WrappingService } from "./wrapping.ts";
 
-/** More than three restarting control planes need, less than what hurts an HSM. */
+/** More than three restarting control planes need, and few enough for an HSM. */
 const MAX_CONCURRENT_UNWRAPS = 64;
-/** Unwraps that wait for one of those; past it a flood is refused instead of remembered. */
+/** How many unwraps may wait for a free place. Further ones are refused, so that a flood takes no memory. */
 const MAX_WAITING_UNWRAPS = 1_024;
 
-/** Who asks, and whether it still waits. */
+/** The RPC that needs a local KEK, and whether its caller still waits. */
 export interface Caller {
   readonly requestId?: string | undefined;
   readonly hasLeft?: () => boolean;
@@ -30,14 +30,14 @@ interface UnwrapsOptions {
   readonly clock: Clock;
 }
 
-/** Asks Key4C for local KEKs that callers need and nobody holds; concurrent needs share one call. */
+/** Asks Key4C for local KEKs that callers need and the process does not hold. Callers with the same need share one call. */
 export class Unwraps {
   readonly #options: UnwrapsOptions;
   readonly #refusals: Refusals;
   readonly #underWay = new Map<string, Promise<LocalKek>>();
-  /** For callers only: the probe and a renewal, few as they are, must not wait behind a flood. */
+  /** For callers only: probes and renewals must not wait behind a flood of unwraps. */
   readonly #limiter = new Limiter(MAX_CONCURRENT_UNWRAPS, MAX_WAITING_UNWRAPS);
-  /** Those of the current key and version: how many Key4C gave back, and refused. */
+  /** Of the local KEKs of the current key and version: how many Key4C gave back, and how many it refused. */
   readonly ofCurrentKey = { givenBack: 0, refused: 0 };
 
   constructor(options: UnwrapsOptions) {
@@ -80,7 +80,7 @@ export class Unwraps {
     try {
       const bytes = await this.#limiter.run(async () => {
         await this.#refusals.turn();
-        this.#refuseIfFutile(own); // as it may be by the time that there is a place
+        this.#refuseIfFutile(own); // again: it may have become futile while this call waited for a place
         try {
           return await unwrapLocalKek(this.#options.service, own.kmsKeyId, header, {
             requestId: caller.requestId,
@@ -112,7 +112,7 @@ export class Unwraps {
     const ofAllKeys = this.#current.refusalOfCallers("anotherKey");
     const refusal = ofThisKey ?? ofAllKeys;
     if (refusal !== undefined) {
-      // Whoever fails for want of Key4C has each probe look soon that must succeed first.
+      // Each probe that must succeed first comes soon.
       if (ofThisKey !== undefined) {
         own.need();
       }
@@ -125,7 +125,7 @@ export class Unwraps {
     }
   }
 
-  /** Why an unwrap failed. */
+  /** Takes note of why an unwrap failed. */
   #heard(own: Standing, header: KekHeader, failure: PluginError): void {
     if (failure.kind === "invalid") {
       this.#refusals.add(cacheKey(header));

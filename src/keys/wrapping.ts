@@ -1,6 +1,6 @@
 /**
- * What the keyring needs of the service that holds the KEKs. The client of Key4C fits it; the keyring knows no
- * other word of Key4C's.
+ * What the keyring needs of the service that holds the KEKs. The client of Key4C implements it, and the keyring knows
+ * nothing else about Key4C.
  */
 export interface WrappingService {
   /**
@@ -23,13 +23,13 @@ export interface WrappingService {
 }
 
 export interface CallOptions {
-  /** Of the RPC that needs it, so that the logs of both sides can be joined. */
+  /** The uid of the RPC that needs the call, so that the logs of both sides can be joined. */
   readonly requestId?: string | undefined;
-  /** Somebody waits for it: what may pass is tried again, for up to 10 s. */
+  /** A caller waits for the result, so temporary failures are tried again for up to 10 s. */
   readonly isForCaller?: boolean;
-  /** Not on a kept connection, which may lead to the same replica for ever. */
+  /** Do not use a kept connection: it may always lead to the same replica. */
   readonly newConnection?: boolean;
-  /** Told when an attempt failed and another one follows. */
+  /** Called when an attempt failed and another one follows. */
   readonly onFailedAttempt?: () => void;
 }
 

@@ -21,7 +21,7 @@ const AUTHORITY_NAME_HUFFMAN = Buffer.from("b83b5339ec327d7f", "hex"); // RFC 75
 const HUFFMAN_BIT = 0x80;
 /** "k", legal in any authority. */
 const FILL = 0x6b;
-/** A longer string cannot be honest; the server behind the filter refuses it too. */
+/** No honest string is longer; the server behind the filter refuses such a string too. */
 const MAX_INTEGER = 2 ** 28;
 
 /** What the next byte of a header block belongs to (RFC 7541 §6). */
@@ -52,12 +52,12 @@ export class AuthorityFilter {
   readonly #name = Buffer.alloc(AUTHORITY_NAME.length);
   #nameSeen = 0;
 
-  /** Overwrites in place what must be, however the bytes are cut into chunks. */
+  /** Overwrites the value of `:authority` in place, however the bytes are cut into chunks. */
   transform(chunk: Buffer): void {
     let at = 0;
     while (at < chunk.length && !this.#passThrough) {
       if (this.#prefaceSeen < PREFACE.length) {
-        // What does not speak HTTP/2 is none of our business.
+        // A client that does not speak HTTP/2 is left to the server.
         this.#passThrough = chunk[at++] !== PREFACE[this.#prefaceSeen++];
       } else if (this.#frameHeaderSeen < FRAME_HEADER_BYTES) {
         this.#frameHeader[this.#frameHeaderSeen++] = byteAt(chunk, at++);

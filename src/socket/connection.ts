@@ -2,12 +2,12 @@ import type { Socket } from "node:net";
 import { Duplex } from "node:stream";
 import { AuthorityFilter } from "./authority.ts";
 
-/** Answers that a client does not read may pile up this far before its requests are no longer read. */
+/** When so many bytes of answers are unsent, because the client does not read them, its requests are not read either. */
 const MAX_UNSENT_BYTES = 64 * 1024;
 
 /**
- * A client's connection as the HTTP/2 server sees it: requests pass through the authority filter, and
- * while too many answers lie unsent no more requests are read.
+ * A client's connection as the HTTP/2 server sees it. Requests pass through the authority filter. While too many bytes
+ * of answers are unsent, no more requests are read.
  */
 export class Connection extends Duplex {
   /** When something was received last, on the monotonic clock; 0: never. */
@@ -30,7 +30,7 @@ export class Connection extends Duplex {
     socket.on("end", () => this.push(null));
     socket.on("error", (error) => this.destroy(error));
     socket.on("close", () => this.destroy());
-    this.on("error", () => {}); // a client that breaks off is no event of ours
+    this.on("error", () => {}); // a client may break off at any time
   }
 
   override _read(): void {
@@ -63,9 +63,8 @@ export class Connection extends Duplex {
   }
 
   /**
-   * What is answered at once leaves in one system call, for all requests of a chunk: without this, HTTP/2
-   * makes two or three for each. It writes the trailers of a response in the turn after its message; hence
-   * two turns.
+   * Sends the immediate answers to all requests of a chunk in one system call. Without this, HTTP/2 makes two or
+   * three for each. It writes the trailers of a response in the turn after its message; hence two turns.
    */
   #gatherAnswers(): void {
     if (!this.#gathering) {

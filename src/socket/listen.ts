@@ -10,16 +10,16 @@ import { bindHeld, bindPath, type SocketOptions, warnOfOthers } from "./unix-soc
 const DRAIN_TIMEOUT_MS = 5_000;
 
 /**
- * An API server has a handful; a container may have 1,024 descriptors in all. Above it the connection that
- * was silent longest gives way to the new one, so that whoever talks is not locked out by who does not.
+ * An API server has a handful; a container may have 1,024 descriptors in all. Above the limit a new connection replaces
+ * the one that was silent longest. So silent clients cannot lock out one that talks.
  */
 const MAX_CONNECTIONS = 512;
 
-/** How long a connection that was just accepted may stay unheard at the end: what its client wrote may be on its way. */
+/** How long the shutdown waits for the first bytes of a new connection: its client may have written them already. */
 const UNHEARD_TIMEOUT_MS = 200;
 const UNHEARD_LOOK_MS = 10;
 
-/** How often we look whether the path still leads here. A lost one is bound again within 5 s. */
+/** How often the plugin checks that the path still leads to its socket. A lost path is bound again within 5 s. */
 const WATCH_INTERVAL_MS = 2_000;
 
 /** Where to listen: on a path of our own, or on a socket that systemd made and keeps. */
@@ -28,7 +28,7 @@ export type Place = SocketOptions | HeldSocket;
 export interface Listener {
   /** Whether the path still leads to the socket that was bound. */
   isOurs(): boolean;
-  /** Whether it is systemd's, so that to end and start again mends nothing. */
+  /** Whether systemd holds the socket. Then a restart of the process does not bring back a lost path. */
   readonly isHeld: boolean;
   /** Open connections. */
   readonly connections: number;
@@ -38,12 +38,16 @@ export interface Listener {
 
 /**
  * Serves gRPC on a unix socket.
- * @throws ExitError when it cannot be had, with what to do
+ * @throws ExitError when the socket cannot be bound, with what to do
  */
 export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<Listener> {
-  // Its own way to standard error is console, which waits for whoever reads it.
+  // By default grpc-js logs to console, which blocks while nobody reads standard error.
   const trace = (text: string) => log.debug("gRPC", { text });
-  setLogger({ error: (text: string) => log.warn("gRPC", { text }), info: trace, debug: trace });
+  setLogger({
+    error: (text: string) => log.warn("the gRPC library reports a fault", { text }),
+    info: trace,
+    debug: trace,
+  });
   const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
   const open = new Set<Connection>();
   const accept = (socket: Socket) => {
@@ -87,7 +91,7 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
       const closed = [...open].map((connection) => {
         const closing = new Promise<void>((resolve) => connection.once("close", () => resolve()));
         if (connection.heardAtMs === 0) {
-          connection.destroy(); // it would not understand a GOAWAY
+          connection.destroy(); // it has not spoken HTTP/2, so it would not understand a GOAWAY
         }
         return closing;
       });
@@ -106,9 +110,9 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
 }
 
 /**
- * Looks now and then whether the path still leads here. Connections that are open go on all the while.
- * @param bindAgain undefined where only systemd can
- * @returns what ends it
+ * Checks regularly that the path still leads to our socket. Open connections go on in any case.
+ * @param bindAgain undefined when only systemd can bind the path
+ * @returns a function that ends it
  */
 function watch(
   path: string,
@@ -151,7 +155,7 @@ function watch(
   };
 }
 
-/** Destroyed unheard, a connection fails the call that its client has sent already. */
+/** A connection that is destroyed before its first bytes are read fails a call that its client has sent already. */
 async function untilHeard(connections: Iterable<Connection>): Promise<void> {
   const endMs = performance.now() + UNHEARD_TIMEOUT_MS;
   const isUnheard = ({ heardAtMs }: Connection) => heardAtMs === 0;

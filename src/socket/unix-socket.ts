@@ -17,18 +17,18 @@ import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
 import type { HeldSocket } from "../system/systemd.ts";
 
-/** A local connect answers at once; whoever takes longer is not a working plugin. */
+/** A working plugin accepts a local connection at once. */
 const CONNECT_TIMEOUT_MS = 1_000;
 /** Appended to the path while the socket is not ready: a dot and hexadecimal digits. */
 const TEMPORARY_SUFFIX_BYTES = 3;
 /** sockaddr_un.sun_path is 108 bytes with its NUL; the temporary name must fit too. */
 export const MAX_SOCKET_PATH_BYTES = 107 - 1 - 2 * TEMPORARY_SUFFIX_BYTES;
 
-/** A server that listens, and what leads callers to it. */
+/** A listening server and its path. */
 export interface BoundSocket {
-  /** Whether callers still come to it. */
+  /** Whether the path still leads to it. */
   isOurs(): boolean;
-  /** Accepts nobody any more, and gives up what is ours of the path. Open connections stay. */
+  /** Stops accepting, and removes the path if it is ours. Open connections stay. */
   close(): void;
 }
 
@@ -43,8 +43,8 @@ export interface SocketOptions {
 }
 
 /**
- * Binds to a path of our own. The socket appears there complete: with its permissions, and accepting.
- * @throws ExitError when the path cannot be had, with what to do
+ * Binds to a path of our own. When the socket appears there, it has its permissions and accepts connections.
+ * @throws ExitError when the path cannot be bound, with what to do
  */
 export async function bindPath(accept: Accept, options: SocketOptions): Promise<BoundSocket> {
   const { path } = options;
@@ -64,9 +64,9 @@ export async function bindPath(accept: Accept, options: SocketOptions): Promise<
 }
 
 /**
- * Takes a socket that systemd made and keeps. Its path is systemd's business: it stays when we end, for
- * the next process. The kernel does not tell whether a path still leads to a descriptor: what lies there now is
- * taken for it, and must stay.
+ * Takes a socket that systemd made and keeps. The path belongs to systemd: it stays when we end, for the next process.
+ * The kernel does not say whether a path leads to a descriptor. So we assume that it does now, and check that the file at
+ * the path stays the same.
  */
 export async function bindHeld(
   accept: Accept,
@@ -76,7 +76,7 @@ export async function bindHeld(
   const found = identityOf(path);
   if (found === "hidden") {
     const remedy = "DirectoryMode=0711 in the socket unit";
-    log.warn("the path of the socket cannot be seen: that it vanishes would go unnoticed", {
+    log.warn("cannot look at the path of the socket: if it vanishes, nobody notices", {
       path,
       remedy,
     });
@@ -89,7 +89,7 @@ export async function bindHeld(
   };
 }
 
-/** What opens the socket to others, as a warning. A path under systemd's hand has systemd's words for it. */
+/** Warns about what opens the socket to others. For a socket of systemd the remedy is a setting of its unit. */
 export function warnOfOthers(place: SocketOptions | HeldSocket, log: Log): void {
   const { path } = place;
   const isHeld = "descriptor" in place;
@@ -101,7 +101,7 @@ export function warnOfOthers(place: SocketOptions | HeldSocket, log: Log): void 
     });
   }
   if ((mode(path) & 0o002) !== 0) {
-    log.warn("every user who reaches the socket can have DEKs unwrapped", {
+    log.warn("every user of this machine can connect to the socket and have DEKs unwrapped", {
       path,
       remedy: isHeld ? "SocketMode=0600 in the socket unit" : "set KMS_SOCKET_MODE=0600",
     });
@@ -123,7 +123,7 @@ function prepareDirectory({ path, gid }: SocketOptions): void {
   try {
     const made = mkdirSync(directory, { recursive: true, mode: 0o700 });
     if (made !== undefined && gid !== undefined) {
-      chownSync(directory, -1, gid); // else its members could not reach the socket
+      chownSync(directory, -1, gid); // otherwise members of the group could not reach the socket
       chmodSync(directory, 0o710);
     }
   } catch (error) {
@@ -134,7 +134,7 @@ function prepareDirectory({ path, gid }: SocketOptions): void {
   }
 }
 
-/** Leaves a path alone that holds no socket, or one on which somebody answers. */
+/** @throws ExitError when the path has a file that is not a socket, or a socket on which a process answers */
 async function refuseLiveOwner(path: string): Promise<void> {
   const found = whatIsAt(path);
   if (found === undefined) {
@@ -144,7 +144,7 @@ async function refuseLiveOwner(path: string): Promise<void> {
     throw new ExitError(1, `${path} exists and is not a socket: remove it or change KMS_ENDPOINT`);
   }
   const answer = await connectTo(path);
-  // Only these two say that nobody listens; a full backlog or a forbidden connect says that somebody does.
+  // Only these two say that nobody listens. A full backlog or a forbidden connect means that a process does.
   const answered = !["ECONNREFUSED", "ENOENT"].includes(answer);
   if (answered) {
     throw new ExitError(
@@ -169,7 +169,7 @@ function cannotListen(path: string, error: unknown): ExitError {
   );
 }
 
-/** "connected", or the code of the failure; "no answer" from an owner that is stuck. */
+/** "connected", the code of the failure, or "no answer" when the owner is stuck. */
 export function connectTo(path: string): Promise<string> {
   return new Promise((resolve) => {
     const socket = connect(path);
@@ -188,7 +188,7 @@ interface SocketIdentity {
   readonly ino: number;
 }
 
-/** Binds under a temporary name, sets permissions and renames over what is stale. */
+/** Binds under a temporary name, sets the permissions, and renames it over a stale socket. */
 async function bind(server: Server, options: SocketOptions): Promise<SocketIdentity> {
   const { path, mode, gid } = options;
   const temporary = `${path}.${randomBytes(TEMPORARY_SUFFIX_BYTES).toString("hex")}`;
@@ -196,7 +196,7 @@ async function bind(server: Server, options: SocketOptions): Promise<SocketIdent
     await listening(server, { path: temporary });
     giveToGroup(temporary, gid);
     chmodSync(temporary, mode);
-    const { dev, ino } = lstatSync(temporary); // before the rename: at the path another process may be by then
+    const { dev, ino } = lstatSync(temporary); // before the rename: after it, another process may have taken the path
     renameSync(temporary, path);
     return { dev, ino };
   } catch (error) {
@@ -227,7 +227,7 @@ function isSame(path: string, { dev, ino }: SocketIdentity): boolean {
   return typeof found === "object" && found.dev === dev && found.ino === ino;
 }
 
-/** undefined: nothing there; hidden: not for us to see. */
+/** undefined: nothing is there; "hidden": we may not look. */
 function identityOf(path: string): SocketIdentity | "hidden" | undefined {
   try {
     return lstatSync(path, { throwIfNoEntry: false });

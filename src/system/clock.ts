@@ -1,6 +1,6 @@
 /**
- * Time and chance, in one place: what waits, times out or is jittered asks this, so that a test can hold a fault
- * for a week. Keys and IVs never come from here.
+ * Time and chance in one place. Everything that waits, times out or is jittered uses it, so that a test can simulate a
+ * fault of a week. Keys and IVs never come from here.
  */
 export interface Clock {
   /** Monotonic, in milliseconds: jumps of the wall clock do not move it. */
@@ -11,7 +11,7 @@ export interface Clock {
   random(): number;
 }
 
-/** setTimeout(2) takes 31 bits; what is longer is as good as for ever, and not at once. */
+/** setTimeout takes 31 bits and fires a longer timer at once. So a longer one is cut to this: about 25 days. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 export const systemClock: Clock = {
@@ -29,7 +29,7 @@ export function sleep(clock: Clock, ms: number): Promise<void> {
   });
 }
 
-/** Resolves when the promise is settled, however, or after so long. No timer outlives it. */
+/** Resolves when the promise is settled either way, or after so long. No timer outlives it. */
 export function settledWithin(clock: Clock, promise: Promise<unknown>, ms: number): Promise<void> {
   return new Promise((resolve) => {
     const cancel = clock.after(ms, resolve);

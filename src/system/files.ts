@@ -12,7 +12,7 @@ import {
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
-/** No secret, certificate or profile comes near this; a larger file is the wrong file. */
+/** Secrets, certificates and profiles are far smaller; a larger file is the wrong file. */
 const MAX_FILE_BYTES = 1024 * 1024;
 
 /**
@@ -27,7 +27,7 @@ export class ReloadedFile<T> {
   #value: T;
   #identity: string;
 
-  /** @throws Error with a sentence for the user, when the file is of no use now. */
+  /** @throws Error with a sentence for the user, when the file cannot be used now. */
   constructor(path: string, parse: (text: string) => T, emptiness?: "mayBeEmpty") {
     this.path = path;
     this.#parse = parse;
@@ -36,7 +36,7 @@ export class ReloadedFile<T> {
     this.#value = this.#read();
   }
 
-  /** The value of the newest good content. */
+  /** The value of the newest valid content. */
   get current(): T {
     try {
       const now = identity(this.path);
@@ -45,7 +45,7 @@ export class ReloadedFile<T> {
         this.#identity = now;
       }
     } catch {
-      // Keeps the value; tried again at the next use.
+      // Keeps the value. The file is tried again at the next use.
     }
     return this.#value;
   }
@@ -64,7 +64,7 @@ export function readSmallFile(path: string, mayBeEmpty = false): string {
   return text;
 }
 
-/** The same as it is, also without a byte. */
+/** The bytes of a file, which may be empty. @throws Error with a sentence for the user, never with the content. */
 export function readSmallBytes(path: string): Buffer {
   let size: number;
   let bytes: Buffer;
@@ -81,10 +81,11 @@ export function readSmallBytes(path: string): Buffer {
 }
 
 /**
- * Writes a file as a whole: beside it, synced, renamed. A crash leaves the old one or the new one, and so does a full
- * disk. Until then its name begins with a dot, which a kubelet that watches the directory leaves alone.
- * @throws Error with a sentence for the user; also where the path leads to something that is no regular file, since
- * that would be replaced by one: /dev/null, for the whole machine
+ * Writes a file as a whole: to a new file beside it, which is synced and then renamed. After a crash or on a full disk
+ * there is the old file or the new one, never a part. Until the rename the new file's name begins with a dot, so that a
+ * kubelet that watches the directory ignores it.
+ * @throws Error with a sentence for the user. Also when the path leads to something other than a regular file: the
+ * rename would replace it, such as /dev/null for the whole machine
  */
 export function replaceFile(path: string, text: string, mode: number): void {
   if (lstatSync(path, { throwIfNoEntry: false })?.isFile() === false) {
@@ -97,7 +98,7 @@ export function replaceFile(path: string, text: string, mode: number): void {
     try {
       withDescriptor(descriptor, () => {
         fchmodSync(descriptor, mode); // whatever the umask
-        writeFileSync(descriptor, text); // writeSync may write a part
+        writeFileSync(descriptor, text); // writeSync may write only a part
         fsyncSync(descriptor);
       });
       renameSync(temporary, path);

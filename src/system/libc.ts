@@ -1,4 +1,4 @@
-/** The few calls that neither Bun nor Node has: all of bun:ffi is here. Linux, x86-64 and arm64. */
+/** The few system calls that neither Bun nor Node offers. All use of bun:ffi is here. Linux, x86-64 and arm64. */
 import { dlopen, FFIType } from "bun:ffi";
 
 /** glibc, then musl by architecture; what `ldd` shows for the binary. */
@@ -10,7 +10,7 @@ const LIBC_NAMES = [
 const AF_UNIX = 1;
 const SOCK_DGRAM = 2;
 const SOCK_CLOEXEC = 0o2000000;
-/** A service manager that does not read must not hold us up. */
+/** A service manager that does not read must not block us. */
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const POLLOUT = 4;
@@ -50,7 +50,7 @@ function libc(): Libc {
 
 /**
  * Sets a variable of the environment where Bun itself looks, which process.env does not reach (setenv(3)).
- * One that is set already stays.
+ * A variable that is already set keeps its value.
  */
 export function setNativeEnvironment(name: string, value: string): void {
   libc().setenv(Buffer.from(`${name}\0`), Buffer.from(`${value}\0`), 0);
@@ -68,7 +68,7 @@ export function forbidDumps(): boolean {
 /** struct pollfd: descriptor (4) || events (2) || what came true of them (2); both machines are little-endian. */
 const pollfd = new Int32Array(2);
 
-/** Whether a write to a descriptor would take something at once (poll(2)). Without a libc we hope so. */
+/** Whether a descriptor would take a write at once (poll(2)). Without a libc the answer is yes. */
 export function takesMore(descriptor: number): boolean {
   pollfd[0] = descriptor;
   pollfd[1] = POLLOUT;
@@ -92,7 +92,7 @@ export function duplicate(descriptor: number): number {
 /**
  * Sends one datagram to a unix socket, which Node's and Bun's own datagrams cannot. Never waits.
  * @param path of the socket; one that starts with `@` is abstract
- * @returns whether the kernel took it; not so when nobody reads what was sent before
+ * @returns whether the kernel took it; false, for example, when the receiver has not read earlier ones
  */
 export function sendDatagram(path: string, text: string): boolean {
   const name = Buffer.from(path.replace(/^@/, "\0"));

@@ -7,7 +7,7 @@ export type LogLevel = (typeof LOG_LEVELS)[number];
 export const LOG_FORMATS = ["json", "text"] as const;
 export type LogFormat = (typeof LOG_FORMATS)[number];
 
-/** What a log line may hold: names, numbers and texts of ours, or of a checked form. */
+/** What a log line may hold: names, numbers, texts of ours, and texts whose form was checked. */
 export type LogFields = Readonly<Record<string, string | number | boolean | undefined>>;
 
 export type Log = Readonly<Record<LogLevel, (message: string, fields?: LogFields) => void>>;

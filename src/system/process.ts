@@ -5,19 +5,19 @@ import { forbidDumps, setNativeEnvironment } from "./libc.ts";
 import type { Log } from "./log.ts";
 
 /**
- * What Bun obeys even in a compiled binary, and nobody needs here. Some of it has acted before this line
- * runs (SECURITY.md): to refuse keeps a debugging session from becoming a service, not an attacker out.
+ * Variables that Bun obeys even in a compiled binary, and that nobody needs here. Some have acted before this line runs
+ * (SECURITY.md). So the refusal does not stop an attacker; it stops a debugging session from becoming a service.
  */
 const FORBIDDEN_ENVIRONMENT = [
   "BUN_CONFIG_VERBOSE_FETCH", // prints the calls to Key4C, with tokens and local KEKs
   "NODE_TLS_REJECT_UNAUTHORIZED", // ends TLS checks
   "BUN_INSPECT", // a debugger's port: whoever connects reads the memory
-  "BUN_INSPECT_CONNECT_TO", // the same, called from here
+  "BUN_INSPECT_CONNECT_TO", // the same, but this process connects
   "BUN_INSPECT_NOTIFY", // tells a debugger where that port is
   "BUN_INSPECT_PRELOAD", // runs a file first
   "BUN_OPTIONS", // any flag of Bun, such as --preload and --inspect
-  "BUN_ENABLE_CRASH_REPORTING", // a crash runs curl, to tell somebody of it
-  "BUN_CRASH_REPORT_URL", // whom it tells
+  "BUN_ENABLE_CRASH_REPORTING", // a crash runs curl, to report it
+  "BUN_CRASH_REPORT_URL", // where it reports
   "BUN_BYTECODE_DIGEST_OUT", // a file that is written over at the end
   "BUN_BYTECODE_ORDER_OUT", // the same
 ];
@@ -34,7 +34,7 @@ export function forbiddenEnvironment(): string[] {
   return FORBIDDEN_ENVIRONMENT.filter((name) => process.env[name] !== undefined);
 }
 
-/** What holds for every process that stays, or that may talk to Key4C. */
+/** Hardens a process that keeps running, or that may talk to Key4C. @throws ExitError 2 for a forbidden variable */
 export function hardenProcess(log: Log): void {
   const found = forbiddenEnvironment();
   if (found.length > 0) {
@@ -46,7 +46,7 @@ export function hardenProcess(log: Log): void {
   process.umask(0o077);
   try {
     if (!forbidDumps()) {
-      log.warn("the kernel does not forbid core dumps of this process");
+      throw new Error("the kernel refuses it");
     }
   } catch (error) {
     log.warn("core dumps of this process are not forbidden", { cause: describeError(error) });
@@ -54,9 +54,11 @@ export function hardenProcess(log: Log): void {
   try {
     setNativeEnvironment("BUN_CONFIG_DNS_TIME_TO_LIVE_SECONDS", DNS_TTL_SECONDS);
   } catch (error) {
-    log.warn("a moved Key4C will be found after 30 s only", { cause: describeError(error) });
+    log.warn("a new address of Key4C is noticed after 30 s instead of 5 s", {
+      cause: describeError(error),
+    });
   }
-  // Plain http is only ever spoken to loopback, where a proxy has no business.
+  // Plain http goes only to loopback, and never through a proxy.
   const direct = ["localhost", "127.0.0.1", "::1"];
   process.env["NO_PROXY"] = [process.env["NO_PROXY"], process.env["no_proxy"], ...direct]
     .filter(Boolean)
@@ -71,12 +73,12 @@ export function hardenProcess(log: Log): void {
 }
 
 const END_SIGNALS = ["SIGTERM", "SIGINT"] as const;
-/** Whoever sends one wants files or logs opened again: files are read again by themselves, and we open no log. */
+/** By custom they ask to open files or logs again. The plugin reads changed files by itself, and opens no log. */
 const HARMLESS_SIGNALS = ["SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
 
 /**
- * For what serves: resolves with the first signal that asks for the end. A second one changes nothing, nor does
- * any that would end the process without asking: calls are in flight.
+ * For commands that serve: resolves with the first signal that asks for the end. A second one changes nothing, because
+ * calls are in progress. Signals that would end the process by default do nothing either.
  */
 export function untilSignal(): Promise<NodeJS.Signals> {
   for (const signal of HARMLESS_SIGNALS) {
@@ -89,7 +91,7 @@ export function untilSignal(): Promise<NodeJS.Signals> {
   });
 }
 
-/** For what ends by itself: a signal ends it at once, also as PID 1, for which the kernel's default is to ignore it. */
+/** For commands that end by themselves: a signal ends them at once, also as PID 1, where the kernel ignores it by default. */
 export function endOnSignal(): void {
   for (const signal of END_SIGNALS) {
     process.on(signal, () => process.exit(128 + constants.signals[signal]));

@@ -1,32 +1,32 @@
 /**
- * Lines on standard error that never hold up the work. Bun's own stream keeps whatever a slow reader does not
- * take, and writes for ever to a file on a full disk; the one thread then answers nobody.
+ * Writes lines to standard error without ever blocking the work. Bun's own stream keeps everything that a slow reader
+ * does not take, and tries for ever to write to a full disk. The one thread would then answer nobody.
  */
 import { constants, openSync, writeSync } from "node:fs";
 import { isatty } from "node:tty";
 import { takesMore } from "./libc.ts";
 
 const STDERR = 2;
-/** What poll(2) calls writable takes this much at once: PIPE_BUF of pipe(7). */
+/** A descriptor that poll(2) calls writable takes this much at once: PIPE_BUF of pipe(7). */
 const MAX_WRITE_BYTES = 4096;
-/** Kept for a reader that hangs or a disk that is full; what comes then is dropped and counted. */
+/** Kept for a reader that hangs or a disk that is full. Further lines are dropped and counted. */
 const MAX_WAITING_BYTES = 256 * 1024;
-/** How often what waits is tried again. */
+/** How often waiting lines are tried again. */
 const RETRY_INTERVAL_MS = 100;
-/** At the end of the process a slow reader is given this long. */
+/** At its end the process waits so long for a slow reader. */
 const MAX_END_MS = 500;
 
-/** Writes to a descriptor what it takes at once, and keeps a bounded rest. */
+/** Writes what a descriptor takes at once, and keeps a bounded rest for later. */
 class LineWriter {
   readonly #descriptor: number;
   readonly #waiting: Buffer[] = [];
   #waitingBytes = 0;
   #timer: Timer | undefined;
-  /** Lines dropped since what waits began to wait. */
+  /** Lines dropped since lines last began to wait. */
   #lost = 0;
   /** Lines dropped since the start. */
   droppedLines = 0;
-  /** Makes the line that tells of lines that were dropped, when it is over. */
+  /** Makes the line that reports the number of dropped lines, once lines are taken again. */
   describeLoss: ((lines: number) => string) | undefined;
 
   constructor(descriptor: number) {
@@ -85,7 +85,7 @@ class LineWriter {
     }
   }
 
-  /** How many bytes were taken. A full disk, a closed end and a descriptor that is none all take 0. */
+  /** How many bytes were taken: 0 for a full disk, a closed end, or a descriptor that is not open. */
   #writeSome(bytes: Buffer): number {
     try {
       return takesMore(this.#descriptor)
@@ -98,8 +98,8 @@ class LineWriter {
 }
 
 /**
- * A terminal may take less than poll(2) lets hope for, and then blocks: it is opened again, non-blocking. To set
- * that on the descriptor would set it for every process that shares it.
+ * A terminal may take less than poll(2) promises, and then a write blocks. So a terminal is opened a second time,
+ * non-blocking. O_NONBLOCK on the descriptor itself would hold for every process that shares it.
  */
 function unblocked(descriptor: number): number {
   try {

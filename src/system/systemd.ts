@@ -1,4 +1,4 @@
-/** What systemd tells a service in its environment, and what a service tells systemd. */
+/** The protocols between systemd and a service: passed sockets, credentials, notifications, watchdog. */
 import { existsSync, fstatSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { describeError, ExitError } from "./errors.ts";
@@ -23,7 +23,7 @@ export interface HeldSocket {
  */
 export function inheritedSocket(env: Environment, pid: number): HeldSocket | undefined {
   if (env["LISTEN_FDS"] === undefined || env["LISTEN_PID"] !== String(pid)) {
-    return undefined; // meant for nobody, or for another process whose environment we have
+    return undefined; // no socket, or one for another process whose environment we inherited
   }
   if (env["LISTEN_FDS"] !== "1") {
     throw new ExitError(
@@ -32,8 +32,8 @@ export function inheritedSocket(env: Environment, pid: number): HeldSocket | und
     );
   }
   const path = pathOfListener(LISTEN_FDS_START);
-  // Bun would listen on a TCP socket just as well, on which anyone could ask for plaintext. An abstract one has
-  // no permissions either.
+  // Bun would also listen on a TCP socket, where anyone could ask for plaintext. An abstract socket has no
+  // permissions either.
   if (path?.startsWith("/") !== true) {
     throw new ExitError(
       1,
@@ -74,24 +74,24 @@ export function credentialFile(env: Environment, name: string): string | undefin
 }
 
 export interface Supervisor {
-  /** The socket accepts: whoever is ordered after us may start. Key4C need not be there yet. */
+  /** The socket accepts connections, so units ordered after this one may start. Key4C need not answer yet. */
   ready(): void;
   stopping(): void;
 }
 
 interface SupervisorOptions {
-  /** Asked before each sign of life. */
+  /** Asked before each message to the watchdog. */
   readonly isLive: () => boolean;
   /** What `systemctl status` shows, in a line. */
   readonly status: () => string;
   readonly log: Log;
 }
 
-/** How often systemd is told again what it did not take, and of a changed status. */
+/** How often a message that systemd did not take is sent again, and a changed status is sent. */
 const TELL_INTERVAL_MS = 1_000;
 
 /**
- * Tells the service manager of our state (sd_notify(3)), and that we live at half the interval it wants
+ * Sends our state to the service manager (sd_notify(3)), and feeds its watchdog at half the interval that it wants
  * (sd_watchdog_enabled(3)). It never waits for a manager that does not read. Without NOTIFY_SOCKET it does nothing.
  */
 export function supervisor(
@@ -116,7 +116,7 @@ export function supervisor(
     }
     if (!isWarned) {
       isWarned = true;
-      log.warn("systemd cannot be told; it is tried again", { state, cause });
+      log.warn("cannot notify systemd: trying again", { state, cause });
     }
     return false;
   };
@@ -127,7 +127,7 @@ export function supervisor(
   const tellStatus = () => {
     const now = status();
     const isNews = told === undefined || now !== told;
-    // A start that was not noticed would be begun again, so READY goes along until it was taken.
+    // If systemd missed READY, it would start the service again. So READY is sent until systemd has taken it.
     if (isNews && notify(`${told === undefined ? "READY=1\n" : ""}STATUS=${now}`)) {
       told = now;
     }

@@ -4,6 +4,7 @@ import { renameSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { registeredMetrics } from "../monitoring-tables.ts";
 import { testWith } from "../needs.ts";
 import {
   callRaw,
@@ -39,7 +40,7 @@ testWith("promtool")(
   async () => {
     const secretFile = join(temporaryDirectory(), "user-id");
     writeFileSync(secretFile, "u");
-    utimesSync(secretFile, 0, Date.now() / 1000 - 1_000);
+    utimesSync(secretFile, 0, 1_000_000_000);
     const { plugin, get } = await setup({
       KMS_USER_ID: "",
       KMS_USER_ID_FILE: secretFile,
@@ -77,8 +78,21 @@ testWith("promtool")(
     ] as const) {
       expect([name, metric(text, name)]).toEqual([name, value]);
     }
-    const age = metric(text, 'key4c_kms_secret_file_age_seconds{option="KMS_USER_ID_FILE"}');
-    expect(age).toBeGreaterThanOrEqual(1_000);
+    const modified = 'key4c_kms_secret_file_modified_timestamp_seconds{option="KMS_USER_ID_FILE"}';
+    expect(metric(text, modified)).toBe(1_000_000_000);
+    // They are those of REFERENCE.md, with the labels that it names.
+    const families = new Map(registeredMetrics().map((one) => [one.name, one]));
+    const exported = [...text.matchAll(/^# TYPE (\S+) (\S+)$/gm)];
+    expect(exported.map(([, name, type]) => `${name} ${type}`).sort()).toEqual(
+      [...families.values()].map(({ name, type }) => `${name} ${type}`).sort(),
+    );
+    const samples = [...text.matchAll(/^(\w+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? \S+$/gm)];
+    expect(samples.length).toBeGreaterThan(60);
+    for (const [, name = "", labels = ""] of samples) {
+      const own = [...labels.matchAll(/(\w+)="/g)].map(([, label]) => label);
+      const known = families.get(name)?.labelNames.slice();
+      expect([name, own.filter((label) => label !== "le")]).toEqual([name, known ?? ["unknown"]]);
+    }
     expect(
       Date.now() / 1000 - (metric(text, "key4c_kms_key4c_last_contact_timestamp_seconds") ?? 0),
     ).toBeLessThan(60);

@@ -207,6 +207,22 @@ test("a control character is in no manifest", async () => {
   );
 });
 
+test("a pod of another name stands beside the vendor's, which has the name of ours", async () => {
+  const named = async (...flags: string[]) => {
+    const { metadata } = Bun.YAML.parse(await printed("static-pod", flags)) as {
+      metadata: { name: string }; // what kubelet reads
+    };
+    return metadata.name;
+  };
+  expect([await named(), await named("--pod-name", "key4c")]).toEqual([
+    "key4c-kms-plugin",
+    "key4c",
+  ]);
+  for (const name of ["Key4C", "key4c-", "a.b", "a".repeat(64), "a\nb"]) {
+    expect(await refusal("static-pod", ["--pod-name", name])).toContain("--pod-name must be");
+  }
+});
+
 test("a proxy travels with pod and unit; one with a password does not", async () => {
   const env = { ...SERVE, HTTPS_PROXY: "http://proxy:3128", no_proxy: ".example,10.0.0.0/8" };
   expect((await pod([], env)).env).toMatchObject({

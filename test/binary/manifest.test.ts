@@ -38,7 +38,7 @@ test("without a name: the list; each name of it prints something", async () => {
     .map((line) => line.split(" ")[0] ?? "");
   expect(exitCode).toBe(0);
   expect(names).toContain("static-pod");
-  expect(names).toHaveLength(11);
+  expect(names).toHaveLength(12);
   for (const name of names) {
     const { stdout: text, stderr } = await print(name);
     expect({ name, stderr, placeholder: name !== "grafana" && /\{\{\w+\}\}/.test(text) }).toEqual({
@@ -64,6 +64,11 @@ test("wrong usage: nothing is printed, exit code 2", async () => {
       "--encryption-configuration must be an absolute path",
     ],
     [["systemd-service", "--binary", "plugin"], "--binary must be an absolute path"],
+    [["prometheus-rules", "--cluster-label", "a-b"], "--cluster-label must be the name of a label"],
+    [["prometheus-rules", "--runbook-url", "docs"], "--runbook-url must be http:// or https://"],
+    [["scrape-config", "--cluster", "$1"], "--cluster must be 1 to 128 letters"],
+    [["scrape-config", "--instance", '"'], "--instance must be 1 to 128 letters"],
+    [["scrape-config", "--http-address", ""], "KMS_HTTP_ADDRESS is empty"],
     [
       ["static-pod", "--probe-interval", "soon"],
       "KMS_PROBE_INTERVAL (--probe-interval) must be a duration",
@@ -261,7 +266,10 @@ testWith("promtool")(
     const queries = panels.flatMap(({ targets }) => targets.map(({ expr }) => expr));
     const asRules = queries.map((expr, index) => ({
       record: `query:${index}`,
-      expr: expr.replaceAll("$__rate_interval", "5m").replaceAll("$instance", ".*"),
+      expr: expr
+        .replaceAll("$__rate_interval", "5m")
+        .replaceAll("$instance", ".*")
+        .replaceAll("$cluster", ".*"),
     }));
     writeFileSync(file, JSON.stringify({ groups: [{ name: "dashboard", rules: asRules }] }));
     expect((await run(["promtool", "check", "rules", file])).exitCode).toBe(0);
@@ -295,5 +303,40 @@ test("labels in rules have values that exist", async () => {
     for (const one of named) {
       expect(values as readonly string[]).toContain(one);
     }
+  }
+});
+
+interface Panel {
+  readonly title: string;
+  readonly type: string;
+  readonly targets: readonly { readonly expr: string; readonly legendFormat: string }[];
+  readonly options?: { readonly textMode: string };
+  readonly fieldConfig: {
+    readonly overrides: readonly { readonly matcher: { readonly options: string } }[];
+  };
+}
+
+test("the dashboard is of the chosen clusters and instances, and shows the state by its name", async () => {
+  const dashboard = JSON.parse((await print("grafana", ["--cluster-label", "k8s"])).stdout) as {
+    panels: Panel[];
+    templating: { list: { name: string }[] };
+  };
+  const { panels, templating } = dashboard;
+  expect(templating.list.map(({ name }) => name)).toEqual(["datasource", "cluster", "instance"]);
+  for (const { expr } of panels.flatMap(({ targets }) => targets)) {
+    // What is joined on is chosen on the left.
+    const chosen = expr.replace(/ and on \(k8s, job, instance\) key4c_kms_build_info$/, "");
+    expect(metricsIn(chosen)).toHaveLength(1);
+    expect(chosen).toMatch(/_[a-z]+\{k8s=~"\$cluster",instance=~"\$instance"\}/);
+  }
+  const [state] = panels;
+  expect(state?.targets[0]?.legendFormat).toBe("{{k8s}} {{instance}} {{state}}");
+  expect(state?.options?.textMode).toBe("name");
+  // Each state has a color, found by the end of that name.
+  const patterns = state?.fieldConfig.overrides.map(({ matcher }) => matcher.options) ?? [];
+  expect(patterns).toHaveLength(STATES.length);
+  for (const one of STATES) {
+    const shown = `prod cp-1 ${one}`;
+    expect(patterns.filter((text) => new RegExp(text.slice(1, -1)).test(shown))).toHaveLength(1);
   }
 });

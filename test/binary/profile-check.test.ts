@@ -1,11 +1,20 @@
 /** `doctor --profile-check` on the compiled binary: what it finds in a wrong profile, and that it shows no secret. */
 import { expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Check } from "../../src/commands/doctor/check.ts";
+import { commandsOf, filledIn } from "../blocks.ts";
 import { expectNoSecret, secret } from "../secrets.ts";
 import { API_KEY, hsm, kes, nhn, PIN, ServiceKey, vault } from "../services.ts";
-import { emulator, fakeServer, runBinary, temporaryFile } from "../support.ts";
+import {
+  BINARY,
+  emulator,
+  fakeServer,
+  onTestEnd,
+  runBinary,
+  temporaryDirectory,
+  temporaryFile,
+} from "../support.ts";
 
 const USER_ID = "3f2a8b6c-user-0815";
 for (const [name, value] of [
@@ -109,9 +118,29 @@ test("a right profile: what was sent, what came back, and what each pointer foun
   expect(text).toContain("✓ encrypt: version 1\n    → POST ");
 });
 
-test("the example in OPERATIONS.md is what doctor says at each step", async () => {
-  const operations = readFileSync(join(import.meta.dir, "../../OPERATIONS.md"), "utf8");
-  const [, section = ""] = operations.split("\n## From an API document to a profile\n");
+test("the commands of PROFILES.md, where its files are", async () => {
+  const [typed = ""] = commandsOf("PROFILES.md", "How to work");
+  const directory = temporaryDirectory();
+  const files = { "hsm.json": HSM, "api-key": API_KEY, pin: PIN };
+  for (const [name, text] of Object.entries(files)) {
+    writeFileSync(join(directory, name), text, { mode: 0o600 });
+    onTestEnd(() => rmSync(join(directory, name))); // before the directory is searched for secrets
+  }
+  symlinkSync(BINARY, join(directory, "key4c-kms-plugin"));
+  const shell = Bun.spawn(
+    ["sh", "-ec", filledIn(typed, { "https://hsm.example": hsmServer().url })],
+    { cwd: directory, env: { PATH: `${directory}:${process.env["PATH"]}` }, stdout: "pipe" },
+  );
+  expect(await shell.stdout.text()).toContain("✓ decrypt: the very bytes that were wrapped\n");
+  expect(await shell.exited).toBe(0);
+  expect(JSON.parse(readFileSync(join(directory, "profile-schema.json"), "utf8"))).toHaveProperty(
+    "$schema",
+  );
+});
+
+test("the example in PROFILES.md is what doctor says at each step", async () => {
+  const profiles = readFileSync(join(import.meta.dir, "../../PROFILES.md"), "utf8");
+  const [, section = ""] = profiles.split("\n## An example\n");
   const blocks = [...section.matchAll(/```(\w+)\n([\s\S]*?)```/g)];
   const blocksOf = (kind: string) => blocks.filter(([, one]) => one === kind).map(([, , t]) => t);
   expect(blocksOf("json")[0]).toBe(HSM);

@@ -1,5 +1,6 @@
 /** Transport to Key4C: what the compiled binary trusts and presents. */
 import { beforeAll, expect } from "bun:test";
+import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { $ } from "bun";
@@ -22,8 +23,24 @@ beforeAll(async () => {
 
 const httpsEmulator = (certificate: string) => startHttpsEmulator(pki, certificate);
 
-test("trusts the CA it is given", async () => {
-  await startPlugin(await httpsEmulator("server"), { KEY4C_CA_FILE: file("ca.pem") });
+test("trusts the CA it is given, and tells when certificates expire", async () => {
+  const plugin = await startPlugin(await httpsEmulator("server"), {
+    KEY4C_CA_FILE: file("ca.pem"),
+    KEY4C_CERT_FILE: file("client.pem"),
+    KEY4C_CERT_KEY_FILE: file("client.key"),
+    KMS_HTTP_ADDRESS: "127.0.0.1:0",
+  });
+  const url = (await plugin.until(/"url":"(http:[^"]*)"/))[1];
+  const metrics = await (await fetch(`${url}metrics`)).text();
+  for (const [option, name] of [
+    ["KEY4C_CA_FILE", "ca.pem"],
+    ["KEY4C_CERT_FILE", "client.pem"],
+  ] as const) {
+    const { validTo } = new X509Certificate(readFileSync(file(name)));
+    expect(metrics).toContain(
+      `\nkey4c_kms_certificate_expiry_timestamp_seconds{option="${option}"} ${Date.parse(validTo) / 1000}\n`,
+    );
+  }
 });
 
 /** The cause that the first failed probe logs. */

@@ -1,5 +1,6 @@
 /** kubeadm, kubectl, etcdctl, two control planes, and the runbooks of OPERATIONS.md as they stand. Run by hand: `-- --all`. */
 import { afterAll, beforeAll, expect } from "bun:test";
+import { commandsOf, filledIn } from "../blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
 import { tearDownContainers } from "../ship/podman.ts";
 import { cases } from "./cases.ts";
@@ -25,7 +26,7 @@ import {
 import { addClusterImages, imageArchives } from "./images.ts";
 import { key, startKey4C } from "./key4c.ts";
 import { connect, importImages } from "./node.ts";
-import { commandsOf, filledIn, INSTALL } from "./runbook.ts";
+import { INSTALL } from "./runbook.ts";
 
 /** KMS_PROBE_INTERVAL with its jitter. */
 const PROBE_INTERVAL_MS = 35_000;
@@ -74,13 +75,16 @@ hostCase("a new cluster: kubeadm init with `manifest kubeadm-config`", async () 
 });
 
 hostCase("verify", async () => {
-  const [verify = ""] = commandsOf("Verify");
+  const [verify = ""] = commandsOf("OPERATIONS.md", "Verify");
   const output = await type(one, verify);
   expect(output).toContain("/registry/secrets/default/key4c-check");
   expect(output).toContain("current");
 });
 
-const [PLAINTEXT = "", NO_FLAGS = "", NO_PLUGIN = ""] = commandsOf("Uninstall");
+const [PLAINTEXT = "", NO_FLAGS = "", , NO_POD = "", NO_FILES = ""] = commandsOf(
+  "OPERATIONS.md",
+  "Uninstall",
+);
 
 hostCase("150 Secrets more; identity first; rewritten: all plaintext", async () => {
   await type(
@@ -112,7 +116,7 @@ hostCase("uninstall: the flags leave the ConfigMap too, then the plugin goes", a
   expect(
     await type(one, "kubectl -n kube-system get configmap kubeadm-config -o yaml"),
   ).not.toContain("encryption-provider");
-  await type(one, NO_PLUGIN);
+  await type(one, `${NO_POD}\n${NO_FILES}`);
   await eventually(
     "no plugin",
     120_000,
@@ -132,6 +136,10 @@ hostCase("install on a cluster that exists, move to KMS", async () => {
   expect(await type(one, "kubectl get secret s7 -o jsonpath={.data.v} | base64 -d")).toBe(
     "value-7",
   );
+  // Who comes from another plugin does both in one step.
+  const [, fromAnother = ""] = commandsOf("VENDOR-PLUGIN.md", "The move");
+  const proof = await type(one, filledIn(fromAnother, { "secrets configmaps": "secrets" }));
+  expect(proof).not.toContain("NOT PROVEN");
 });
 
 hostCase("kubeadm upgrade --dry-run --patches keeps the flags", async () => {
@@ -185,9 +193,10 @@ hostCase(
 );
 
 hostCase("change to another key on two nodes, while one writes and the other reads", async () => {
-  const [everywhere = "", oneByOne = ""] = commandsOf("Change to another key").map((block) =>
-    block.replaceAll("OLD-ID", "demo").replaceAll("NEW-ID", "next"),
-  );
+  const [everywhere = "", oneByOne = "", forgotten = ""] = commandsOf(
+    "OPERATIONS.md",
+    "Change to another key",
+  ).map((block) => block.replaceAll("OLD-ID", "demo").replaceAll("NEW-ID", "next"));
   const before = await currentKeyId(one);
   const { ok, failures } = await writingAndReading([one, other], async () => {
     await Promise.all([one, other].map((node) => type(node, everywhere)));
@@ -198,16 +207,14 @@ hostCase("change to another key on two nodes, while one writes and the other rea
     }
     await untilWritten([one, other], await currentKeyId(one));
     await rewriteAndProve(one);
-    await Promise.all(
-      [one, other].map((node) => type(node, ": > /etc/key4c-kms/previous-key-ids")),
-    );
+    await Promise.all([one, other].map((node) => type(node, forgotten)));
   });
   figure(`change of key: ${ok} pairs of a write and a read, ${failures.length} failed`);
   expect(failures).toEqual([]);
 });
 
 hostCase("the fire drill", async () => {
-  const [drill = ""] = commandsOf("The fire drill");
+  const [drill = ""] = commandsOf("OPERATIONS.md", "The fire drill");
   const { exitCode, stdout, stderr } = await one.machine.try(`${SHELL}set -o pipefail\n${drill}`);
   expect({ exitCode, stdout, stderr }).toMatchObject({ exitCode: 0 });
 });
@@ -239,7 +246,7 @@ hostCase(
 hostCase(
   "objects that nothing decrypts: found, deleted in etcd, and the others are read again",
   async () => {
-    const [list = ""] = commandsOf("Objects that cannot be decrypted any more");
+    const [list = ""] = commandsOf("OPERATIONS.md", "Objects that cannot be decrypted any more");
     const lost = "/registry/secrets/default/s7";
     // One byte of it is another.
     await type(
@@ -287,7 +294,7 @@ hostCase("restore of etcd on a new machine, with a plugin that has never been th
     await third.machine.run(INSTALL);
     await third.machine.run("echo next > /etc/key4c-kms/key-id");
     await type(third, POD.replace(/^key4c-kms-plugin manifest encryption-configuration.*\n/m, ""));
-    const [restore = ""] = commandsOf("Restore etcd on a new machine");
+    const [restore = ""] = commandsOf("OPERATIONS.md", "Restore etcd on a new machine");
     await type(
       third,
       restore

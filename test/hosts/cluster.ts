@@ -1,12 +1,13 @@
 /** Two control planes that kubeadm makes: what their tests share. */
+
+import { commandsOf, filledIn } from "../blocks.ts";
 import { builtClusterTools, builtServers } from "../e2e/build.ts";
 import { eventually } from "../e2e/process.ts";
-import { BINARY } from "../support.ts";
 import { PLUGIN } from "./images.ts";
 import { KEY4C_FILES } from "./key4c.ts";
 import type { Machine } from "./machine.ts";
 import { bootClusterNode } from "./node.ts";
-import { commandsOf, filledIn, RELEASE } from "./runbook.ts";
+import { RELEASE, releaseArchive } from "./runbook.ts";
 
 export const CONFIGURATION = "/etc/kubernetes/pki/encryption-configuration.yaml";
 
@@ -55,7 +56,7 @@ export async function startNode(
     name,
     archives,
     files: {
-      [RELEASE]: BINARY,
+      [RELEASE]: await releaseArchive(),
       "/usr/local/bin/kubeadm": servers.kubeadm,
       "/usr/local/bin/kubectl": kubectl,
       "/usr/local/bin/etcdctl": servers.etcdctl,
@@ -72,6 +73,7 @@ export const type = ({ machine }: ClusterNode, script: string) =>
 
 /** The blocks of "As a static pod": the pod, a new cluster, a cluster that exists. */
 export const [POD = "", NEW_CLUSTER = "", EXISTING_CLUSTER = ""] = commandsOf(
+  "OPERATIONS.md",
   "As a static pod (kubeadm)",
 ).map((block) => block.replaceAll("REGISTRY/key4c-kms-plugin:0.1.0", PLUGIN));
 
@@ -129,6 +131,7 @@ export async function writingAndReading(
 }
 
 const [REWRITE = "", PROVE = ""] = commandsOf(
+  "OPERATIONS.md",
   "Move to KMS (from plaintext, from another provider, from another KMS plugin)",
 ).map((block) =>
   // The configuration that `manifest` prints names nothing else.

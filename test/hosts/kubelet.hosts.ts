@@ -1,8 +1,8 @@
 /** A kubelet without an API server, and the static pod that `manifest` prints. */
 import { afterAll, beforeAll, expect } from "bun:test";
+import { commandsOf, filledIn } from "../blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
 import { tearDownContainers } from "../ship/podman.ts";
-import { BINARY } from "../support.ts";
 import { vendorPod } from "../vendor-pod.ts";
 import { callersDuring, callersFile } from "./callers.ts";
 import { cases } from "./cases.ts";
@@ -11,7 +11,7 @@ import { imageArchives, PLUGIN } from "./images.ts";
 import { KEY4C_FILES, KEY4C_URL, startKey4C } from "./key4c.ts";
 import type { Machine } from "./machine.ts";
 import { bootNode, type Container, containers } from "./node.ts";
-import { commandsOf, filledIn, INSTALL, RELEASE } from "./runbook.ts";
+import { INSTALL, RELEASE, releaseArchive } from "./runbook.ts";
 
 const MANIFEST = "/etc/kubernetes/manifests/key4c-kms-plugin.yaml";
 const SOCKET = "/run/key4c-kms/kms.sock";
@@ -26,7 +26,7 @@ beforeAll(async () => {
   machine = await bootNode({
     name: "node",
     archives: await imageArchives(),
-    files: { [RELEASE]: BINARY, ...KEY4C_FILES, ...callersFile() },
+    files: { [RELEASE]: await releaseArchive(), ...KEY4C_FILES, ...callersFile() },
   });
   await startKey4C(machine);
 }, 1_800_000);
@@ -69,7 +69,7 @@ const manifest = (flags: string) =>
     key4c-kms-plugin manifest static-pod --output ${MANIFEST} ${flags}`);
 
 hostCase("install, as OPERATIONS.md has it", async () => {
-  const [pod = ""] = commandsOf("As a static pod (kubeadm)");
+  const [pod = ""] = commandsOf("OPERATIONS.md", "As a static pod (kubeadm)");
   await machine.run(`${INSTALL}\n${filledIn(pod, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
   figure(`ok ${await seconds(() => isOk("120s"))} after the manifest was written`);
   await running(0);
@@ -179,10 +179,8 @@ hostCase(
 
 hostCase("--run-as-user, as OPERATIONS.md has it", async () => {
   await removePod();
-  await machine.run(`rm -r /run/key4c-kms
-    install -d -o 65532 -g 65532 -m 0711 /run/key4c-kms
-    chown 65532 /etc/key4c-kms /etc/key4c-kms/user-id
-    echo 'd /run/key4c-kms 0711 65532 65532' > /etc/tmpfiles.d/key4c-kms.conf`);
+  const [, , , prepare = ""] = commandsOf("OPERATIONS.md", "As a static pod (kubeadm)");
+  await machine.run(`rm -r /run/key4c-kms\n${prepare}`);
   await manifest(`--image ${PLUGIN} --run-as-user 65532`);
   await isOk("120s");
   expect(await machine.run(`stat -c '%a %u' ${SOCKET}`)).toBe("600 65532\n");
@@ -199,6 +197,14 @@ hostCase("the vendor's pod, with KEY4C_URL and without `volumes` in the containe
   await removePod();
   await machine.put(MANIFEST, vendorPod({ image: PLUGIN, key4cUrl: KEY4C_URL }));
   await machine.run("KMS_ENDPOINT=unix:///tmp/kms.sock key4c-kms-plugin status --wait 120s");
+});
+
+hostCase("ours beside it, as VENDOR-PLUGIN.md has it: both serve", async () => {
+  const [beside = ""] = commandsOf("VENDOR-PLUGIN.md", "The move");
+  await machine.run(`chown root /etc/key4c-kms /etc/key4c-kms/user-id
+    . /etc/key4c-kms/env\n${filledIn(beside, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
+  await machine.run("KMS_ENDPOINT=unix:///tmp/kms.sock key4c-kms-plugin status");
+  await machine.run("rm /etc/kubernetes/manifests/key4c.yaml");
 });
 
 hostCase("uninstall: the manifest deleted, the socket gone", async () => {

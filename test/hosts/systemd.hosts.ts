@@ -1,13 +1,14 @@
 /** A machine that systemd boots, the plugin installed as OPERATIONS.md says. */
 import { afterAll, beforeAll, expect } from "bun:test";
+import { dirname } from "node:path";
+import { commandsOf } from "../blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
-import { BINARY } from "../support.ts";
 import { callersDuring, callersFile } from "./callers.ts";
 import { cases } from "./cases.ts";
 import { confinementOf, NO_RIGHTS } from "./confinement.ts";
 import { KEY4C_FILES, startKey4C } from "./key4c.ts";
 import { Machine } from "./machine.ts";
-import { commandsOf, INSTALL, RELEASE } from "./runbook.ts";
+import { INSTALL, RELEASE, releaseArchive } from "./runbook.ts";
 
 const SERVICE = "key4c-kms-plugin.service";
 /** At once, one after the other: calls are on their way in every moment of a start. */
@@ -17,7 +18,7 @@ let machine: Machine;
 beforeAll(async () => {
   machine = await Machine.boot({
     name: "systemd",
-    files: { [RELEASE]: BINARY, ...KEY4C_FILES, ...callersFile() },
+    files: { [RELEASE]: await releaseArchive(), ...KEY4C_FILES, ...callersFile() },
   });
   await startKey4C(machine);
 }, 600_000);
@@ -36,7 +37,7 @@ const mainPid = async () => Number(await machine.run(`systemctl show -P MainPID 
 const isOk = (wait: string) => machine.run(`key4c-kms-plugin status --wait ${wait}`);
 
 hostCase("install, as OPERATIONS.md has it", async () => {
-  const [units = ""] = commandsOf("As a systemd service (bare metal, k3s, RKE2)");
+  const [units = ""] = commandsOf("OPERATIONS.md", "As a systemd service (bare metal, k3s, RKE2)");
   const output = await machine.run(`${INSTALL}\n${units}`);
   expect(output).toContain('"healthz":"ok"');
   expect(await machine.run(`systemctl is-active ${SERVICE} key4c-kms-plugin.socket`)).toBe(
@@ -132,8 +133,7 @@ hostCase("a renewed credential is the service's after a restart, which fails no 
 hostCase("upgrade: the binary replaced under callers, no call fails", async () => {
   const before = await mainPid();
   const { failures } = await callersDuring(machine, () =>
-    machine.run(`install -m 0755 ${RELEASE} /usr/local/bin/key4c-kms-plugin
-      systemctl restart ${SERVICE}`),
+    machine.run(`cd ${dirname(RELEASE)}\n${commandsOf("OPERATIONS.md", "Upgrade")[0]}`),
   );
   expect(failures).toEqual([]);
   expect(await mainPid()).not.toBe(before);
@@ -142,7 +142,10 @@ hostCase("upgrade: the binary replaced under callers, no call fails", async () =
 hostCase(
   "as systemd below 247 needs it: the credential from a file that systemd reads",
   async () => {
-    const [, older = ""] = commandsOf("As a systemd service (bare metal, k3s, RKE2)");
+    const [, older = ""] = commandsOf(
+      "OPERATIONS.md",
+      "As a systemd service (bare metal, k3s, RKE2)",
+    );
     await machine.run(`. /etc/key4c-kms/env\n${older}
     systemctl daemon-reload; systemctl restart ${SERVICE}`);
     await isOk("60s");
@@ -170,9 +173,8 @@ hostCase("power lost: up again, over the socket file that it left", async () => 
 });
 
 hostCase("uninstall, as OPERATIONS.md has it: nothing is left", async () => {
-  await machine.run(
-    "systemctl disable --now key4c-kms-plugin.service key4c-kms-plugin.socket 2>&1",
-  );
+  const [, , service = ""] = commandsOf("OPERATIONS.md", "Uninstall");
+  await machine.run(`exec 2>&1\n${service}`);
   expect((await machine.try("ls /run/key4c-kms/kms.sock")).exitCode).not.toBe(0);
   expect(await machine.run("pgrep -xc key4c-kms-plugi || true")).toBe("0\n");
   expect(await machine.run("systemctl --failed --plain --no-legend")).toBe("");

@@ -1,19 +1,9 @@
 /** The image, run by podman and runc: the vendor's pod, our static pod, other users, the real grpc-go client. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import {
-  chmodSync,
-  chownSync,
-  copyFileSync,
-  cpSync,
-  lstatSync,
-  mkdirSync,
-  readdirSync,
-  writeFileSync,
-} from "node:fs";
-import { dirname, join, relative } from "node:path";
+import { chmodSync, chownSync, lstatSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { join, relative } from "node:path";
 import { version } from "../../package.json";
-import { compile, ROOT } from "../../src/build/compile.ts";
-import { fetchRuntime } from "../../src/build/runtime.ts";
+import { commandsOf, filledIn, ROOT } from "../blocks.ts";
 import { eventually, freePort, run } from "../e2e/process.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";
@@ -22,7 +12,6 @@ import {
   BASE,
   buildImage,
   directory,
-  imageOf,
   podman,
   settings,
   setUpContainers,
@@ -43,7 +32,13 @@ const CONFINED = [
 
 beforeAll(async () => {
   await setUpContainers();
-  await buildImage(IMAGE, "--key4c-url", KEY4C_URL);
+  const [build = ""] = commandsOf("OPERATIONS.md", "Make the image yourself");
+  const typed = filledIn(build, {
+    "https://…": KEY4C_URL,
+    "NAME@sha256:…": BASE,
+    "REGISTRY/key4c-kms-plugin:0.1.0": IMAGE,
+  });
+  await run(["sh", "-ec", typed], settings, "", ROOT);
   const module = join(import.meta.dir, "../bench");
   const go = Bun.spawnSync(["go", "build", "-o", loader, "."], { cwd: module });
   if (go.exitCode !== 0) {
@@ -137,31 +132,6 @@ test("built again, it is the same", async () => {
   await buildImage(`${IMAGE}-again`, "--key4c-url", KEY4C_URL);
   expect(await id(`${IMAGE}-again`)).toBe(await id(IMAGE));
 }, 60_000);
-
-test("for arm64 it has arm64's binary, which runs", async () => {
-  // What `npm run release` puts there, and no more.
-  const released = join(ROOT, `dist/release/key4c-kms-plugin-${version}-linux-arm64`);
-  const runtime = await fetchRuntime("@oven/bun-linux-aarch64", directory);
-  await compile(join(directory, "key4c-kms-plugin"), {
-    platform: { target: "bun-linux-arm64", runtime },
-  });
-  mkdirSync(dirname(released), { recursive: true });
-  copyFileSync(join(directory, "key4c-kms-plugin"), released);
-
-  const libraries = join(directory, "arm64");
-  cpSync("/usr/aarch64-linux-gnu/lib", join(libraries, "lib"), { recursive: true });
-  await imageOf(libraries, `${BASE}-arm64`, { flags: ["--arch", "arm64"] });
-  const tag = `${IMAGE}-arm64`;
-  await buildImage(tag, "--arch", "arm64", "--base", `${BASE}-arm64`);
-  const format = "{{.Os}}/{{.Architecture}}";
-  expect((await podman("image", "inspect", tag, "--format", format)).trim()).toBe("linux/arm64");
-  const qemu = Bun.which("qemu-aarch64-static");
-  const output = await podman(
-    ...["run", "--rm", ...CONFINED, "--volume", `${qemu}:/qemu:ro`, "--entrypoint", "/qemu", tag],
-    ...["/usr/local/bin/key4c-kms-plugin", "--version"],
-  );
-  expect(output).toBe(`key4c-kms-plugin ${version}\n`);
-}, 120_000);
 
 /** Where the files of an image are, until the test ends. */
 async function mounted(image: string): Promise<string> {

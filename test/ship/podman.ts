@@ -1,5 +1,5 @@
 /** buildah and podman with a storage of their own, and a base image that stands in for distroless. */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { run } from "../e2e/process.ts";
@@ -7,6 +7,8 @@ import { run } from "../e2e/process.ts";
 /** What the base of Containerfile holds, as far as the binary can tell. No registry is reached here. */
 const BASE_PACKAGES = ["libc6", "base-files", "netbase", "ca-certificates", "tzdata"];
 export const BASE = "localhost/stand-in-for-distroless:1";
+/** The same for arm64 too, as a list of both. */
+export const BOTH_BASES = "localhost/stand-in-for-distroless:both";
 
 export const directory = mkdtempSync(join(tmpdir(), "k4c-ship-"));
 /** The environment in which podman and buildah find that storage. */
@@ -46,6 +48,18 @@ async function buildBase(): Promise<void> {
   );
   await run(["sh", "-ec", `for deb in ${debs}/*.deb; do dpkg-deb -x $deb ${root}; done`], settings);
   await imageOf(root, BASE);
+}
+
+/** Makes BOTH_BASES of BASE and the C library that Debian has for crossed compilers. */
+export async function buildBothBases(): Promise<void> {
+  const root = join(directory, "base-arm64");
+  cpSync("/usr/aarch64-linux-gnu/lib", join(root, "lib"), { recursive: true });
+  const arm64 = `${BASE}-arm64`;
+  await imageOf(root, arm64, { flags: ["--arch", "arm64"] });
+  await run(["buildah", "manifest", "create", BOTH_BASES], settings);
+  for (const one of [BASE, arm64]) {
+    await run(["buildah", "manifest", "add", BOTH_BASES, one], settings);
+  }
 }
 
 /**

@@ -1,20 +1,20 @@
 import { decodeBytes, ENCODINGS } from "../../key4c/template.ts";
 
-/** So much of a secret counts as the secret. */
+/** A piece of a secret of so many characters is blacked out. */
 const WINDOW = 8;
-/** Less than this of an encoded secret is found everywhere. */
+/** Shorter pieces of an encoded secret are found in any text. */
 const MIN_ENCODED_CHARACTERS = 4;
 /** Longer texts without a space that look random may be somebody's key or token. */
 const MIN_RANDOM_CHARACTERS = 16;
 const MAX_SHOWN_CHARACTERS = 2_000;
 
-/** Shows what was said, without what must not be shown: known secrets by their value, others by their look. */
+/** Makes a text fit to be shown: blacks out known secrets by their value, and others by their look. */
 export class Blackout {
   readonly #key: { readonly name: string; readonly bytes: Buffer };
   /** By length: pieces of secrets, and whose they are. */
   readonly #pieces = new Map<number, Map<string, string>>();
 
-  /** @param key blacked out like the texts, and named with its encoding where it stands alone */
+  /** @param key blacked out like the texts; where a text is nothing but the key, its name and encoding are shown */
   constructor(
     key: { readonly name: string; readonly bytes: Buffer },
     texts: readonly (readonly [name: string, text: string | undefined])[],
@@ -30,7 +30,7 @@ export class Blackout {
     }
   }
 
-  /** A text of which only what is known to be secret is blacked out. */
+  /** For our own text: blacks out only what is known to be secret. */
   known(text: string): string {
     const owners = this.#ownersOf(text);
     let shown = "";
@@ -45,7 +45,7 @@ export class Blackout {
     return shown;
   }
 
-  /** A text of others, without what looks like a secret either. */
+  /** For a text of the service: also blacks out what looks like a secret. */
   text(text: string): string {
     const encoding = ENCODINGS.find((one) => decodeBytes(text, one)?.equals(this.#key.bytes));
     if (encoding !== undefined) {
@@ -56,7 +56,7 @@ export class Blackout {
     );
   }
 
-  /** A document of others, for one line. @param isShown whether a long text may be: all others are sizes */
+  /** For a document of the service, in one line. @param isShown whether a long text may be shown; else its size is */
   json(document: unknown, isShown: (text: string) => boolean = () => true): string {
     const shown = JSON.stringify(document, (_, value: unknown) => {
       if (Array.isArray(value) && value.length >= WINDOW && value.every(Number.isInteger)) {
@@ -112,7 +112,7 @@ export class Blackout {
   }
 }
 
-/** Hex, or letters of both cases and digits: no word of a language, no constant of a program. */
+/** Hex, or letters of both cases with digits: words and constants do not look like that. */
 function looksRandom(text: string): boolean {
   return (
     text.length >= MIN_RANDOM_CHARACTERS &&
@@ -121,7 +121,7 @@ function looksRandom(text: string): boolean {
   );
 }
 
-/** Stands for a text: its length, and the bytes it may be. */
+/** Describes a text by its length, and by the number of bytes that it may encode. */
 export function sizeOf(text: string): string {
   const fitting = ENCODINGS.filter((one) => (decodeBytes(text, one)?.length ?? 0) > 0);
   const [encoding = ""] = fitting.includes("hex") ? ["hex"] : [fitting.join(" or ")];

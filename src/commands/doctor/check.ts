@@ -1,13 +1,13 @@
 /** One line of the doctor. */
 export interface Check {
   readonly check: string;
-  /** `warn` says what may be wrong, or will be; like `skip` it is no failure. */
+  /** `warn` says what may be wrong or will be. Neither `warn` nor `skip` is a failure. */
   readonly result: "pass" | "warn" | "fail" | "skip";
   /** What was found. Never a secret. */
   readonly detail: string;
-  /** What to do; empty if it passed or was left out. */
+  /** What to do; empty if the check passed or was skipped. */
   readonly remedy: string;
-  /** What it is judged by, line by line. Never a secret. */
+  /** The evidence, line by line. Never a secret. */
   readonly shown?: readonly string[];
 }
 

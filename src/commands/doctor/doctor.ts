@@ -1,4 +1,4 @@
-/** Says before and after an installation what is wrong, and what to do. */
+/** The command `doctor`: says what is wrong before or after an installation, and what to do. */
 import type { CommandLine, Config } from "../../config/config.ts";
 import type { Log } from "../../system/log.ts";
 import { forbiddenEnvironment, hardenProcess } from "../../system/process.ts";
@@ -10,7 +10,7 @@ import { checkKubeApiserver, findKubeApiserver, hostPaths } from "./kube-apiserv
 import { checkProfile } from "./profile-check.ts";
 import { checkSocket } from "./socket.ts";
 
-/** All checks, in the order in which their faults should be mended. */
+/** All checks, in the order in which their faults should be repaired. */
 export async function doctorCommand(
   { config, problems }: CommandLine,
   log: Log,

@@ -1,4 +1,4 @@
-/** What is wrong with an EncryptionConfiguration before kube-apiserver says so, or does not say so. */
+/** Checks an EncryptionConfiguration: what kube-apiserver would refuse, and what it would load and should not. */
 import { connectTo } from "../../socket/unix-socket.ts";
 import { describeError } from "../../system/errors.ts";
 import { readSmallBytes } from "../../system/files.ts";
@@ -16,7 +16,7 @@ export interface EncryptionConfigurationOptions {
   readonly isMigrated: boolean;
   /** What is known of the API server that reads it. */
   readonly server: Partial<Server>;
-  /** What this host calls a path of the API server's container. */
+  /** Translates a path of the API server's container to that of this host. */
   readonly toHost: (path: string) => string;
 }
 
@@ -36,10 +36,14 @@ export async function checkEncryptionConfiguration({
     bytes = readSmallBytes(path);
   } catch (error) {
     return [
-      fail(named("file"), describeError(error), "let --encryption-configuration name the file"),
+      fail(
+        named("file"),
+        describeError(error),
+        "give the right path with --encryption-configuration",
+      ),
     ];
   }
-  // What is not known counts as on: for KMS v1 there is a line of its own, and we advise to reload.
+  // What is not known counts as on: checkApi reports KMS v1, and the kube-apiserver checks advise to reload.
   const loaded = loadConfiguration(bytes, { hasKmsV1: true, reloads: true, ...server });
   const { faults, unclear, groups } = loaded;
   if (faults.length > 0) {
@@ -48,7 +52,7 @@ export async function checkEncryptionConfiguration({
     );
   }
   if (unclear.length > 0) {
-    const remedy = "write it in a plainer way, as `manifest encryption-configuration` prints it";
+    const remedy = "write it more simply, as `manifest encryption-configuration` prints it";
     return unclear.map((why) => warn(named("file"), `cannot be judged: ${why}`, remedy));
   }
   const isOurs = ({ kms }: Provider) =>
@@ -110,7 +114,7 @@ function checkApi(ours: readonly Provider[], { hasKmsV1 }: Partial<Server>): Che
       );
 }
 
-/** Who writes each resource for which our provider is there, and Secrets in any case. */
+/** Who writes each resource whose groups have our provider, and who writes Secrets in any case. */
 function checkWriters(groups: readonly Group[], isOurs: (one: Provider) => boolean): Check[] {
   const meant = groups.flatMap(({ resources, providers }) =>
     providers.some(isOurs) ? resources : [],
@@ -141,9 +145,9 @@ function checkWriters(groups: readonly Group[], isOurs: (one: Provider) => boole
   });
 }
 
-/** It reads what is not encrypted: needed while there is such data, a way to forge data afterwards. */
+/** identity reads what is not encrypted: needed while there is such data, and afterwards a way to forge data. */
 function checkIdentity(providers: readonly Provider[], isMigrated: boolean): Check[] {
-  // Without any, that nobody writes them is said already.
+  // Without any provider, checkWriters has reported that nobody writes them.
   return providers.length === 0 ? [] : [identityCheck(providers, isMigrated)];
 }
 
@@ -163,11 +167,11 @@ function identityCheck(providers: readonly Provider[], isMigrated: boolean): Che
     : fail(
         check,
         "no identity provider for Secrets: what is not encrypted yet cannot be read",
-        "add `- identity: {}` as the last one; where `inspect` finds no plaintext, tell the doctor --migrated",
+        "add `- identity: {}` as the last one; if `inspect` finds no plaintext, run doctor with --migrated",
       );
 }
 
-/** A KMS provider of another plugin is there because data need it. */
+/** A KMS provider of another plugin: some data may still need it. */
 async function checkOther(
   { name, endpoint, path }: Kms,
   toHost: (path: string) => string,
@@ -175,7 +179,10 @@ async function checkOther(
   const check = named(`provider ${name}`);
   const answer = path === undefined ? "not a path" : await connectTo(toHost(path));
   return answer === "connected"
-    ? pass(check, `${endpoint} accepts: keep it until nothing is under it (inspect)`)
+    ? pass(
+        check,
+        `${endpoint} accepts connections: keep it until no data is under it (see inspect)`,
+      )
     : fail(
         check,
         `${endpoint}: ${answer}: what is under it cannot be read`,

@@ -1,4 +1,4 @@
-/** Whether Key4C can do its part: the way to it, credential, key, and a real wrap and unwrap. */
+/** Checks Key4C: the way to it, the credential, the key, and a real wrap and unwrap. */
 import { type Config, keyIdOf, previousKeyIdsOf } from "../../config/config.ts";
 import { Metrics } from "../../health/metrics.ts";
 import type { Key4C, KeyDescription } from "../../key4c/client.ts";
@@ -13,7 +13,7 @@ import { checkClientCertificate, checkWay } from "./way.ts";
 
 const KEY4C_CHECKS = ["name", "connection", "credential", "key", "wrap and unwrap"] as const;
 
-/** What client and keyring would log, the checks say in their own words. */
+/** Client and keyring log nothing here: the checks say it in their own words. */
 const SILENT = createLog({ level: "error", format: "text", write: () => {} });
 
 export interface Key4CChecks {
@@ -22,11 +22,11 @@ export interface Key4CChecks {
   readonly keyId: string | undefined;
 }
 
-/** @param isUsable whether the configuration is one that serve would take */
+/** @param isUsable whether serve would accept the configuration */
 export async function checkKey4C(config: Config, isUsable: boolean): Promise<Key4CChecks> {
   const kmsKeyId = keyIdOf(config);
   if (!isUsable || config.key4cUrl === undefined || kmsKeyId === undefined) {
-    const why = "not asked: the configuration is to be corrected first";
+    const why = "not checked: correct the configuration first";
     return { checks: KEY4C_CHECKS.map((check) => skip(check, why)), keyId: undefined };
   }
   const certificate = checkClientCertificate(config);
@@ -34,7 +34,7 @@ export async function checkKey4C(config: Config, isUsable: boolean): Promise<Key
   const before = [...certificate, ...way];
   if (isFailed(before)) {
     const rest = KEY4C_CHECKS.slice(way.length);
-    const checks = [...before, ...rest.map((check) => skip(check, "Key4C is not reached"))];
+    const checks = [...before, ...rest.map((check) => skip(check, "Key4C cannot be reached"))];
     return { checks, keyId: undefined };
   }
   const key4c = key4cClient(config, undefined, SILENT, new Metrics());
@@ -54,7 +54,7 @@ function isFailed(checks: readonly Check[]): boolean {
 
 async function checkKey(key4c: Key4C, kmsKeyId: string): Promise<Check[]> {
   if (!key4c.canDescribe) {
-    const why = "the profile has no describe: the wrap shows it";
+    const why = "the profile has no describe: see wrap and unwrap";
     return [skip("credential", why), skip("key", why)];
   }
   const startMs = performance.now();
@@ -69,12 +69,12 @@ async function checkKey(key4c: Key4C, kmsKeyId: string): Promise<Check[]> {
 function keyChecks(kmsKeyId: string, description: KeyDescription, ms: number): Check[] {
   const { version, algorithm } = description;
   const told = [
-    `${kmsKeyId}: ${algorithm ?? "algorithm not told"}, version ${version ?? "not told"}`,
+    `${kmsKeyId}: ${algorithm ?? "algorithm unknown"}, version ${version ?? "unknown"}`,
     ...keyCheckValue(description),
   ].join(", ");
   const credential =
     version === undefined && algorithm === undefined
-      ? skip("credential", "the answer tells nothing of the key: the wrap shows it")
+      ? skip("credential", "the answer says nothing about the key: see wrap and unwrap")
       : pass("credential", "accepted");
   if (algorithm !== undefined && !/^AES/i.test(algorithm)) {
     return [credential, fail("key", told, "let KMS_KEY_ID name an AES key")];
@@ -91,7 +91,7 @@ function keyChecks(kmsKeyId: string, description: KeyDescription, ms: number): C
   ];
 }
 
-/** To be compared with Key4C's console: another value is another key under the same ID. */
+/** For comparison with Key4C's console: another value there means another key under the same ID. */
 function keyCheckValue({ kcv }: KeyDescription): string[] {
   return kcv === undefined ? [] : [`key check value ${kcv} (Key4C's console must show the same)`];
 }
@@ -112,18 +112,21 @@ function refusalChecks(failure: PluginError, ms: number): Check[] {
   }
   if (isVerdict && kind === "keyNotFound") {
     return [
-      skip("credential", "no such key, which another tenant's credential may be told, too"),
+      skip(
+        "credential",
+        'not known: Key4C may say "no such key" to another tenant\'s credential too',
+      ),
       fail("key", detail, "check KMS_KEY_ID, KMS_USER_ID (another tenant?) and KEY4C_URL"),
     ];
   }
   if (isVerdict) {
     return [
       pass("credential", "accepted"),
-      fail("key", detail, "let KMS_KEY_ID name a key that exists and is enabled"),
+      fail("key", detail, "set KMS_KEY_ID to the ID of a key that exists and is enabled"),
     ];
   }
   return [
-    skip("credential", "no answer to judge by"),
+    skip("credential", "not known without an answer"),
     ms >= SLOW_MS
       ? fail(
           "key",
@@ -159,7 +162,7 @@ async function checkWrap(
         ms < SLOW_MS
           ? detail
           : `no result in ${(ms / 1000).toFixed(1)} s: Key4C is slow (${detail})`,
-        "see that the key may wrap and unwrap, and that KEY4C_PROFILE fits the service",
+        "check that the key may wrap and unwrap, and that KEY4C_PROFILE fits the service",
       ),
     };
   }
@@ -179,7 +182,7 @@ async function checkPreviousKeys(key4c: Key4C, config: Config): Promise<Check[]>
         await key4c.describe(keyId);
         return pass("previous key", keyId);
       } catch (error) {
-        const remedy = "enable it, or take it from KMS_PREVIOUS_KEY_IDS when nothing is under it";
+        const remedy = "enable it, or remove it from KMS_PREVIOUS_KEY_IDS when no data is under it";
         return fail("previous key", `${keyId}: ${describeError(error)}`, remedy);
       }
     }),

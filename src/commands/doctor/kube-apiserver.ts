@@ -1,4 +1,4 @@
-/** The API server around the EncryptionConfiguration, by the static pod that kubeadm writes. */
+/** Checks the API server that reads the EncryptionConfiguration, by the static pod that kubeadm writes. */
 import { existsSync } from "node:fs";
 import { dirname } from "node:path";
 import { parse } from "yaml";
@@ -20,7 +20,7 @@ interface Mount {
   readonly container: string;
 }
 
-/** What a manifest tells of its API server. */
+/** What a static pod says about its API server. */
 export interface KubeApiserver {
   readonly path: string;
   readonly flags: ReadonlyMap<string, string>;
@@ -30,7 +30,7 @@ export interface KubeApiserver {
   readonly configuration: string | undefined;
 }
 
-/** What there is to say when there is nothing to read, or what was read. */
+/** What was read; or a check that says why nothing was. */
 export function findKubeApiserver(named: string | undefined): KubeApiserver | Check {
   const check = title("file");
   const path = named ?? KUBEADM_MANIFEST;
@@ -40,7 +40,7 @@ export function findKubeApiserver(named: string | undefined): KubeApiserver | Ch
   try {
     return readKubeApiserver(path);
   } catch (error) {
-    return fail(check, describeError(error), "let --kube-apiserver name its static pod");
+    return fail(check, describeError(error), "give its static pod with --kube-apiserver");
   }
 }
 
@@ -88,7 +88,7 @@ function wordsOf({ command, args }: Readonly<Record<string, unknown>>): string[]
   return [...listOf(command), ...listOf(args)].map(String);
 }
 
-/** The last one of a name holds, as in kube-apiserver; a flag without a value is a switch. */
+/** Of flags with the same name the last one counts, as in kube-apiserver. A flag without a value is a switch. */
 function flagsOf(words: readonly string[]): Map<string, string> {
   const flags = new Map<string, string>();
   for (const [index, word] of words.entries()) {
@@ -185,13 +185,13 @@ function checkFlag(
     return fail(
       check,
       `it reads ${host}, not ${configuration}`,
-      "let --encryption-configuration, or the flag, name the other",
+      "correct --encryption-configuration, or the API server's flag",
     );
   }
   return mounts.some(({ container }) => container === flag)
     ? warn(
         check,
-        `${host} is mounted as a single file: one that replaces it is not seen`,
+        `${host} is mounted as a single file, so kube-apiserver does not see a file that replaces it`,
         `mount its directory, ${dirname(host)}`,
       )
     : pass(check, `it reads ${host}`);
@@ -203,17 +203,20 @@ function checkSocketMount(socket: string, mounts: readonly Mount[]): Check {
   if (mounts.some(({ host }) => host === socket)) {
     return fail(
       check,
-      `${socket} is mounted as a single file: the next plugin's socket is not seen`,
+      `${socket} is mounted as a single file, so kube-apiserver does not see the socket of a restarted plugin`,
       remedy,
     );
   }
   const mount = mounts.find(({ host }) => socket.startsWith(`${host}/`));
   return mount === undefined
     ? fail(check, `the directory of ${socket} is not mounted`, remedy)
-    : pass(check, `it sees the plugin's as ${mount.container}${socket.slice(mount.host.length)}`);
+    : pass(
+        check,
+        `it sees the plugin's socket as ${mount.container}${socket.slice(mount.host.length)}`,
+      );
 }
 
-/** The paths of a container as this host has them. */
+/** Translates a path of the container to that of this host. */
 export function hostPaths(found: KubeApiserver | undefined): (path: string) => string {
   return (path) => (found && toHost(path, found.mounts)) ?? path;
 }

@@ -1,4 +1,4 @@
-/** What answers on the socket: whether it is this plugin, of this key, and serves both APIs. */
+/** Checks what answers on the socket: whether it is this plugin, has this key, and serves both APIs. */
 import { randomBytes } from "node:crypto";
 import { version as VERSION } from "../../../package.json";
 import { type Config, keyIdOf } from "../../config/config.ts";
@@ -14,7 +14,7 @@ const DEK_BYTES = 32;
 const STATUS = "plugin, Status";
 const SILENT = /DEADLINE_EXCEEDED/;
 
-/** Whether it took the connection and said nothing. */
+/** Whether the plugin accepted the connection and then did not answer. */
 export function isSilent(plugin: readonly Check[]): boolean {
   return plugin.some(
     ({ check, result, detail }) => check === STATUS && result === "fail" && SILENT.test(detail),
@@ -76,18 +76,22 @@ async function checkState({ httpAddress }: Config): Promise<Check[]> {
   }
 }
 
-/** Its sentence is shorter; who else answers there may say more. */
+/** The plugin's sentence is shorter; another server at this address may answer more. */
 const MAX_STATE_LENGTH = 300;
 
 async function checkVersion(path: string): Promise<Check> {
   const check = "plugin, version";
   const version = await runtimeVersion(path).catch(() => undefined);
   if (version === undefined) {
-    return skip(check, "it tells none");
+    return skip(check, "the plugin does not say");
   }
   return version === VERSION
     ? pass(check, version)
-    : warn(check, `${version}, and this doctor is ${VERSION}`, "ask the doctor of its own version");
+    : warn(
+        check,
+        `${version}, and this doctor is ${VERSION}`,
+        "use the doctor of the plugin's version",
+      );
 }
 
 function checkKeyId(keyId: string | undefined, kmsKeyId: string | undefined): Check {
@@ -104,7 +108,7 @@ function checkKeyId(keyId: string | undefined, kmsKeyId: string | undefined): Ch
       );
 }
 
-/** They differ after a rotation, until its next probe, and when other material has the key's ID. */
+/** They differ after a rotation until the plugin's next probe, and when other key material has the same ID. */
 function checkFreshKeyId(
   keyId: string | undefined,
   freshKeyId: string | undefined,
@@ -114,16 +118,16 @@ function checkFreshKeyId(
     return [];
   }
   if (!standsFor(keyId, kmsKeyId)) {
-    return []; // said already
+    return []; // checkKeyId has reported it
   }
   const check = "plugin, key_id";
   return keyId === freshKeyId
-    ? [pass(check, "Key4C wraps under the same now")]
+    ? [pass(check, "Key4C wraps under the same key_id now")]
     : [
         fail(
           check,
           `its key_id is ${keyId}, and Key4C wraps under ${freshKeyId} now`,
-          "after a rotation ask again in a minute; else the key was replaced or restored: restart nothing, see the runbook of a restore, and compare the key check value",
+          'after a rotation ask again in a minute; otherwise the key was replaced or restored: restart nothing, follow "Mismatch" in OPERATIONS.md, and compare the key check value',
         ),
       ];
 }
@@ -140,11 +144,11 @@ async function checkRoundTrip(
       throw new Error("what was unwrapped is not what was wrapped");
     }
     const ms = performance.now() - startMs;
-    const detail = `a DEK there and back in ${ms.toFixed(1)} ms; the API server waits ${API_SERVER_TIMEOUT_MS} ms for each`;
+    const detail = `wrapped and unwrapped a DEK in ${ms.toFixed(1)} ms; the API server waits ${API_SERVER_TIMEOUT_MS} ms for each call`;
     return { ms, detail };
   });
   return value !== undefined && value.ms >= SLOW_MS
-    ? warn(check, value.detail, "see what makes the plugin slow: this machine's load, Key4C")
+    ? warn(check, value.detail, "find out what makes the plugin slow: this machine's load, Key4C")
     : failed;
 }
 

@@ -18,7 +18,7 @@ export function proxyOf(url: URL, env: Environment): URL | "not a URL" | undefin
   return URL.canParse(whole) ? new URL(whole) : "not a URL";
 }
 
-/** `*`, a domain with all below it, an address, a network; with a port, that one alone. */
+/** NO_PROXY has `*`, domains (with all below them), addresses and networks. With a port, an entry means only that port. */
 function isExempt(url: URL, env: Environment): boolean {
   const host = url.hostname.replace(/[[\]]/g, "").toLowerCase();
   const port = url.port || "443";
@@ -45,7 +45,7 @@ function isInNetwork(host: string, network: string): boolean {
   try {
     list.addSubnet(address, Number(prefix), name);
   } catch {
-    return false; // a prefix that is none
+    return false; // not a valid prefix
   }
   return list.check(host, name);
 }

@@ -59,12 +59,12 @@ function checkDirectory(directory: string, { socketGroup }: Config): Check {
 function notAllowed(check: string, path: string, code: string): Check {
   return fail(
     check,
-    `${path}: this user is not allowed to look (${code}); whether it is there is not known`,
+    `${path}: this user is not allowed to look (${code}), so it is not known whether it is there`,
     "run the doctor as root, or as the plugin's user",
   );
 }
 
-/** @param answer what a connect met; "silent": somebody who then says nothing */
+/** @param answer the result of a connect; "silent" if the connection was accepted and nothing answered */
 function checkSocketFile(path: string, answer: string, config: Config): Check {
   const check = "socket";
   const found = whatIs(() => lstatSync(path));
@@ -91,8 +91,8 @@ function checkSocketFile(path: string, answer: string, config: Config): Check {
     case "silent":
       return fail(
         check,
-        `${path} ${mode} takes connections and answers nothing: it is held, by systemd for instance, for a plugin that does not run`,
-        "see why the plugin's service does not run: systemctl status, and its log",
+        `${path} ${mode} accepts connections and answers nothing: systemd, for example, holds it for a plugin that does not run`,
+        "find out why the plugin's service does not run: systemctl status, and its log",
       );
     case "ECONNREFUSED":
       return fail(
@@ -107,7 +107,7 @@ function checkSocketFile(path: string, answer: string, config: Config): Check {
   }
 }
 
-/** The group that is meant must be able to connect, for which Linux wants write permission. */
+/** KMS_SOCKET_GROUP must be able to connect, for which Linux requires write permission. */
 function checkGroup(
   check: string,
   detail: string,
@@ -130,7 +130,7 @@ function checkGroup(
       );
 }
 
-/** Or why it cannot be told. */
+/** The result of lstat or stat, or the code of its error. */
 function whatIs(look: () => Stats): Stats | string {
   try {
     return look();

@@ -9,15 +9,15 @@ import { errorCode } from "../../system/files.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
 import { proxyOf } from "./proxy.ts";
 
-/** Long for a resolver or a handshake, short for whoever waits for the doctor. */
+/** Long enough for a resolver or a handshake, short enough for a person who waits. */
 const CONNECT_TIMEOUT_MS = 5_000;
-/** Nobody likes to learn of it on the last day. */
-const CERTIFICATE_WARNING_DAYS = 7;
+/** How long before its end a certificate is worth a warning; the alert Key4cKmsCertificateExpires has the same. */
+const CERTIFICATE_WARNING_DAYS = 14;
 const DAY_MS = 86_400_000;
 /** A proxy's answer to CONNECT: a line and a few headers. */
 const MAX_PROXY_ANSWER_BYTES = 16 * 1024;
 
-/** As far as it goes: name, then connection. */
+/** Checks the name, then the connection, and stops at the first failure. */
 export async function checkWay(url: URL, config: Config): Promise<Check[]> {
   const proxy = proxyOf(url, process.env);
   if (proxy === "not a URL") {
@@ -46,7 +46,7 @@ async function checkName(url: URL, option: string): Promise<Check> {
     return skip("name", `${who} is an address`);
   }
   const late = Bun.sleep(CONNECT_TIMEOUT_MS).then(() => {
-    throw new Error("no answer of the resolver");
+    throw new Error("no answer from the resolver");
   });
   try {
     const found = await Promise.race([lookup(host, { all: true }), late]);
@@ -62,13 +62,13 @@ async function checkName(url: URL, option: string): Promise<Check> {
   }
 }
 
-/** What to do about the codes of a failed handshake; any other is a matter of the network. */
+/** What to do about the codes of a failed handshake. Any other code is a problem of the network. */
 const TLS_REMEDIES: Readonly<Record<string, string>> = {
   CERT_HAS_EXPIRED: "have the certificate of Key4C renewed, or correct the clock of this machine",
   CERT_NOT_YET_VALID: "correct the clock of this machine",
   ERR_TLS_CERT_ALTNAME_INVALID: "let KEY4C_URL name a host that the certificate names",
 };
-const UNKNOWN_CA = "let KEY4C_CA_FILE name a file with the CA that issued the certificate";
+const UNKNOWN_CA = "set KEY4C_CA_FILE to a file with the CA that issued the certificate";
 
 async function checkConnection(url: URL, proxy: URL | undefined, config: Config): Promise<Check> {
   const startMs = performance.now();
@@ -155,14 +155,14 @@ async function openTunnel(socket: Socket, target: string, proxy: URL): Promise<v
     });
     socket.once("close", () => resolve(text));
     socket.once("error", reject);
-    socket.once("timeout", () => reject(new Error("no answer of the proxy in time")));
+    socket.once("timeout", () => reject(new Error("no answer from the proxy in time")));
   });
   socket.removeAllListeners("data");
   const status = /^HTTP\/1\.[01] (\d{3})/.exec(answer)?.[1];
   if (status === "407") {
     throw new ProxyRefusal(
       user === "" ? "the proxy wants credentials" : "the proxy refuses its credentials",
-      "let HTTPS_PROXY be http://USER:PASSWORD@HOST:PORT, in a file that root alone reads",
+      "set HTTPS_PROXY to http://USER:PASSWORD@HOST:PORT, in a file that only root can read",
     );
   }
   if (status?.startsWith("2") !== true) {
@@ -193,7 +193,7 @@ export function checkClientCertificate({ certFile }: Config): Check[] {
     return [];
   }
   const check = "client certificate";
-  const certificate = new X509Certificate(certFile.current); // which fits its key, or this was not reached
+  const certificate = new X509Certificate(certFile.current); // config.ts has checked that it fits its key
   const until = new Date(certificate.validTo);
   const detail = `valid until ${dateOf(until)}`;
   if (until.getTime() < Date.now()) {

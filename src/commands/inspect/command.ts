@@ -19,12 +19,12 @@ import { verifiedLine, verify } from "./verify.ts";
 
 /** A large cluster's Secrets, in the base64 of etcdctl. */
 const MAX_INSPECT_BYTES = 1024 ** 3;
-/** As many as a cluster had in years. */
+/** As many local KEKs as a cluster makes in years. */
 const INSPECT_CACHE_SIZE = 16_384;
 
 /**
- * Reads values of etcd on stdin and tells, or with --decrypt shows, what they hold, or with --verify whether
- * Key4C can still open them. Its exit code is part of the answer: see {@link summarize} and {@link verify}.
+ * Reads values of etcd on stdin and says which key each is under. With --decrypt it shows what they hold, with --verify
+ * it says whether Key4C can still open them. For its exit codes see {@link summarize} and {@link verify}.
  */
 export async function inspectCommand(config: Config, log: Log): Promise<void> {
   const groups = configuredGroups(config.encryptionConfiguration);
@@ -66,7 +66,7 @@ function configuredGroups(path: string | undefined): readonly Group[] | undefine
   const { faults, unclear, groups } = loadConfiguration(readSmallBytes(path), server);
   const wrong = faults[0] === undefined ? unclear[0] : `${faults[0].where}: ${faults[0].what}`;
   if (wrong !== undefined) {
-    throw new ExitError(1, printable(`${path}: ${wrong}; the doctor says more`));
+    throw new ExitError(1, printable(`${path}: ${wrong}; \`doctor\` says more`));
   }
   return groups;
 }
@@ -79,7 +79,7 @@ async function currentKeyId(config: Config): Promise<string | undefined> {
   );
 }
 
-/** One that knows no local KEK yet: each is asked of Key4C. */
+/** A new keyring knows no local KEK, so it asks Key4C for each. */
 function keyringOf(config: Config, log: Log): Keyring {
   return new Keyring({
     service: key4cClient(config, undefined, log, new Metrics()),

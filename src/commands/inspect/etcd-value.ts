@@ -32,7 +32,7 @@ export type EtcdValue =
   | { readonly kind: "plaintext" }
   /** Encrypted, and nobody can read it. */
   | { readonly kind: "broken"; readonly why: string }
-  /** Nothing that kube-apiserver stores: it says nothing about encryption. */
+  /** Not something that kube-apiserver stores, so it says nothing about encryption. */
   | { readonly kind: "unknown"; readonly why: string };
 
 /** An object whose DEK our plugin wrapped. */
@@ -216,7 +216,7 @@ function openCbc(key: Buffer, sealed: Uint8Array): Buffer {
       return opened;
     }
   } catch {
-    // Wrong padding: said below.
+    // Wrong padding: the error below covers it.
   }
   throw new Error("the object does not open: wrong DEK, wrong etcd key, or damaged");
 }

@@ -8,7 +8,7 @@ export interface EtcdPair {
 
 /**
  * Reads `etcdctl get --prefix … -w json`.
- * @throws ExitError 1 when it is something else, nothing, or not everything
+ * @throws ExitError 1 when the input is something else, empty, or incomplete
  */
 export function parseEtcdctlJson(text: string): EtcdPair[] {
   const wrong = new ExitError(
@@ -31,13 +31,13 @@ export function parseEtcdctlJson(text: string): EtcdPair[] {
   if (more || count > kvs.length) {
     throw new ExitError(
       1,
-      `the input is a part: ${kvs.length} of ${count} values. Ask etcdctl without --limit, and not with --count-only`,
+      `the input is incomplete: ${kvs.length} of ${count} values. Run etcdctl without --limit and without --count-only`,
     );
   }
   if (kvs.length === 0) {
     throw new ExitError(
       1,
-      "there is nothing in the input: it proves nothing. Is the prefix right? `etcdctl get --prefix /registry/ --keys-only --limit 5` shows what keys look like",
+      "there is nothing in the input, which proves nothing. Is the prefix right? `etcdctl get --prefix /registry/ --keys-only --limit 5` shows what keys look like",
     );
   }
   if (count < kvs.length) {

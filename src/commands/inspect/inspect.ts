@@ -8,14 +8,14 @@ export type Verdict =
   | "current"
   /** Ours, under another key_id. */
   | "stale"
-  /** Ours, and nobody told the current key_id. */
+  /** Ours; the current key_id is not known. */
   | "ours"
   /** Of another provider or plugin. */
   | "foreign"
   | "plaintext"
-  /** Encrypted, and not to be read by anybody. */
+  /** Encrypted, and nobody can read it. */
   | "broken"
-  /** No object of Kubernetes. */
+  /** Not a Kubernetes object. */
   | "unknown";
 
 /** One line of the report. */
@@ -29,7 +29,7 @@ export interface Inspected {
   readonly why?: string;
 }
 
-/** @param current the key_id that Status tells; undefined when nobody told it */
+/** @param current the key_id from Status; undefined when it is not known */
 export function inspect({ key, value }: EtcdPair, current: string | undefined): Inspected {
   const found = parseEtcdValue(value);
   const none = { etcdKey: key, api: "-", keyId: "-", fingerprint: "-" } as const;

@@ -1,16 +1,16 @@
-/** What all lines of inspect say together, and what to do. */
+/** The summary of an inspect: counts, and what to do. */
 import type { Group } from "../doctor/encryption/load.ts";
 import { printable } from "../printable.ts";
 import type { Inspected } from "./inspect.ts";
 
 export interface Summary {
   readonly text: string;
-  /** 0: everything is under the current key; 3: something is not; 1: this is no answer. */
+  /** 0: everything is under the current key; 3: something is not; 1: the input proves nothing. */
   readonly exitCode: 0 | 1 | 3;
 }
 
 /**
- * @param current the key_id that counts as current; undefined when nobody told it
+ * @param current the key_id that counts as current; undefined when it is not known
  * @param groups of the EncryptionConfiguration; undefined: none was given
  */
 export function summarize(
@@ -36,19 +36,19 @@ export function summarize(
   const advice = [
     ...(of("unknown") > 0
       ? [
-          `${of("unknown")} are no objects of Kubernetes: this is no answer. Take values as they are (not --keys-only, not -w fields) and keys of objects`,
+          `${of("unknown")} are no objects of Kubernetes, so the input gives no answer. Give whole values (not --keys-only, not -w fields), under the keys of objects`,
         ]
       : []),
     ...(current === undefined
       ? ["the current key_id is not known: give --current, or --endpoint of a running plugin"]
       : others > 0
         ? [
-            `${others} not under the current key: rewrite them (${rewrite(resources)}) before a former key is disabled, and then ask again`,
+            `${others} not under the current key: rewrite them (${rewrite(resources)}) before you disable a former key, then run inspect again`,
           ]
         : []),
     ...(of("broken") > 0
       ? [
-          `${of("broken")} broken: no key opens them, and a rewrite fails on them. Restore them from a backup, or delete and make them anew; until then lists of their resource fail`,
+          `${of("broken")} broken: no key opens them, and a rewrite fails on them. Restore them from a backup, or delete them and create them again; until then, listing their resource fails`,
         ]
       : []),
     ...strangers.map(
@@ -99,7 +99,7 @@ function rewrite(resources: ReadonlyMap<string, number>): string {
   return `kubectl get ${[...resources.keys()].join(",")} -A -o json | kubectl replace -f -`;
 }
 
-/** kms providers by name: data name theirs for ever. */
+/** kms providers by name. The name is part of each stored value. */
 function kmsNames(all: readonly Inspected[]): Set<string> {
   return new Set(
     all
@@ -113,7 +113,7 @@ function severalNames(all: readonly Inspected[]): string[] {
   return names.size < 2
     ? []
     : [
-        `WARNING: objects are under several providers (${[...names].join(", ")}): each name must stay in the EncryptionConfiguration while data name it; --encryption-configuration compares them`,
+        `WARNING: objects are under several providers (${[...names].join(", ")}): each name must stay in the EncryptionConfiguration as long as data have it; --encryption-configuration compares them`,
       ];
 }
 

@@ -4,7 +4,7 @@ import { printable } from "../printable.ts";
 import { type OurObject, parseEtcdValue } from "./etcd-value.ts";
 import type { EtcdPair } from "./etcdctl.ts";
 
-/** Enough to hide the way to Key4C, few for its HSM, which serves others too. */
+/** Enough to hide the latency to Key4C, and few for its HSM, which serves others too. */
 const MAX_CALLS_AT_ONCE = 8;
 
 /** One local KEK, and what Key4C says of it. */
@@ -22,7 +22,7 @@ export interface Verified {
 export interface Verification {
   readonly localKeks: readonly Verified[];
   readonly text: string;
-  /** 0: all are given back; 3: one is not, or a value is broken; 1: this is no answer. */
+  /** 0: all are given back; 3: one is not, or a value is broken; 1: nothing is proven. */
   readonly exitCode: 0 | 1 | 3;
 }
 
@@ -90,9 +90,9 @@ function conclude(
   const isAnswer = localKeks.length > 0 && unknown === 0 && away.length === 0;
   const exitCode = refused.length + broken > 0 ? 3 : isAnswer ? 0 : 1;
   const lines = [
-    `${localKeks.length} local KEKs: ${of("given back").length} given back, ${refused.length} refused, ${away.length} not asked for want of an answer`,
+    `${localKeks.length} local KEKs: ${of("given back").length} given back, ${refused.length} refused, ${away.length} unknown because Key4C did not answer`,
     ...[...others].map(
-      ([kind, count]) => `  ${count} values are ${kind}: nothing for Key4C to give back`,
+      ([kind, count]) => `  ${count} values are ${kind}: Key4C has nothing to give back for them`,
     ),
     ...(exitCode === 0 ? ["Key4C gives back every local KEK in the input"] : []),
     ...(refused.length > 0
@@ -100,12 +100,14 @@ function conclude(
           `${objects} objects are readable only while a plugin that knows their local KEKs runs, if at all: restart no plugin and no API server, disable no key; rewrite them now, or give Key4C back the key's material`,
         ]
       : []),
-    ...(away.length > 0 ? ["ask again when Key4C answers: what is not known is not proven"] : []),
+    ...(away.length > 0
+      ? ["ask again when Key4C answers: until then nothing is proven about these"]
+      : []),
     ...(unknown > 0
-      ? ["there are values that are no objects of Kubernetes: this is no answer"]
+      ? ["some values are no objects of Kubernetes, so the input gives no answer"]
       : []),
     ...(localKeks.length === 0
-      ? ["there is no local KEK of ours in the input: this is no answer"]
+      ? ["the input has no local KEK of this plugin, so it gives no answer"]
       : []),
     "",
   ];

@@ -19,7 +19,7 @@ export function encryptionConfigurationText(order: Order): string {
     api,
     name: quoted(required(config.providerName)),
     endpoint: endpointUrl(socketPath(order)),
-    // Only v1 asks for every object; v2 refuses the field.
+    // Only KMS v1 calls the plugin for every object; v2 refuses the field.
     cachesize: api === "v1" ? ["cachesize: 10000"] : [],
   });
 }
@@ -90,7 +90,7 @@ function featureGates({ line }: Order, lines: (text: string) => string[]): strin
     : [];
 }
 
-/** What the API server needs beside what kubeadm mounts: the socket, and perhaps the configuration. */
+/** Directories that kubeadm does not mount: that of the socket, and perhaps that of the configuration. */
 function apiserverVolumes(order: Order, configuration: string) {
   const socket = {
     name: "key4c-kms",

@@ -12,17 +12,16 @@ import {
   kubeadmConfigText,
   rke2Text,
 } from "./apiserver.ts";
+import { grafanaText, prometheusRulesText, scrapeConfigText } from "./monitoring.ts";
 import { type Order, origin, refuseControlCharacters } from "./settings.ts";
 import { staticPodText } from "./static-pod.ts";
 import { systemdServiceText, systemdSocketText } from "./systemd.ts";
-import grafana from "./templates/grafana.json";
-import prometheusRules from "./templates/prometheus-rules.yaml.txt";
 
 interface Manifest {
   readonly about: string;
   readonly text: (order: Order) => string;
-  /** Whether it is the same for everybody. */
-  readonly isFixed?: true;
+  /** JSON has no comments, so no head that tells what it was made from. */
+  readonly isJson?: true;
   /** Of the file (default: 0644). */
   readonly mode?: number;
   /** What would be lost where the file is there already; undefined: nothing. */
@@ -54,20 +53,23 @@ const MANIFESTS: Readonly<Record<string, Manifest>> = {
   },
   k3s: { about: "k3s: its configuration file", text: k3sText },
   rke2: { about: "RKE2: its configuration file", text: rke2Text },
+  "scrape-config": {
+    about: "Prometheus: how to scrape the plugin (--cluster NAME, --http-address)",
+    text: scrapeConfigText,
+  },
   "prometheus-rules": {
-    about: "alerts for Prometheus",
-    text: () => prometheusRules,
-    isFixed: true,
+    about: "Prometheus: alerts (--runbook-url URL)",
+    text: prometheusRulesText,
   },
   "profile-schema": {
     about: "the JSON Schema of profiles (KEY4C_PROFILE), for editors",
     text: () => `${JSON.stringify(PROFILE_SCHEMA, undefined, 2)}\n`,
-    isFixed: true,
+    isJson: true,
   },
   grafana: {
     about: "a dashboard for Grafana",
-    text: () => `${JSON.stringify(grafana, undefined, 2)}\n`,
-    isFixed: true,
+    text: grafanaText,
+    isJson: true,
   },
 };
 
@@ -91,7 +93,7 @@ export function manifestCommand(line: CommandLine, env: Environment): string {
   const order = { line, env };
   refuseControlCharacters(order);
   const text = manifest.text(order);
-  const whole = manifest.isFixed ? text : origin(order, name, version) + text;
+  const whole = manifest.isJson ? text : origin(order, name, version) + text;
   if (config.output === undefined) {
     return whole;
   }

@@ -15,7 +15,7 @@ type Setting = readonly [name: string, text: string];
 /** Where the credentials lie when no file is named. */
 const SECRETS_DIRECTORY = "/etc/key4c-kms";
 /** Where Prometheus finds the metrics, unless told otherwise: a flag that is empty means nowhere. */
-const METRICS_ADDRESS = "127.0.0.1:9640";
+export const METRICS_ADDRESS = "127.0.0.1:9640";
 /** What Bun's fetch asks for a proxy. */
 const PROXY_NAMES = [
   "https_proxy",

@@ -26,9 +26,10 @@ export function staticPodText(order: Order): string {
   const mounts = [...directories].map((path, index) => ({ name: `files-${index}`, path }));
   return fill(staticPod, {
     userIdFile: new Map(files).get("KMS_USER_ID_FILE"),
+    podName: quoted(required(config.podName)),
     image: quoted(required(config.image)),
     user: String(required(config.runAsUser)),
-    // A process without capabilities may give a file to a group that it is in.
+    // A process without capabilities may give a file only to a group that it is in.
     groups: group === undefined ? [] : [`supplementalGroups: [${group}]`],
     env: settings.flatMap(([name, text]) => [
       `- name: ${name}`,

@@ -6,9 +6,9 @@ import { fill } from "./template.ts";
 import systemdService from "./templates/systemd-service.txt";
 import systemdSocket from "./templates/systemd-socket.txt";
 
-/** Their texts, not their files, are in the file of --environment-file. */
+/** The file of --environment-file holds the secrets themselves, so these options are left out. */
 const CREDENTIALS = ["KMS_USER_ID_FILE", "KMS_API_KEY_FILE", "KMS_PIN_FILE"];
-/** The names of keys are no secrets, and change while the plugin runs: a copy made at its start would not. */
+/** Not secret, and they change while the plugin runs. A credential is a copy made at its start, which never changes. */
 const READ_IN_PLACE = ["KMS_KEY_ID_FILE", "KMS_PREVIOUS_KEY_IDS_FILE"];
 
 export function systemdServiceText(order: Order): string {
@@ -26,7 +26,7 @@ export function systemdServiceText(order: Order): string {
     credentials:
       environmentFile === undefined
         ? [
-            "# Files only root may read become readable for the service; it gets copies at its start. Needs systemd 247;",
+            "# Files that only root may read: the service gets copies of them at its start. Needs systemd 247;",
             "# for older ones: manifest systemd-service --environment-file FILE.",
             ...copied.map(([name, path]) => `LoadCredential=${credentialName(name)}:${path}`),
           ]

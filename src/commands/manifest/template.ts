@@ -1,8 +1,8 @@
-/** Texts in the places of a template. */
+/** Fills in templates. */
 
 /**
- * Replaces `{{name}}`: within a line by a text; alone on a line by any number of lines, each with that
- * line's indentation. Prometheus' own braces hold other names and stay.
+ * Replaces `{{name}}`. Within a line a text takes its place. Alone on a line, any number of lines take its place, each
+ * with the indentation of that line. Prometheus' own braces have other names, and stay.
  */
 export function fill(
   template: string,
@@ -21,12 +21,12 @@ export function fill(
   return `${lines.join("\n")}\n`;
 }
 
-/** A text of YAML, whatever is in it: JSON's texts are YAML's, too, and `on`, `null` and `123` stay texts. */
+/** A YAML string, whatever is in it. JSON strings are YAML strings too, and `on`, `null` and `123` stay strings. */
 export function quoted(text: string): string {
   return JSON.stringify(text);
 }
 
 /** The same where Kubernetes replaces `$(NAME)`: in the environment and the arguments of a container. */
 export function quotedForContainer(text: string): string {
-  return quoted(text.replaceAll("$", "$$$$")); // `$$$$` is replaceAll's own way to say `$$`
+  return quoted(text.replaceAll("$", "$$$$")); // replaceAll reads `$$$$` as `$$`
 }

@@ -111,7 +111,7 @@ func UnreadNotificationsHoldNothingUp(t *testing.T) {
 		return roundTrip([]string{"v1", "v2"}[i%2], c, dek(i))
 	})
 	plugin.expectLive(t)
-	if warned := strings.Count(plugin.logText(t), "systemd cannot be told"); warned != 1 {
+	if warned := strings.Count(plugin.logText(t), "cannot notify systemd"); warned != 1 {
 		t.Errorf("%d lines say so, want 1", warned)
 	}
 	var told []string

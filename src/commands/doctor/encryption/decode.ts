@@ -14,7 +14,7 @@ export interface Place {
   readonly path: string;
 }
 
-/** The strict decoding of kube-apiserver, field by field; what is wrong is collected. */
+/** Decodes as strictly as kube-apiserver, field by field, and collects what is wrong. */
 export class Decoder {
   readonly faults: Fault[] = [];
 
@@ -23,7 +23,7 @@ export class Decoder {
     this.faults.push({ where, what, remedy });
   }
 
-  /** The fields of a mapping; those that are not there, and all of a null, are nulls at its place. */
+  /** The fields of a mapping. An absent field is a null at the place of the mapping; so is every field of a null. */
   struct<F extends string>(place: Place, fields: readonly F[]): Record<F, Place> {
     const { node, path } = place;
     const found = new Map<string, Place>();
@@ -65,7 +65,7 @@ export class Decoder {
     return [];
   }
 
-  /** Empty where it is null; undefined where it is not a text, and that is said. */
+  /** "" for a null; undefined for what is not a text, which becomes a fault. */
   text(place: Place, remedy = "write it in quotes"): string | undefined {
     const { node } = place;
     if (node.kind === "string") {
@@ -96,7 +96,7 @@ function remedyOfUnknown(
   if (meant !== undefined) {
     return `write \`${meant}\``;
   }
-  // A sibling without a value is often the name under which this was meant to stand.
+  // A sibling without a value is often the parent under which this field was meant to be indented.
   const parent = siblings.find(
     ({ node, key: name }) => node.kind === "null" && fields.includes(name),
   );

@@ -14,7 +14,7 @@ const PART = /(?=\.?\d)(\d*)(\.\d*)?(ns|us|µs|μs|ms|s|m|h)/gy;
 /** Go keeps a duration in 63 bits. */
 const MAX_NS = 2n ** 63n - 1n;
 
-/** time.ParseDuration, in nanoseconds; undefined for what is none. */
+/** time.ParseDuration, in nanoseconds; undefined for a text that is not a duration. */
 export function parseDuration(text: string): number | undefined {
   const [, sign, rest = ""] = /^([-+]?)(.*)$/s.exec(text) ?? [];
   if (rest === "0") {
@@ -50,7 +50,7 @@ export type Endpoint =
   /** The path that is connected to; empty for `unix:name`. */
   | { readonly path: string }
   | { readonly fault: string }
-  /** A host is read by rules of its own. */
+  /** Go reads a host by rules that are not repeated here. */
   | { readonly unclear: string };
 
 /** url.Parse, and ParseEndpoint of k8s.io/kms. */
@@ -80,7 +80,7 @@ export function parseEndpoint(text: string): Endpoint {
   } catch {
     return { unclear: "a path that is not UTF-8" };
   }
-  // grpc-go makes a URL of it once more.
+  // grpc-go parses it as a URL a second time.
   if (CONTROL_CHARACTER.test(decoded) || !isEscaped(decoded)) {
     return { fault: "a path that is none" };
   }

@@ -5,11 +5,11 @@ export interface Kms {
   readonly apiVersion: "v1" | "v2";
   readonly name: string;
   readonly endpoint: string;
-  /** The socket's path; undefined where we do not know how Go reads the endpoint. */
+  /** The socket's path; undefined when we do not know how Go reads the endpoint. */
   readonly path: string | undefined;
 }
 
-/** What of an API server decides whether it takes a kms provider. */
+/** The settings of an API server that decide whether it accepts a kms provider. */
 export interface Server {
   /** --encryption-provider-config-automatic-reload: names of KMS v1 must be unique too. */
   readonly reloads: boolean;
@@ -22,7 +22,7 @@ const INT32_LIMIT = 2 ** 31;
 
 /** Reads the kms providers of one file, whose names must differ. */
 export class KmsReader {
-  /** Why there may be more wrong than is told. */
+  /** Reasons why there may be more faults than those found. */
   readonly unclear: string[] = [];
   readonly #decoder: Decoder;
   readonly #server: Server;
@@ -51,7 +51,8 @@ export class KmsReader {
     if (text === undefined) {
       return "v1";
     }
-    const missing = text === "" ? "there is none, which means v1" : `${text} is not v1 or v2`;
+    const missing =
+      text === "" ? "there is no apiVersion, which means v1" : `${text} is not v1 or v2`;
     if ((text !== "" && text !== "v1") || !this.#server.hasKmsV1) {
       this.#decoder.fault(
         place,
@@ -113,7 +114,7 @@ export class KmsReader {
     if (name === undefined) {
       return "";
     }
-    const remedy = "give each provider its own name, and never change one under which data are";
+    const remedy = "give each provider its own name, and never change a name that stored data have";
     if (name === "") {
       this.#decoder.fault(place, "a kms provider needs a name", remedy);
     } else if (apiVersion === "v2" && name.includes(":")) {

@@ -1,6 +1,6 @@
 /**
- * What kube-apiserver makes of an EncryptionConfiguration: the decoding, the validation and the building of
- * its LoadEncryptionConfig (k8s.io/apiserver 0.37), beside which test/interop runs it.
+ * Reads an EncryptionConfiguration as kube-apiserver does: it decodes, validates and builds like LoadEncryptionConfig of
+ * k8s.io/apiserver 0.37. test/interop compares the two.
  */
 import { Decoder, type Fault, type Place } from "./decode.ts";
 import { base64Length } from "./go.ts";
@@ -22,7 +22,7 @@ export interface Group {
   readonly providers: readonly Provider[];
 }
 
-/** Faults, or groups; `unclear` says why there is neither, or what more may be wrong. */
+/** Faults, or groups. `unclear` says why there is neither, or why there may be more faults. */
 export interface Loaded {
   readonly faults: readonly Fault[];
   readonly unclear: readonly string[];
@@ -53,7 +53,7 @@ export function loadConfiguration(bytes: Uint8Array, server: Server): Loaded {
 const PROVIDER_KINDS = ["kms", "identity", "aescbc", "aesgcm", "secretbox"] as const;
 export type ProviderKind = (typeof PROVIDER_KINDS)[number];
 
-/** What its keys may be long, in bytes. */
+/** Allowed lengths of a provider's keys, in bytes. */
 const KEY_LENGTHS = { aescbc: [16, 24, 32], aesgcm: [16, 24, 32], secretbox: [32] } as const;
 
 class Loader {
@@ -95,7 +95,7 @@ class Loader {
     const head = [this.#decoder.text(apiVersion), this.#decoder.text(kind)];
     const isKnown = [
       "apiserver.config.k8s.io/v1 EncryptionConfiguration",
-      "v1 EncryptionConfig", // of old; still read
+      "v1 EncryptionConfig", // the old form, which kube-apiserver still reads
     ].includes(head.join(" "));
     if (!isKnown && !head.includes(undefined)) {
       this.#decoder.fault(
@@ -152,7 +152,7 @@ class Loader {
         : `write one of ${PROVIDER_KINDS.join(", ")}`;
       this.#decoder.fault(
         place,
-        kind === undefined ? "no provider is in it" : `${there.join(" and ")} in one element`,
+        kind === undefined ? "it has no provider" : `${there.join(" and ")} in one element`,
         kind === undefined ? remedy : "give each provider a `- ` of its own",
       );
     }

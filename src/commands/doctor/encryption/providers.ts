@@ -2,9 +2,9 @@ import { parseGroupResource } from "./go.ts";
 import type { Group, Provider } from "./load.ts";
 
 /**
- * The providers of a resource as kube-apiserver orders them: those of every group that names it, one group
- * after the other; where none does, of those with its group's wildcard, else with `*.*`. The first one
- * writes, all read. Empty: it is stored in clear.
+ * The providers of a resource, in kube-apiserver's order: those of every group that names the resource. If no group does,
+ * those with the wildcard of its API group; else those with `*.*`. The first one writes, all of them read. If there is
+ * none, the resource is stored in clear.
  * @param resource as in the file: `secrets`, `deployments.apps`
  */
 export function providersOf(groups: readonly Group[], resource: string): readonly Provider[] {
@@ -20,7 +20,7 @@ export function providersOf(groups: readonly Group[], resource: string): readonl
   return [];
 }
 
-/** What stands before every value that a provider has encrypted; empty for plaintext. */
+/** The prefix of every value that a provider has encrypted; empty for plaintext. */
 export function storedPrefix(provider: Provider | undefined): string {
   if (provider === undefined || provider.kind === "identity") {
     return "";

@@ -26,7 +26,7 @@ export function checkResource(decoder: Decoder, { place, text }: Resource): void
   }
 }
 
-/** One that its list covers already. */
+/** Refuses a resource that another one of its list covers. */
 export function checkOverlap(decoder: Decoder, place: Place, resources: readonly string[]): void {
   const parsed = resources.map(parseGroupResource);
   const keys = parsed.map(({ group, name }) => `${name}.${group}`);
@@ -48,7 +48,7 @@ export function checkOverlap(decoder: Decoder, place: Place, resources: readonly
   }
 }
 
-/** A resource behind a wildcard that covers it. */
+/** Refuses a resource that comes after a wildcard which covers it. */
 export function checkMasked(
   decoder: Decoder,
   groups: readonly { readonly resources: readonly Resource[] }[],

@@ -1,7 +1,7 @@
-/** What a scalar is to kube-apiserver: `on` is no text, `1_000` is a number. */
+/** What kube-apiserver takes a scalar for: `on` is a boolean, `1_000` is a number. */
 export type ScalarNode = { readonly line: number } & (
   | { readonly kind: "string" | "boolean"; readonly text: string }
-  /** NaN where no field takes it. */
+  /** NaN for a number that no field accepts. */
   | { readonly kind: "number"; readonly text: string; readonly value: number }
   | { readonly kind: "null" }
 );
@@ -26,7 +26,7 @@ const NOT_FINITE = /^([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$/;
 const INTEGER = /^([-+]?)(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO][0-7]+|0[0-7]*|[1-9]\d*)$/;
 const FLOAT = /^[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$/;
 
-/** What a plain scalar is: resolve.go of go.yaml.in/yaml/v2, which is YAML 1.1 but for base 60. */
+/** What a plain scalar is, by resolve.go of go.yaml.in/yaml/v2: YAML 1.1 without base 60. */
 export function yamlScalar(text: string, line: number): ScalarNode {
   if (NULL.test(text)) {
     return { kind: "null", line };

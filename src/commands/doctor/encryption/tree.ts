@@ -23,7 +23,7 @@ export type Node =
   | { readonly kind: "map"; readonly line: number; readonly entries: readonly Entry[] }
   | { readonly kind: "list"; readonly line: number; readonly items: readonly Node[] };
 
-/** A key may stand there twice. */
+/** A mapping may have the same key twice. */
 export interface Entry {
   readonly key: string;
   /** Of the key. */
@@ -41,10 +41,10 @@ export class Refused extends Error {
   }
 }
 
-/** Such a file is beyond what we know of kube-apiserver's decoder. */
+/** We do not know what kube-apiserver's decoder makes of the file. */
 export class Unclear extends Error {}
 
-/** Nobody's configuration has so many, and aliases can multiply few lines without end. */
+/** No real configuration has so many nodes, but aliases can expand a few lines into any number. */
 const MAX_NODES = 10_000;
 
 /** @throws Refused or Unclear; RangeError where it is nested too deeply for our stack */
@@ -65,7 +65,7 @@ export function readTree(bytes: Uint8Array): Node {
   const documents: readonly Document[] = [
     ...parseAllDocuments(text, {
       version: "1.1",
-      schema: "failsafe", // every scalar as it is written: what it is, scalar.ts says
+      schema: "failsafe", // every scalar as it is written; scalar.ts says what it is
       merge: false,
       uniqueKeys: false,
       lineCounter: lines,
@@ -95,7 +95,7 @@ function checkJson(text: string): void {
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
 const CONTROL_CHARACTER = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]/;
-/** Behind words of a line a tab is as good as a space. */
+/** A tab after the first words of a line acts like a space. */
 const HARMLESS_TAB = /^ *(- +)*[\w.'"#][^\t]*\t/;
 
 function checkCharacters(bytes: Uint8Array, text: string, isFirstOfSeveral: boolean): void {
@@ -104,7 +104,7 @@ function checkCharacters(bytes: Uint8Array, text: string, isFirstOfSeveral: bool
     return;
   }
   if (isFirstOfSeveral) {
-    // How far it reads beyond the first document is its own affair.
+    // We do not know how far kube-apiserver reads beyond the first document.
     throw new Unclear("there are control characters in it, or bytes that are not UTF-8");
   }
   const line = at < 0 ? 1 : text.slice(0, at).split("\n").length;
@@ -127,9 +127,9 @@ function checkYaml(text: string, document: Document | undefined): void {
     const endOfRoot = isMap(root) && root.flow === true ? root.range?.[1] : undefined;
     const marker = text.search(/^\.\.\.\s/m);
     if (error.pos[0] >= (endOfRoot ?? (marker < 0 ? text.length + 1 : marker))) {
-      throw new Unclear("there is something wrong behind its end");
+      throw new Unclear("something is wrong after its end");
     }
-    // To libyaml they may go on at any indentation, if only they end somewhere.
+    // libyaml lets them go on at any indentation, as long as they end somewhere.
     const [, bracket, quote] =
       /^Flow .* (?:indented|end with a ([\]}]))|^Missing closing (["'])/.exec(error.message) ?? [];
     const isOfIndentation = error.message.startsWith("Flow ") || quote !== undefined;
@@ -141,7 +141,7 @@ function checkYaml(text: string, document: Document | undefined): void {
     if (error.code === "RESOURCE_EXHAUSTION") {
       throw new RangeError(error.message);
     }
-    // Not its message, which quotes the text: it may be a key's secret.
+    // Not the message of the error: it quotes the text, which may be the secret of a key.
     const what = error.code.toLowerCase().replaceAll("_", " ");
     throw new Refused(place?.line ?? 1, `it is not YAML: ${what}`);
   }
@@ -155,7 +155,7 @@ class TreeReader {
   readonly #anchors = new Map<string, YamlNode>();
   readonly #open = new Set<YamlNode>();
   #count = 0;
-  /** What an alias leads to was read before, and is older than what came since. */
+  /** Above 0 while an alias is followed: its value is old, so its anchors must not replace newer ones. */
   #aliasDepth = 0;
 
   constructor(text: string, lines: LineCounter, isJson: boolean) {

@@ -1,0 +1,41 @@
+/**
+ * The signature over SHA256SUMS: ECDSA or RSA with SHA-256, for `openssl dgst`. Any OpenSSL from 1.0 on checks it, so
+ * every Debian and RHEL does as it is. `ssh-keygen -Y` came with OpenSSH 8.1, which RHEL 8 does not have; Ed25519 on
+ * OpenSSL's command line came with 3.0.
+ */
+import { createHash, createPrivateKey, createPublicKey, type KeyObject, sign } from "node:crypto";
+import { readFileSync } from "node:fs";
+
+/** @throws Error unless the file holds a private key in PEM that `openssl dgst` can use */
+export function signingKey(file: string): KeyObject {
+  const pem = readFileSync(file, "utf8");
+  let key: KeyObject;
+  try {
+    key = createPrivateKey(pem);
+  } catch {
+    throw new Error(`${file} is no private key in PEM, or one with a passphrase`);
+  }
+  if (key.asymmetricKeyType !== "ec" && key.asymmetricKeyType !== "rsa") {
+    throw new Error(`${file} is a key for ${key.asymmetricKeyType}; EC (P-256) or RSA is needed`);
+  }
+  return key;
+}
+
+export interface Signature {
+  /** As `openssl dgst -sha256 -sign` writes it. */
+  readonly bytes: Buffer;
+  /** PEM. */
+  readonly publicKey: string;
+  /** SHA-256 of the public key in DER, in hex. */
+  readonly fingerprint: string;
+}
+
+export function signed(text: string, key: KeyObject): Signature {
+  const publicKey = createPublicKey(key);
+  const der = publicKey.export({ type: "spki", format: "der" });
+  return {
+    bytes: sign("sha256", Buffer.from(text), key),
+    publicKey: publicKey.export({ type: "spki", format: "pem" }).toString(),
+    fingerprint: createHash("sha256").update(der).digest("hex"),
+  };
+}

@@ -1,0 +1,108 @@
+/** What the documents tell readers to type is what tests type. */
+import { expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { parseCommandLine } from "../src/config/config.ts";
+import { COMMANDS } from "../src/config/options.ts";
+import { blocksOf, ROOT } from "./blocks.ts";
+
+const DOCUMENTS = [...new Bun.Glob("*.md").scanSync(ROOT)].sort();
+
+/** The tests that type the blocks of shell below a heading, in their order; `*.long.ts` only with `-- --all`. */
+const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
+  "README.md": { "Try it": ["documents.test.ts", "documents.test.ts"] },
+  "OPERATIONS.md": {
+    Install: ["hosts/runbook.ts"],
+    "As a static pod (kubeadm)": [
+      "hosts/kubelet.hosts.ts",
+      "hosts/cluster.ts",
+      "hosts/cluster.ts",
+      "hosts/kubelet.hosts.ts",
+    ],
+    "As a systemd service (bare metal, k3s, RKE2)": [
+      "hosts/systemd.hosts.ts",
+      "hosts/systemd.hosts.ts",
+    ],
+    Verify: ["hosts/cluster.long.ts"],
+    Upgrade: ["hosts/systemd.hosts.ts"],
+    Uninstall: [
+      "hosts/cluster.long.ts",
+      "hosts/cluster.long.ts",
+      "hosts/systemd.hosts.ts",
+      "hosts/cluster.long.ts",
+      "hosts/cluster.long.ts",
+    ],
+    "Make the image yourself": ["ship/image.ship.ts"],
+    Scrape: ["binary/scrape.test.ts", "binary/scrape.test.ts"],
+    "Alerts and dashboard": ["binary/scrape.test.ts"],
+    "Move to KMS (from plaintext, from another provider, from another KMS plugin)": [
+      "hosts/cluster.ts",
+      "hosts/cluster.ts",
+    ],
+    "The fire drill": ["hosts/cluster.long.ts"],
+    "Change to another key": [
+      "hosts/cluster.long.ts",
+      "hosts/cluster.long.ts",
+      "hosts/cluster.long.ts",
+    ],
+    "Restore etcd on a new machine": ["hosts/cluster.long.ts"],
+    "Objects that cannot be decrypted any more": ["hosts/cluster.long.ts"],
+  },
+  "VENDOR-PLUGIN.md": { "The move": ["hosts/kubelet.hosts.ts", "hosts/cluster.long.ts"] },
+  "PROFILES.md": { "How to work": ["binary/profile-check.test.ts"] },
+};
+
+test.each(DOCUMENTS)("%s: a test types each block of shell as it stands", (document) => {
+  const counted: Record<string, number> = {};
+  for (const { heading } of blocksOf(document)) {
+    counted[heading] = (counted[heading] ?? 0) + 1;
+  }
+  const named = Object.entries(TYPED_BY[document] ?? {});
+  expect(counted).toEqual(
+    Object.fromEntries(named.map(([heading, files]) => [heading, files.length])),
+  );
+  for (const [heading, files] of named) {
+    const call = RegExp.escape(`commandsOf("${document}", "${heading}"`);
+    for (const file of files) {
+      // As Biome breaks a long line.
+      const source = readFileSync(join(import.meta.dir, file), "utf8").replaceAll(/\(\s+/g, "(");
+      const calls = new RegExp(call).test(source.replaceAll(/,\s+/g, ", "));
+      expect([file, heading, calls]).toEqual([file, heading, true]);
+    }
+  }
+});
+
+test.each(DOCUMENTS)("%s: the plugin takes each command line", (document) => {
+  for (const argv of commandLines(document)) {
+    expect([argv.join(" "), verdict(argv)]).toEqual([argv.join(" "), "ok"]);
+  }
+});
+
+test("command lines are found", () => {
+  expect(DOCUMENTS.flatMap(commandLines).length).toBeGreaterThan(30);
+  expect(verdict(["inspect", "--nonsense"])).toContain("--nonsense");
+});
+
+test.each(DOCUMENTS)("%s: there is each script of npm", (document) => {
+  const { scripts } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
+  const text = readFileSync(join(ROOT, document), "utf8");
+  const named = [...text.matchAll(/npm run ([a-z][a-z0-9:]*)/g)].map(([, name = ""]) => name);
+  expect(named.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
+});
+
+/** In blocks and in the text; what is no command is prose. */
+function commandLines(document: string): string[][] {
+  const text = readFileSync(join(ROOT, document), "utf8").replaceAll(/\\\n\s*|\d>/g, " ");
+  return [...text.matchAll(/(?<![\w.:/-])key4c-kms-plugin ([^|&;<>#`\n)]*)/g)]
+    .map(([, words = ""]) => words.split(/\s+/).filter((word) => word !== "" && word !== "…"))
+    .filter(([command]) => COMMANDS.some((one) => one === command));
+}
+
+function verdict(argv: readonly string[]): string {
+  const env = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "demo", KMS_USER_ID: "token" };
+  try {
+    return parseCommandLine(argv, env).problems[0] ?? "ok";
+  } catch (error) {
+    return String(error);
+  }
+}
