@@ -1,9 +1,10 @@
 import { isatty } from "node:tty";
 import { version as VERSION } from "../package.json";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
+import { completionCommand } from "./commands/completion.ts";
 import { configuredKeys, key4cClient } from "./commands/configured.ts";
 import { doctorCommand } from "./commands/doctor/doctor.ts";
-import { EMULATED_KEY_ID, emulatorInside, nextSteps, runEmulator } from "./commands/emulator.ts";
+import { emulatorCommand, emulatorInside } from "./commands/emulator.ts";
 import { helpText } from "./commands/help.ts";
 import { inspectCommand } from "./commands/inspect/command.ts";
 import { licences } from "./commands/licences.ts";
@@ -83,7 +84,7 @@ export function kmsV2(keyring: Keyring): Handlers<typeof KmsV2> {
       const named = parseKeyId(keyId);
       if (named === undefined || !keyring.knows(named.hashText)) {
         throw keyId === ""
-          ? new PluginError("invalid", "key_id is missing")
+          ? new PluginError("noKeyId", "key_id is missing")
           : new PluginError("unknownKey", "key_id names no configured key");
       }
       const envelope = decodeEnvelope(ciphertext, wrappedKekOf(annotations));
@@ -111,7 +112,7 @@ async function serve(config: Config, log: Log): Promise<void> {
   const signalled = untilSignal();
   const metrics = new Metrics();
   const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;
-  const keys = configuredKeys(config, config.emulator === true ? EMULATED_KEY_ID : undefined);
+  const keys = configuredKeys(config, emulator?.keyId);
   const kmsKeyId = keys.configuredId;
   const key4c = key4cClient(config, emulator?.url, log, metrics);
   const standings = new Standings({
@@ -183,7 +184,7 @@ async function serve(config: Config, log: Log): Promise<void> {
   log.info("serving", { version: VERSION, endpoint, kmsKeyId });
   systemd.ready();
   if (emulator !== undefined) {
-    process.stdout.write(nextSteps(endpoint));
+    process.stdout.write(emulator.nextSteps(endpoint));
   }
 
   const signal = await Promise.race([signalled, untilReplaced(listener)]);
@@ -244,7 +245,7 @@ async function run(argv: readonly string[]): Promise<void> {
     case "serve":
     case "emulator":
       hardenProcess(log);
-      return command === "serve" ? serve(config, log) : runEmulator(config, log);
+      return command === "serve" ? serve(config, log) : emulatorCommand(line, log);
     case "doctor": {
       const { text, ok } = await doctorCommand(line, log);
       await print(text);
@@ -262,10 +263,12 @@ async function run(argv: readonly string[]): Promise<void> {
     case "inspect":
       hardenProcess(log);
       return inspectCommand(config, log);
+    case "completion":
+      return print(completionCommand(line.operand));
     case "version":
       return print(config.licences ? await licences() : `key4c-kms-plugin ${VERSION}\n`);
     case "help":
-      return print(helpText(VERSION));
+      return print(helpText(VERSION, line.operand));
   }
 }
 

@@ -1,14 +1,15 @@
 /** Writes the tables that the source makes into REFERENCE.md; `npm run generate` calls it after Buf. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { optionsTable } from "../src/commands/help.ts";
 import { profileTable } from "../src/key4c/profile.ts";
 import { MONITORING_TABLES } from "./monitoring-tables.ts";
+import { exitCodeTable, optionTables } from "./reference-tables.ts";
 
 const path = join(import.meta.dir, "../REFERENCE.md");
 let text = readFileSync(path, "utf8");
 for (const [name, table] of [
-  ["options", optionsTable()],
+  ["options", optionTables()],
+  ["exit-codes", exitCodeTable()],
   ["profile", profileTable()],
   ...MONITORING_TABLES,
 ] as const) {

@@ -2,8 +2,8 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { COMMANDS } from "../src/config/commands.ts";
 import { parseCommandLine } from "../src/config/config.ts";
-import { COMMANDS } from "../src/config/options.ts";
 import { blocksOf, ROOT } from "./blocks.ts";
 
 const DOCUMENTS = [...new Bun.Glob("*.md").scanSync(ROOT)].sort();

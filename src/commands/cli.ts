@@ -1,15 +1,19 @@
-import { existsSync } from "node:fs";
+import { isatty } from "node:tty";
 import { type Config, keyIdOf, required } from "../config/config.ts";
 import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../gen/v2/api_pb.ts";
+import { MAX_PLAINTEXT_BYTES } from "../keys/envelope.ts";
 import { standsFor } from "../keys/key-id.ts";
 import { ExitError } from "../system/errors.ts";
+import { stderr } from "../system/stderr.ts";
 import { callPlugin, runtimeVersion } from "./client.ts";
 import { printable } from "./printable.ts";
 
 const WAIT_INTERVAL_MS = 200;
-/** Above the largest input that the plugin takes (128 KiB), in base64 and JSON. */
-const MAX_INPUT_BYTES = 256 * 1024;
+/** Above the largest ciphertext that the plugin takes (128 KiB), in base64 and JSON. */
+const MAX_CIPHERTEXT_BYTES = 256 * 1024;
+/** Counted, not kept, so that whoever sends too much is told how much; more than this has no end, perhaps. */
+const MAX_COUNTED_BYTES = 1024 ** 2;
 
 /** With the start of the process, `status --live` takes at most 2 s. */
 const LIVE_TIMEOUT_MS = 1_500;
@@ -47,18 +51,14 @@ export async function statusCommand(config: Config): Promise<string> {
 
 /** What a plugin that serves the socket answers, whatever Key4C does. */
 async function fetchVersion(config: Config) {
-  const path = socketOf(config);
   const request = { version: "v1beta1" };
   const { runtimeName, runtimeVersion } = await callPlugin(
-    path,
+    socketOf(config),
     V1.method.version,
     request,
     undefined,
     LIVE_TIMEOUT_MS,
-  ).catch((error) => {
-    const lost = `${path} is gone: systemctl restart key4c-kms-plugin.socket, where systemd holds it; else the plugin binds it again within 5 s`;
-    throw existsSync(path) ? error : new ExitError(1, lost);
-  });
+  );
   return { live: true, runtimeName, runtimeVersion };
 }
 
@@ -73,7 +73,7 @@ export function fetchStatus(config: Config) {
 
 /** Wraps standard input: the raw cipher of KMS v1, or one line of JSON for v2. */
 export async function encryptCommand(config: Config): Promise<Uint8Array | string> {
-  const plaintext = await readStdin();
+  const plaintext = await readStdin(MAX_PLAINTEXT_BYTES);
   if (config.api === "v1") {
     const { cipher } = await callPlugin(socketOf(config), V1.method.encrypt, {
       version: "v1beta1",
@@ -97,7 +97,7 @@ export async function encryptCommand(config: Config): Promise<Uint8Array | strin
 
 /** Unwraps standard input; the line of JSON that encrypt made starts with "{", a v1 cipher does not. */
 export async function decryptCommand(config: Config): Promise<Uint8Array> {
-  const input = await readStdin();
+  const input = await readStdin(MAX_CIPHERTEXT_BYTES);
   if (input[0] !== "{".charCodeAt(0)) {
     return (
       await callPlugin(socketOf(config), V1.method.decrypt, {
@@ -150,15 +150,25 @@ function parseV2(input: Uint8Array) {
 }
 
 /** Standard input to its end. @throws ExitError 1 above `maxBytes` */
-export async function readStdin(maxBytes = MAX_INPUT_BYTES): Promise<Uint8Array> {
+export async function readStdin(maxBytes: number): Promise<Uint8Array> {
+  if (isatty(0)) {
+    stderr.write("key4c-kms-plugin: reading standard input, to its end (Ctrl-D)\n");
+  }
   const chunks: Uint8Array[] = [];
   let length = 0;
+  let isWhole = true;
   for await (const chunk of Bun.stdin.stream()) {
     length += chunk.length;
-    if (length > maxBytes) {
-      throw new ExitError(1, `input must be at most ${maxBytes} bytes`);
+    if (length <= maxBytes) {
+      chunks.push(chunk);
+    } else if (length > maxBytes + MAX_COUNTED_BYTES) {
+      isWhole = false;
+      break;
     }
-    chunks.push(chunk);
+  }
+  if (length > maxBytes) {
+    const found = `${isWhole ? "" : "more than "}${length}`;
+    throw new ExitError(1, `standard input: ${maxBytes} bytes at most, and this is ${found}`);
   }
   return Buffer.concat(chunks);
 }

@@ -8,8 +8,7 @@ import {
 } from "@bufbuild/protobuf";
 import { Client, credentials, type ServiceError, status } from "@grpc/grpc-js";
 import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
-import { ExitError } from "../system/errors.ts";
-import { printable } from "./printable.ts";
+import { callError } from "./call-error.ts";
 
 /** What kube-apiserver waits by default. */
 export const API_SERVER_TIMEOUT_MS = 3_000;
@@ -21,7 +20,7 @@ export const SLOW_MS = API_SERVER_TIMEOUT_MS / 2;
  * @param socket path of the plugin's socket
  * @param authority what to send as `:authority`; undefined: what grpc-js does
  * @param timeoutMs how long it may take
- * @throws ExitError 1 with the status of the answer
+ * @throws CallError
  */
 export async function callPlugin<
   I extends DescMethodUnary["input"],
@@ -49,13 +48,8 @@ export async function callPlugin<
           if (error === null && response !== undefined) {
             resolve(response);
           } else {
-            const text = `${status[error?.code ?? status.UNKNOWN]}: ${error?.details ?? "no answer"}`;
-            reject(
-              new ExitError(
-                1,
-                printable(`${method.name} through unix://${socket} failed: ${text}`),
-              ),
-            );
+            const failure = error ?? { code: status.UNKNOWN, details: "no answer" };
+            callError(failure, { socket, method: method.name, timeoutMs }).then(reject, reject);
           }
         },
       );
@@ -65,7 +59,7 @@ export async function callPlugin<
   }
 }
 
-/** The version of the plugin itself; only KMS v1 asks for it. @throws ExitError 1 */
+/** The version of the plugin itself; only KMS v1 asks for it. @throws CallError */
 export async function runtimeVersion(socket: string): Promise<string> {
   const request = { version: "v1beta1" };
   return (await callPlugin(socket, V1.method.version, request)).runtimeVersion;

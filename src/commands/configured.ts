@@ -28,7 +28,7 @@ export function key4cClient(
   });
 }
 
-/** The same, for who makes a client of his own of it. */
+/** The options of that client, for callers that make their own. */
 export function key4cOptions(
   config: Config,
   emulatorUrl: string | undefined,

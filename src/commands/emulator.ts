@@ -1,39 +1,87 @@
-import { type Config, keyIdOf, previousKeyIdsOf, required } from "../config/config.ts";
+import {
+  type CommandLine,
+  type Config,
+  keyIdOf,
+  previousKeyIdsOf,
+  required,
+} from "../config/config.ts";
 import { type Emulator, startEmulator } from "../key4c/emulator.ts";
 import { describeError, ExitError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
-import { untilSignal } from "../system/process.ts";
+import { print, untilSignal } from "../system/process.ts";
+import { changeEmulator } from "./emulator-actions.ts";
 
 /** The key of `--emulator` when KMS_KEY_ID is not set. */
-export const EMULATED_KEY_ID = "demo";
+const EMULATED_KEY_ID = "demo";
+
+interface EmulatorInside extends Emulator {
+  /** Of the key that wraps. */
+  readonly keyId: string;
+  /** What to type next, in lines of shell. @param endpoint where it serves */
+  nextSteps(endpoint: string): string;
+}
 
 /** For `serve --emulator`: a Key4C inside the process. */
-export function emulatorInside(config: Config, log: Log): Emulator {
+export function emulatorInside(config: Config, log: Log): EmulatorInside {
   log.warn("EMULATOR: no HSM guards its keys; never use it for real secrets", {
     keys: config.emulatorData ?? "in memory, lost at exit",
   });
-  return startEmulatorOrExit({
+  const keyId = keyIdOf(config) ?? EMULATED_KEY_ID;
+  const control = config.emulatorControl === true;
+  const emulator = startEmulatorOrExit({
     host: "127.0.0.1",
     port: 0,
-    keyIds: [keyIdOf(config) ?? EMULATED_KEY_ID, ...previousKeyIdsOf(config)],
+    keyIds: [keyId, ...previousKeyIdsOf(config)],
     dataFile: config.emulatorData,
-    control: false,
+    control,
   });
+  return {
+    ...emulator,
+    keyId,
+    nextSteps: (endpoint) =>
+      control ? demoSteps(endpoint, emulator.url, keyId) : firstSteps(endpoint),
+  };
 }
 
-/** What to type next, in lines of shell. @param endpoint where it serves */
-export function nextSteps(endpoint: string): string {
-  const path = process.execPath;
-  const binary = /^[\w./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+function firstSteps(endpoint: string): string {
+  const binary = quoted(process.execPath);
   return `# Ready, until Ctrl-C. In a second shell:
-export KMS_ENDPOINT=${endpoint}
+export KMS_ENDPOINT=${quoted(endpoint)}
 ${binary} status
 echo a-data-key | ${binary} encrypt | ${binary} decrypt
 `;
 }
 
-/** The command `emulator`: a Key4C on an address of its own, until a signal. */
-export async function runEmulator(config: Config, log: Log): Promise<void> {
+function demoSteps(endpoint: string, url: string, keyId: string): string {
+  const key = keyId === EMULATED_KEY_ID ? "" : ` --key-id ${quoted(keyId)}`;
+  return `# Ready, until Ctrl-C. In a second shell:
+export KMS_ENDPOINT=${quoted(endpoint)} KEY4C_URL=${url}
+plugin() { ${quoted(process.execPath)} "$@"; }
+# 1. Wrap a data key, and unwrap it again.
+dek=$(mktemp); echo a-data-key | plugin encrypt > $dek; plugin decrypt < $dek
+# 2. Rotate the key: key_id changes from .v1 to .v2. What was wrapped under .v1 is still read.
+plugin status; plugin emulator rotate${key}; sleep 2; plugin status; plugin decrypt < $dek
+# 3. Key4C is away: the log says so. Status and Decrypt go on, from memory.
+plugin emulator outage; sleep 2; plugin status; plugin decrypt < $dek
+# 4. Key4C is back: the log says that it is ok.
+plugin emulator heal; sleep 2; plugin status
+# 5. Disable the key: a few seconds later it counts as revoked, and both are refused.
+plugin emulator disable${key}; sleep 6; plugin status; plugin decrypt < $dek
+# 6. Enable it: both work again, and nothing was restarted.
+plugin emulator enable${key}; sleep 2; plugin status; plugin decrypt < $dek
+`;
+}
+
+/** A word of shell. */
+function quoted(text: string): string {
+  return /^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+/** The command `emulator`: a Key4C on an address of its own, until a signal; with an ACTION, that one and no more. */
+export async function emulatorCommand({ config, operand }: CommandLine, log: Log): Promise<void> {
+  if (operand !== undefined) {
+    return print(await changeEmulator(operand, config));
+  }
   const { host, port } = required(config.listen);
   const emulator = startEmulatorOrExit({
     host,

@@ -1,9 +1,10 @@
-import { parseArgs } from "node:util";
 import { DEFAULT_PROFILE, sends } from "../key4c/profile.ts";
 import { ExitError, PluginError } from "../system/errors.ts";
 import { credentialFile } from "../system/systemd.ts";
+import { readArguments, unknownCommand, unknownOperand } from "./arguments.ts";
+import { COMMANDS, type Command, USAGE_EXIT_CODE } from "./commands.ts";
 import { fitTogether } from "./option-types.ts";
-import { COMMANDS, type Command, OPTIONS, type Option } from "./options.ts";
+import { OPTIONS, type Option } from "./options.ts";
 
 type OptionName = keyof typeof OPTIONS;
 
@@ -15,7 +16,7 @@ export type Config = {
 export interface CommandLine {
   readonly command: Command;
   readonly config: Config;
-  /** The name behind `manifest`. */
+  /** The word behind `manifest`, `emulator`, `completion` or `help`. */
   readonly operand: string | undefined;
   /** The texts that were given, not defaults, by environment name. */
   readonly given: ReadonlyMap<string, string>;
@@ -52,25 +53,26 @@ const LOCAL_VALUES: readonly (string | undefined)[] = ["FILE", "GROUP"];
  * Reads the command, its flags and the environment. A flag wins over its environment name, and an empty
  * environment value counts as unset.
  * @param argv without the names of runtime and script
- * @throws ExitError 2 with one line for each problem
+ * @throws ExitError 2 with one line for each problem, and one that says where to read on
  */
 export function parseCommandLine(argv: readonly string[], env: Environment): CommandLine {
-  if (argv.includes("--help") || argv.includes("-h") || argv[0] === "help") {
-    return emptyCommandLine("help");
+  const named = argv[0] !== undefined && !argv[0].startsWith("-") ? argv[0] : undefined;
+  const command = COMMANDS.find((one) => one === (named ?? "serve"));
+  if (command === undefined) {
+    throw usageError([unknownCommand(named ?? "")], "help");
+  }
+  if (argv.includes("--help") || argv.includes("-h")) {
+    return emptyCommandLine("help", named);
   }
   if (argv.includes("--version")) {
     return emptyCommandLine("version");
   }
-  const named = argv[0] !== undefined && !argv[0].startsWith("-") ? argv[0] : undefined;
-  const command = COMMANDS.find((one) => one === (named ?? "serve"));
-  if (command === undefined) {
-    throw new ExitError(2, `unknown command "${named}"; commands are ${COMMANDS.join(", ")}`);
-  }
   const own = optionsOf(command);
   const problems: string[] = [];
-  const { flags, operands } = readArguments(argv.slice(named === undefined ? 0 : 1), own, problems);
-  const maxOperands = command === "manifest" ? 1 : 0;
-  problems.push(...operands.slice(maxOperands).map((one) => `unexpected argument "${one}"`));
+  const words = argv.slice(named === undefined ? 0 : 1);
+  const { flags, operands } = readArguments(words, command, own, OPTION_LIST, problems);
+  const operand = operands[0];
+  problems.push(...unknownOperand(operand, command));
   const config: Partial<Record<OptionName, unknown>> = {};
   const given = new Map<OptionName, string>();
   for (const [name, option] of own) {
@@ -91,12 +93,12 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
   }
   problems.push(...missingOrConflicting(command, config as Config, given, env)); // filled just above
   if (problems.length > 0 && command !== "doctor") {
-    throw new ExitError(2, problems.join("\n"));
+    throw usageError(problems, command);
   }
   return {
     command,
     config: Object.freeze(config) as Config,
-    operand: operands[0],
+    operand,
     given: byEnvironmentName(given),
     sources: own.flatMap(([name, option]) => {
       const text = given.get(name);
@@ -104,6 +106,11 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
     }),
     problems,
   };
+}
+
+function usageError(problems: readonly string[], command: Command): ExitError {
+  const more = `see: key4c-kms-plugin help${command === "help" ? "" : ` ${command}`}`;
+  return new ExitError(USAGE_EXIT_CODE, [...problems, more].join("\n"));
 }
 
 function sourceOf({ env, flag, value }: Option, text: string, isFlag: boolean): string {
@@ -144,42 +151,9 @@ function byEnvironmentName(given: ReadonlyMap<OptionName, string>): ReadonlyMap<
   );
 }
 
-function emptyCommandLine(command: Command): CommandLine {
+function emptyCommandLine(command: Command, operand?: string): CommandLine {
   const config = {} as Config; // no option applies
-  return { command, config, operand: undefined, given: new Map(), sources: [], problems: [] };
-}
-
-function readArguments(
-  argv: readonly string[],
-  own: readonly (readonly [OptionName, Option])[],
-  problems: string[],
-): { flags: Map<OptionName, string>; operands: string[] } {
-  const options = Object.fromEntries(
-    own.flatMap(([, { flag, value }]) =>
-      flag === undefined ? [] : [[flag, { type: value === undefined ? "boolean" : "string" }]],
-    ),
-  ) as Record<string, { type: "boolean" | "string" }>; // fromEntries widens the two literals
-  // Not strict: parseArgs would stop at the first problem, and we name all of them.
-  const { tokens } = parseArgs({ args: [...argv], options, strict: false, tokens: true });
-  const flags = new Map<OptionName, string>();
-  const operands: string[] = [];
-  for (const token of tokens) {
-    if (token.kind === "positional") {
-      operands.push(token.value);
-    } else if (token.kind === "option") {
-      const found = own.find(([, { flag }]) => flag === token.name);
-      if (found === undefined) {
-        problems.push(`unknown option ${token.rawName}`);
-      } else if (found[1].value !== undefined && token.value === undefined) {
-        problems.push(`${token.rawName} needs a value: ${found[1].value}`);
-      } else if (found[1].value === undefined && token.value !== undefined) {
-        problems.push(`${token.rawName} takes no value`);
-      } else {
-        flags.set(found[0], token.value ?? "");
-      }
-    }
-  }
-  return { flags, operands };
+  return { command, config, operand, given: new Map(), sources: [], problems: [] };
 }
 
 /** A unit whose LoadCredential= did nothing. */
@@ -248,8 +222,10 @@ function missingOrConflicting(
         notBoth("emulator", name);
       }
     }
-    if (given.has("emulatorData") && !given.has("emulator")) {
-      problems.push("--emulator-data is of use only with --emulator");
+    for (const name of ["emulatorData", "emulatorControl"] as const) {
+      if (given.has(name) && !given.has("emulator")) {
+        problems.push(`${optionLabel(OPTIONS[name])} is of use only with --emulator`);
+      }
     }
     notBoth("kmsUserId", "kmsUserIdFile");
     notBoth("kmsApiKey", "kmsApiKeyFile");
@@ -298,6 +274,11 @@ export function required<T>(value: T | undefined): T {
     throw new PluginError("internal", "an option without a value reached its use");
   }
   return value;
+}
+
+/** What an option of a command does. */
+export function helpOf({ help }: Option, command: Command): string {
+  return typeof help === "string" ? help : (help[command] ?? help.serve ?? "");
 }
 
 /** Both names of an option: `KMS_KEY_ID (--key-id)`. */

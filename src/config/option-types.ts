@@ -71,13 +71,17 @@ export function keyIdLines(text: string): readonly string[] {
     .map(keyId);
 }
 
+/** Whether a URL leads to this machine. */
+export function isLoopback(url: string): boolean {
+  return URL.canParse(url) && ["localhost", "127.0.0.1", "[::1]"].includes(new URL(url).hostname);
+}
+
 /** `https://host[:port][/path]`; http only where nothing leaves the machine. */
 export function serviceUrl(text: string): string {
   const url = URL.canParse(text) ? new URL(text) : undefined;
-  const loopback = ["localhost", "127.0.0.1", "[::1]"].includes(url?.hostname ?? "");
   if (
     url === undefined ||
-    !(url.protocol === "https:" || (url.protocol === "http:" && loopback)) ||
+    !(url.protocol === "https:" || (url.protocol === "http:" && isLoopback(text))) ||
     url.username + url.password !== "" ||
     /[?#]/.test(text)
   ) {

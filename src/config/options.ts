@@ -2,6 +2,7 @@ import { version as VERSION } from "../../package.json";
 import { parseProfile } from "../key4c/profile.ts";
 import { ReloadedFile, readSmallFile } from "../system/files.ts";
 import { LOG_FORMATS, LOG_LEVELS } from "../system/log.ts";
+import type { Command } from "./commands.ts";
 import {
   absolutePath,
   certificates,
@@ -28,19 +29,19 @@ import {
   unixEndpoint,
 } from "./option-types.ts";
 
-export const COMMANDS = [
-  "serve",
-  "doctor",
-  "manifest",
-  "emulator",
-  "status",
-  "encrypt",
-  "decrypt",
-  "inspect",
-  "version",
-  "help",
-] as const;
-export type Command = (typeof COMMANDS)[number];
+/** Under which headings help and REFERENCE.md show options, in this order. */
+export const GROUPS = {
+  own: "Options",
+  key4c: "Key4C",
+  key: "Key",
+  socket: "Socket",
+  localKek: "Local KEK",
+  outage: "Probe, outage and revocation",
+  http: "HTTP",
+  log: "Log",
+  emulator: "Emulator",
+} as const;
+export type Group = keyof typeof GROUPS;
 
 /** One row of the table: everything that is known about one option. */
 export interface Option<T = unknown> {
@@ -49,11 +50,14 @@ export interface Option<T = unknown> {
   /** Flag without its dashes; undefined for secrets, which argv would show to every user. */
   readonly flag?: string;
   readonly commands: readonly Command[];
+  /** undefined: `own`. */
+  readonly group?: Group;
   /** What stands for the value in help, such as `DURATION`; undefined for a switch. */
   readonly value?: string;
   /** Shown, and parsed like any input; undefined when there is none. */
   readonly default?: string;
-  readonly help: string;
+  /** What it does; by command where that differs. */
+  readonly help: string | { readonly [C in Command]?: string };
   /** @throws Error whose message completes "NAME …", never with a secret */
   readonly parse: (text: string) => T;
 }
@@ -64,6 +68,7 @@ const yes = () => true;
 const KUBEADM_APIS = ["v1beta3", "v1beta4"] as const;
 const SERVE = ["serve"] as const;
 const MANIFEST = ["manifest"] as const;
+const PLUGINS_SOCKET = "Unix socket of the plugin to ask";
 const CLIENTS = ["status", "encrypt", "decrypt", "inspect"] as const;
 /** What talks to Key4C itself: inspect only with --decrypt or --verify. */
 const KEY4C = ["serve", "inspect"] as const;
@@ -75,39 +80,63 @@ export const OPTIONS = {
     env: "KMS_ENDPOINT",
     flag: "endpoint",
     commands: [...SERVE, ...CLIENTS],
+    group: "socket",
     value: "unix:///PATH",
     default: "unix:///run/key4c-kms/kms.sock",
-    help: "Unix socket on which kube-apiserver calls the plugin",
+    help: {
+      serve: "Unix socket on which kube-apiserver calls the plugin",
+      status: PLUGINS_SOCKET,
+      encrypt: PLUGINS_SOCKET,
+      decrypt: PLUGINS_SOCKET,
+      inspect: `${PLUGINS_SOCKET}, which tells the current key_id`,
+    },
     parse: unixEndpoint,
   },
   key4cUrl: {
     env: "KEY4C_URL",
     flag: "key4c-url",
-    commands: KEY4C,
+    commands: [...KEY4C, "emulator"],
+    group: "key4c",
     value: "URL",
-    help: "Address of the Key4C service",
+    help: {
+      serve: "Address of the Key4C service",
+      inspect: "Address of the Key4C service",
+      emulator: "With an ACTION: the emulator to ask, by the address that it printed",
+    },
     parse: serviceUrl,
   },
   kmsKeyId: {
     env: "KMS_KEY_ID",
     flag: "key-id",
     commands: [...KEY4C, "status"],
+    group: "key",
     value: "ID",
-    help: "ID of the Key4C key that wraps from now on",
+    help: {
+      serve: "ID of the Key4C key that wraps from now on",
+      inspect: "ID of the Key4C key that wraps now",
+      status: "ID of the Key4C key that the plugin must be of",
+    },
     parse: keyId,
   },
   kmsKeyIdFile: {
     env: "KMS_KEY_ID_FILE",
     flag: "key-id-file",
     commands: [...KEY4C, "status"],
+    group: "key",
     value: "FILE",
-    help: "File with KMS_KEY_ID; read again when it changes: the other key wraps once it is proven, without a restart",
+    help: {
+      serve:
+        "File with KMS_KEY_ID; read again when it changes: the other key wraps once it is proven, without a restart",
+      inspect: "File with KMS_KEY_ID",
+      status: "File with KMS_KEY_ID",
+    },
     parse: (path: string) => new ReloadedFile(path, (text) => keyId(text.trim())),
   },
   previousKeyIds: {
     env: "KMS_PREVIOUS_KEY_IDS",
     flag: "previous-key-ids",
     commands: KEY4C,
+    group: "key",
     value: "ID,…",
     help: "IDs of former keys whose data are still decrypted",
     parse: keyIds,
@@ -116,6 +145,7 @@ export const OPTIONS = {
     env: "KMS_PREVIOUS_KEY_IDS_FILE",
     flag: "previous-key-ids-file",
     commands: KEY4C,
+    group: "key",
     value: "FILE",
     help: "File with KMS_PREVIOUS_KEY_IDS, by commas or lines; read again when it changes; it may be empty",
     parse: (path: string) => new ReloadedFile(path, keyIdLines, "mayBeEmpty"),
@@ -123,6 +153,7 @@ export const OPTIONS = {
   kmsUserId: {
     env: "KMS_USER_ID",
     commands: KEY4C,
+    group: "key4c",
     help: "ID of the token from the registration of the service; a secret",
     parse: parseSecret,
   },
@@ -130,6 +161,7 @@ export const OPTIONS = {
     env: "KMS_USER_ID_FILE",
     flag: "user-id-file",
     commands: KEY4C,
+    group: "key4c",
     value: "FILE",
     help: "File with KMS_USER_ID; read again when it changes",
     parse: secretFile,
@@ -137,6 +169,7 @@ export const OPTIONS = {
   kmsApiKey: {
     env: "KMS_API_KEY",
     commands: KEY4C,
+    group: "key4c",
     help: "API key, sent as a bearer token; a secret; only if the service wants one",
     parse: parseSecret,
   },
@@ -144,6 +177,7 @@ export const OPTIONS = {
     env: "KMS_API_KEY_FILE",
     flag: "api-key-file",
     commands: KEY4C,
+    group: "key4c",
     value: "FILE",
     help: "File with KMS_API_KEY; read again when it changes",
     parse: secretFile,
@@ -151,6 +185,7 @@ export const OPTIONS = {
   kmsPin: {
     env: "KMS_PIN",
     commands: KEY4C,
+    group: "key4c",
     help: "PIN; a secret; only where the profile sends {pin}. A refused one is not tried again before it changes",
     parse: parseSecret,
   },
@@ -158,6 +193,7 @@ export const OPTIONS = {
     env: "KMS_PIN_FILE",
     flag: "pin-file",
     commands: KEY4C,
+    group: "key4c",
     value: "FILE",
     help: "File with KMS_PIN; read again when it changes",
     parse: secretFile,
@@ -166,6 +202,7 @@ export const OPTIONS = {
     env: "KEY4C_PROFILE",
     flag: "key4c-profile",
     commands: KEY4C,
+    group: "key4c",
     value: "FILE",
     help: "JSON file with the shapes of requests and answers, for another API than the documented one",
     parse: (path: string) => parseProfile(readSmallFile(path)),
@@ -174,6 +211,7 @@ export const OPTIONS = {
     env: "KEY4C_CA_FILE",
     flag: "key4c-ca-file",
     commands: KEY4C,
+    group: "key4c",
     value: "FILE",
     help: "PEM file with the CAs to trust for Key4C, instead of the system's and Mozilla's",
     parse: certificates,
@@ -182,6 +220,7 @@ export const OPTIONS = {
     env: "KEY4C_CERT_FILE",
     flag: "key4c-cert-file",
     commands: KEY4C,
+    group: "key4c",
     value: "FILE",
     help: "PEM file with a client certificate for Key4C",
     parse: certificates,
@@ -190,6 +229,7 @@ export const OPTIONS = {
     env: "KEY4C_CERT_KEY_FILE",
     flag: "key4c-cert-key-file",
     commands: KEY4C,
+    group: "key4c",
     value: "FILE",
     help: "PEM file with the private key of that certificate",
     parse: privateKey,
@@ -198,6 +238,7 @@ export const OPTIONS = {
     env: "KMS_SOCKET_MODE",
     flag: "socket-mode",
     commands: SERVE,
+    group: "socket",
     value: "MODE",
     default: "0600",
     help: "Permissions of the socket",
@@ -207,6 +248,7 @@ export const OPTIONS = {
     env: "KMS_SOCKET_GROUP",
     flag: "socket-group",
     commands: SERVE,
+    group: "socket",
     value: "GROUP",
     help: "Group of the socket, and of its directory if that is made, by name or number",
     parse: group,
@@ -215,6 +257,7 @@ export const OPTIONS = {
     env: "KMS_LOCAL_KEK_MAX_USES",
     flag: "local-kek-max-uses",
     commands: SERVE,
+    group: "localKek",
     value: "N",
     default: String(2 ** 20),
     help: "DEKs wrapped under one local KEK; 1 asks Key4C for every DEK (while it is away, the last one goes on)",
@@ -224,6 +267,7 @@ export const OPTIONS = {
     env: "KMS_LOCAL_KEK_MAX_AGE",
     flag: "local-kek-max-age",
     commands: SERVE,
+    group: "localKek",
     value: "DURATION",
     default: "7d",
     help: "Age at which a local KEK is replaced",
@@ -233,6 +277,7 @@ export const OPTIONS = {
     env: "KMS_LOCAL_KEK_CACHE_SIZE",
     flag: "local-kek-cache-size",
     commands: SERVE,
+    group: "localKek",
     value: "N",
     default: "16384",
     help: "Unwrapped local KEKs kept in memory, beside the current one",
@@ -242,6 +287,7 @@ export const OPTIONS = {
     env: "KMS_PROBE_INTERVAL",
     flag: "probe-interval",
     commands: SERVE,
+    group: "outage",
     value: "DURATION",
     default: "30s",
     help: "Time between probes of Key4C; a rotation that describe tells is noticed within it",
@@ -251,6 +297,7 @@ export const OPTIONS = {
     env: "KMS_OUTAGE_GRACE",
     flag: "outage-grace",
     commands: SERVE,
+    group: "outage",
     value: "DURATION",
     help: "How long Status and Encrypt go on while Key4C is away (default: without limit)",
     parse: duration(0, MAX_DURATION_MS),
@@ -259,6 +306,7 @@ export const OPTIONS = {
     env: "KMS_REVOCATION_GRACE",
     flag: "revocation-grace",
     commands: SERVE,
+    group: "outage",
     value: "DURATION",
     default: "60s",
     help: "How long Key4C must call the key disabled or deleted before its local KEKs are dropped; 0s: at the first answer",
@@ -268,6 +316,7 @@ export const OPTIONS = {
     env: "KMS_HTTP_ADDRESS",
     flag: "http-address",
     commands: SERVE,
+    group: "http",
     value: "HOST:PORT",
     help: "Address of /metrics, /readyz and /livez, such as 127.0.0.1:9640 (default: no HTTP)",
     parse: httpAddress,
@@ -276,15 +325,21 @@ export const OPTIONS = {
     env: "KMS_LOG_LEVEL",
     flag: "log-level",
     commands: [...KEY4C, "emulator"],
+    group: "log",
     value: LOG_LEVELS.join("|"),
     default: "info",
-    help: "Lowest level that is logged; debug shows every RPC and every call to Key4C",
+    help: {
+      serve: "Lowest level that is logged; debug shows every RPC and every call to Key4C",
+      inspect: "Lowest level that is logged; debug shows every call to Key4C",
+      emulator: "Lowest level that is logged",
+    },
     parse: oneOf(LOG_LEVELS),
   },
   logFormat: {
     env: "KMS_LOG_FORMAT",
     flag: "log-format",
     commands: [...KEY4C, "emulator"],
+    group: "log",
     value: LOG_FORMATS.join("|"),
     help: "Form of the log on stderr (default: text on a terminal, else json)",
     parse: oneOf(LOG_FORMATS),
@@ -292,15 +347,24 @@ export const OPTIONS = {
   emulator: {
     flag: "emulator",
     commands: SERVE,
+    group: "emulator",
     help: "Serve with a Key4C inside the process; for demos and tests, never for secrets",
     parse: yes,
   },
   emulatorData: {
     flag: "emulator-data",
     commands: SERVE,
+    group: "emulator",
     value: "FILE",
     help: "Where --emulator keeps its keys (default: in memory, lost at exit)",
     parse: text,
+  },
+  emulatorControl: {
+    flag: "emulator-control",
+    commands: SERVE,
+    group: "emulator",
+    help: "Allow `emulator rotate`, `outage` and the like on that Key4C, to every user of this machine",
+    parse: yes,
   },
   listen: {
     flag: "listen",
@@ -315,7 +379,7 @@ export const OPTIONS = {
     commands: ["emulator"],
     value: "ID,…",
     default: "demo",
-    help: "IDs of the keys to have",
+    help: "IDs of the keys to have; with an ACTION: of the keys to change",
     parse: keyIds,
   },
   data: {
@@ -342,7 +406,7 @@ export const OPTIONS = {
   control: {
     flag: "control",
     commands: ["emulator"],
-    help: "Allow control requests: rotate, disable, enable, delete, latency, stats",
+    help: "Allow every ACTION, and what tests want (delete, replace, latency, stats), to every user of this machine",
     parse: yes,
   },
   api: {
@@ -350,7 +414,10 @@ export const OPTIONS = {
     commands: ["encrypt", "manifest"],
     value: "v1|v2",
     default: "v2",
-    help: "KMS API to call, or to configure; encrypt gives the raw cipher for v1, one JSON line for v2",
+    help: {
+      encrypt: "KMS API to call; the result is the raw cipher for v1, one line of JSON for v2",
+      manifest: "KMS API that the EncryptionConfiguration configures",
+    },
     parse: oneOf(["v1", "v2"]),
   },
   etcdKey: {
@@ -376,7 +443,10 @@ export const OPTIONS = {
   json: {
     flag: "json",
     commands: ["inspect", "doctor"],
-    help: "JSON: of inspect one object a line, of doctor one array",
+    help: {
+      inspect: "Print a line of JSON for each object or local KEK",
+      doctor: "Print the checks as one JSON array",
+    },
     parse: yes,
   },
   decrypt: {
@@ -395,7 +465,12 @@ export const OPTIONS = {
     flag: "encryption-configuration",
     commands: ["doctor", "inspect", "manifest"],
     value: "FILE",
-    help: "kube-apiserver's EncryptionConfiguration: doctor checks it (default: that of --kube-apiserver), inspect compares its names, manifests name its path",
+    help: {
+      doctor:
+        "kube-apiserver's EncryptionConfiguration, to be checked (default: that of --kube-apiserver)",
+      inspect: "kube-apiserver's EncryptionConfiguration, to compare its providers with the values",
+      manifest: "Path at which kube-apiserver has its EncryptionConfiguration",
+    },
     parse: text,
   },
   kubeApiserver: {

@@ -9,7 +9,7 @@ const SAME_CAUSE_INTERVAL_MS = 10_000;
 /** Texts of causes vary, so only so many are remembered. The oldest is forgotten first. */
 const MAX_CAUSES = 16;
 
-/** Of the line that tells of a state. */
+/** The level of the line that reports a state. */
 export const LEVELS: Readonly<Record<State, "info" | "warn" | "error">> = {
   starting: "warn",
   ok: "info",

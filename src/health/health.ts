@@ -160,7 +160,7 @@ export class Health {
   /** One probe of the current key. @throws PluginError unless Key4C and the key are well */
   async #examine({ kmsKeyId, failure }: Standing): Promise<void> {
     const { key4c, keyring } = this.#options;
-    // After a failure a new connection is used: a kept one may be dead, or lead to a replica that lags.
+    // After a failure on a new connection: a kept one may be dead, or lead to a replica that lags.
     const describing = key4c.describe(kmsKeyId, { newConnection: failure !== undefined });
     if (keyring.snapshot === undefined && failure === undefined) {
       // Nothing speaks against the key: Key4C need not be asked for one thing after the other.

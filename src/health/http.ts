@@ -1,20 +1,20 @@
 /**
- * HTTP for metrics. It is read by one scraper, and reachable for every user of the node: one request a
- * connection, answered from its first line alone, with bounded size and time. Node's server under Bun 1.4.5 keeps
- * neither maxConnections nor the end of a connection, and Bun's own answers a bad Host with a page of its own.
+ * HTTP for metrics. One scraper reads it, but every user of the node can reach it. So a connection has one request, which
+ * is answered from its first line alone, with bounded size and time. No ready-made server fits: under Bun 1.4.5 Node's
+ * ignores maxConnections and does not end connections, and Bun's answers a bad Host with a page of its own.
  */
 import type { Socket } from "node:net";
 import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
 import { SparingListener } from "./sparing-listener.ts";
 
-/** How often a taken address is tried again: the process that we replace gives it up when it ends. */
+/** How often an address in use is tried again. A former plugin that still holds it gives it up when it ends. */
 const RETRY_INTERVAL_MS = 1_000;
-/** A scraper's request has a few hundred bytes. */
+/** The request of a scraper has a few hundred bytes. */
 const MAX_REQUEST_BYTES = 8 * 1024;
 /** From the first byte of a connection to the last. */
 const MAX_CONNECTION_MS = 5_000;
-/** All metrics are made at most once in this time; who asks sooner waits for the next ones. */
+/** The metrics are made at most once in this time. A request that comes sooner waits for the next ones. */
 const METRICS_INTERVAL_MS = 1_000;
 
 const OK = "200 OK";
@@ -100,7 +100,7 @@ function converse(socket: Socket, respond: (requestLine: string) => Promise<stri
     if (request.length > MAX_REQUEST_BYTES) {
       socket.destroy();
     } else if (request.includes("\r\n\r\n")) {
-      socket.off("data", read).pause(); // the rest is nobody's: to read it would cost time
+      socket.off("data", read).pause(); // more is not read: that would cost time
       void respond(request.slice(0, request.indexOf("\r\n"))).then((text) =>
         socket.end(text, () => socket.destroy()),
       );
@@ -109,7 +109,7 @@ function converse(socket: Socket, respond: (requestLine: string) => Promise<stri
   socket.on("data", read);
 }
 
-/** The whole answer to a request of which only the first line matters. */
+/** The whole answer, headers included. Only the first line of the request matters. */
 async function answer(
   requestLine: string,
   options: HttpOptions,
@@ -151,7 +151,7 @@ async function resource(
   }
 }
 
-/** Makes a text for all who ask meanwhile: at once, or when the last one is as old as this. Never an old one. */
+/** Makes a text at most so often. All calls that wait get the same new text; none gets an old one. */
 function atMostEvery(intervalMs: number, make: () => string): () => Promise<string> {
   let nextMs = Number.NEGATIVE_INFINITY;
   let next: Promise<string> | undefined;

@@ -62,6 +62,7 @@ export function startEmulator(options: EmulatorOptions): Emulator {
   save();
   const stats = { describe: 0, encrypt: 0, decrypt: 0, refused: 0 };
   const latency = { ms: 0 };
+  const outage = { on: false };
 
   const server = Bun.serve({
     hostname: options.host,
@@ -73,10 +74,13 @@ export function startEmulator(options: EmulatorOptions): Emulator {
         const parts = pathOf(request);
         if (parts[0] === "emulator" && options.control) {
           return Response.json(
-            await control(request, parts.slice(1), { keys, stats, latency, save }),
+            await control(request, parts.slice(1), { keys, stats, latency, outage, save }),
           );
         }
         await Bun.sleep(latency.ms);
+        if (outage.on) {
+          throw new Refusal(503, "UNAVAILABLE", "an outage is played");
+        }
         return Response.json(await serveContract(request, parts, keys, stats));
       } catch (error) {
         stats.refused += 1;
@@ -215,30 +219,38 @@ interface ControlContext {
   readonly keys: Keys;
   readonly stats: Stats;
   readonly latency: { ms: number };
+  readonly outage: { on: boolean };
   readonly save: () => void;
 }
 
 /**
- * `POST keys/ID/rotate|replace|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `GET stats`. To replace is what a
- * wrong restore of an HSM does: other key material behind the same versions.
+ * `POST keys/ID/rotate|replace|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `PUT outage` with `{"on":true}` or
+ * false, `GET stats`. To replace is what a wrong restore of an HSM does: other key material behind the same versions.
  */
 async function control(
   request: Request,
   parts: readonly string[],
-  { keys, stats, latency, save }: ControlContext,
+  { keys, stats, latency, outage, save }: ControlContext,
 ): Promise<object> {
   const [what, id = "", action = ""] = parts;
   if (request.method === "GET" && what === "stats") {
     return stats;
   }
   if (request.method === "PUT" && what === "latency") {
-    const body: unknown = await request.json().catch(() => undefined);
-    const ms = typeof body === "object" && body !== null ? Reflect.get(body, "ms") : undefined;
+    const ms = await member(request, "ms");
     if (typeof ms !== "number" || !(ms >= 0 && ms <= 60_000)) {
       throw new Refusal(400, "INVALID_REQUEST", "ms is not a number from 0 to 60000");
     }
     latency.ms = ms;
     return latency;
+  }
+  if (request.method === "PUT" && what === "outage") {
+    const on = await member(request, "on");
+    if (typeof on !== "boolean") {
+      throw new Refusal(400, "INVALID_REQUEST", "on is not true or false");
+    }
+    outage.on = on;
+    return outage;
   }
   const key = keys.get(id);
   if (request.method !== "POST" || what !== "keys" || key === undefined) {
@@ -258,6 +270,12 @@ async function control(
   }
   save();
   return describe(id, key);
+}
+
+/** A member of a request's JSON; undefined where there is none. */
+async function member(request: Request, name: string): Promise<unknown> {
+  const body: unknown = await request.json().catch(() => undefined);
+  return typeof body === "object" && body !== null ? Reflect.get(body, name) : undefined;
 }
 
 function newKey(): string {

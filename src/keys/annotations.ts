@@ -13,7 +13,7 @@ export const annotationsOf = oncePer(({ wrappedLocalKek }: KekHeader) =>
 /** A byte order mark is part of the text. */
 const UTF_8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** The wrapped local KEK from the annotations of KMS v2. @throws PluginError `invalid` */
+/** The wrapped local KEK that the annotations of KMS v2 carry. @throws PluginError `invalid` */
 export function wrappedKekOf(annotations: Readonly<Record<string, Uint8Array>>): string {
   const value = annotations[WRAPPED_KEK_ANNOTATION];
   if (value === undefined || Object.keys(annotations).length !== 1) {

@@ -232,7 +232,7 @@ function decodeAny(bytes: Uint8Array, wrappedLocalKek: string | undefined): Enve
   }
   const body = bytes.subarray(MAGIC.length);
   if (hasMoreFields(body, EnvelopeSchema.fields.length)) {
-    throw refused("not in its one encoding");
+    throw refused("more fields than it has");
   }
   let message: ReturnType<typeof fromBinary<typeof EnvelopeSchema>>;
   try {

@@ -2,7 +2,7 @@ import type { Clock } from "../system/clock.ts";
 import { oncePer } from "../system/once-per.ts";
 import type { KekHeader, LocalKek } from "./envelope.ts";
 
-/** Names a wrapped local KEK. The version is left out, so that a ciphertext with a false one makes no second entry. */
+/** Names a wrapped local KEK. Without the version: whatever a ciphertext claims, it is one entry. */
 export const cacheKey = oncePer(
   ({ keyNameHash, aadSent, fingerprint }: KekHeader) =>
     `${keyPrefix(keyNameHash)}${aadSent ? 1 : 0}${Buffer.from(fingerprint).toString("latin1")}`,
@@ -12,13 +12,13 @@ function keyPrefix(keyNameHash: Uint8Array): string {
   return Buffer.from(keyNameHash).toString("latin1");
 }
 
-/** How long a local KEK that has never opened a ciphertext is trusted before it is unwrapped again. */
+/** How long a local KEK that has never opened anything is believed before it is unwrapped anew. */
 const DOUBT_MS = 10_000;
 
 /** A key that is revoked may have had thousands: callers are answered between two batches. */
 const WIPED_AT_ONCE = 4_096;
 
-/** A local KEK that is kept, with the header by which Key4C unwraps it. */
+/** A local KEK that is kept, with what Key4C is asked for it. */
 export interface Kept {
   readonly header: KekHeader;
   readonly localKek: LocalKek;
@@ -26,8 +26,8 @@ export interface Kept {
 }
 
 /**
- * Unwrapped local KEKs by their wrapped form. The longest unused is dropped first. An *orphaned* one, which Key4C no
- * longer gives back, is never dropped: only this process can still read what it wrapped.
+ * Unwrapped local KEKs by their wrapped form. The longest unused is forgotten first; an *orphaned* one, which Key4C
+ * does not give back any more, is never forgotten: this process is the last that can read what it wrapped.
  */
 export class KekCache {
   hits = 0;
@@ -57,7 +57,7 @@ export class KekCache {
     const kept = this.#kept.get(key);
     if (kept === undefined) {
       const orphan = this.#orphaned.get(key)?.localKek;
-      this.hits += orphan === undefined ? 0 : 1; // a miss is counted when Key4C is asked
+      this.hits += orphan === undefined ? 0 : 1; // whoever goes on to Key4C counts the miss
       return orphan;
     }
     this.hits += 1;
@@ -110,7 +110,7 @@ export class KekCache {
     return this.#orphaned.has(key);
   }
 
-  /** Key4C gives it back again. @param isPinned whether it is the current one or the witness, which a full cache must not drop */
+  /** Key4C gives it back again. @param isPinned whether somebody else holds it, who must not lose it for want of room */
   adopt(header: KekHeader, isPinned: boolean): void {
     const key = cacheKey(header);
     const orphan = this.#orphaned.get(key);
@@ -121,9 +121,9 @@ export class KekCache {
   }
 
   /**
-   * Whether a local KEK under which a ciphertext did not open should be unwrapped again. Mostly the ciphertext is
-   * damaged, which must not affect other objects. But Key4C may have answered with a wrong key, and then good data would
-   * be unreadable until the next restart.
+   * Whether a local KEK under which a ciphertext did not open should be unwrapped once more. Mostly that is the
+   * ciphertext's fault, and a damaged object must harm no other; but Key4C may have answered with a wrong key, which
+   * would make honest data unreadable until the next restart.
    */
   isDoubtful(key: string): boolean {
     const kept = this.#kept.get(key);
@@ -134,7 +134,7 @@ export class KekCache {
     );
   }
 
-  /** Drops the local KEKs of one Key4C key. Orphaned ones are kept, because nobody could give them back. */
+  /** Drops the local KEKs of one Key4C key; orphaned ones, which nobody gives back, are only withheld. */
   dropKey(keyNameHash: Uint8Array): void {
     const prefix = keyPrefix(keyNameHash);
     const all = [...this.#kept];
@@ -156,7 +156,7 @@ export class KekCache {
     }
   }
 
-  /** In a later turn: callers that were just given it use it in this one. */
+  /** Not before those who were just given it have used it, which they do in this turn. */
   #wipeSoon(localKek: LocalKek): void {
     if (this.#toWipe.push(localKek) === 1) {
       this.#clock.after(0, () => this.#wipe());

@@ -64,7 +64,7 @@ export const formatKeyId = oncePer(({ keyNameHash, keyVersion, kcvHash }: KeyIde
   return `k4c-${base32(keyNameHash)}${version}${kcvHash.length === 0 ? "" : `.k${base32(kcvHash)}`}`;
 });
 
-/** The parts of a key_id of ours, or undefined for any other text. */
+/** The parts of a key_id that this plugin made; undefined for any other text. */
 export function parseKeyId(
   keyId: string,
 ): { readonly hashText: string; readonly version: number; readonly kcvText: string } | undefined {

@@ -148,7 +148,7 @@ export class Keyring {
   wrapNow(plaintext: Uint8Array): Wrapped | undefined {
     if (plaintext.length > MAX_PLAINTEXT_BYTES) {
       throw new PluginError(
-        "invalid",
+        "tooLarge",
         `"plaintext" expected at most ${MAX_PLAINTEXT_BYTES} bytes, got ${plaintext.length}`,
       );
     }

@@ -21,6 +21,10 @@ export type ErrorKind =
   | "olderVersion"
   /** The request or the ciphertext is malformed, tampered with, or not of this key. */
   | "invalid"
+  /** The plaintext is longer than a DEK may be. The caller knows its length: to say so tells nothing of keys. */
+  | "tooLarge"
+  /** A Decrypt of KMS v2 without a key_id, likewise. */
+  | "noKeyId"
   /** The ciphertext names a Key4C key that is neither KMS_KEY_ID nor in KMS_PREVIOUS_KEY_IDS. */
   | "unknownKey"
   /** The caller's deadline is about to pass. */
@@ -64,6 +68,12 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     retry: false,
   },
   invalid: { code: status.INVALID_ARGUMENT, text: "the request is not valid", retry: false },
+  tooLarge: {
+    code: status.INVALID_ARGUMENT,
+    text: "the plaintext has more than 512 bytes",
+    retry: false,
+  },
+  noKeyId: { code: status.INVALID_ARGUMENT, text: "the request has no key_id", retry: false },
   unknownKey: {
     code: status.NOT_FOUND,
     text: "the ciphertext belongs to a key that is not configured",

@@ -53,7 +53,7 @@ test("without a name: the list; each name of it prints something", async () => {
 test("wrong usage: nothing is printed, exit code 2", async () => {
   for (const [args, message] of [
     [["nonsense"], 'no manifest "nonsense"; there are static-pod'],
-    [["static-pod", "twice"], 'unexpected argument "twice"'],
+    [["static-pod", "twice"], "manifest takes one argument, [NAME]: 2 given"],
     [
       ["static-pod", "--endpoint", "unix:///run/a b/kms.sock"],
       "KMS_ENDPOINT must be an absolute path of",

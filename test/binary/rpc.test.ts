@@ -5,6 +5,7 @@ import { status } from "@grpc/grpc-js";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import type { EncryptResponse } from "../../src/gen/v2/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { MAX_PLAINTEXT_BYTES } from "../../src/keys/envelope.ts";
 import {
   callRaw,
   callRpc,
@@ -21,6 +22,11 @@ import {
 const DEK = randomBytes(32);
 const ANNOTATION = "wrapped-kek.key4c-kms-plugin.io";
 const INVALID = [status.INVALID_ARGUMENT, "the request is not valid"] as [number, string];
+const NO_KEY_ID = [status.INVALID_ARGUMENT, "the request has no key_id"] as [number, string];
+const TOO_LARGE = [
+  status.INVALID_ARGUMENT,
+  `the plaintext has more than ${MAX_PLAINTEXT_BYTES} bytes`,
+] as [number, string];
 const UNKNOWN_KEY = [
   status.NOT_FOUND,
   "the ciphertext belongs to a key that is not configured",
@@ -100,7 +106,7 @@ describe("bad input gets its status, one text a kind, and changes nothing", () =
       () => callRaw(s.client, "/v2alpha1.KeyManagementService/Status", Buffer.alloc(0)),
       [status.UNIMPLEMENTED, expect.any(String) as never],
     ],
-    ["plaintext of 513 bytes", () => s.encrypt(randomBytes(513)), INVALID],
+    ["plaintext of 513 bytes", () => s.encrypt(randomBytes(MAX_PLAINTEXT_BYTES + 1)), TOO_LARGE],
     [
       "plaintext of 1 MiB",
       () => s.encrypt(randomBytes(2 ** 20)),
@@ -111,10 +117,14 @@ describe("bad input gets its status, one text a kind, and changes nothing", () =
       () => s.encrypt(randomBytes(2 ** 22 + 1)),
       [status.RESOURCE_EXHAUSTED, expect.any(String) as never],
     ],
-    ["v1 plaintext of 513 bytes", () => s.encryptV1(randomBytes(513)), INVALID],
-    ["nothing at all", () => s.decrypt({}), INVALID],
+    [
+      "v1 plaintext of 513 bytes",
+      () => s.encryptV1(randomBytes(MAX_PLAINTEXT_BYTES + 1)),
+      TOO_LARGE,
+    ],
+    ["nothing at all", () => s.decrypt({}), NO_KEY_ID],
     ["no ciphertext", () => s.decrypt({ ...good, ciphertext: Buffer.alloc(0) }), INVALID],
-    ["no key_id", () => s.decrypt({ ...good, keyId: "" }), INVALID],
+    ["no key_id", () => s.decrypt({ ...good, keyId: "" }), NO_KEY_ID],
     ["key_id of another plugin", () => s.decrypt({ ...good, keyId: "1" }), UNKNOWN_KEY],
     [
       "key_id of an unknown key",

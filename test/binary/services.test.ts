@@ -91,6 +91,6 @@ test("a PIN that no profile sends is refused at start", async () => {
   });
   expect([exitCode, stderr]).toEqual([
     2,
-    "key4c-kms-plugin: KMS_PIN is set, and the profile (KEY4C_PROFILE) has no {pin} that would send it\n",
+    "key4c-kms-plugin: KMS_PIN is set, and the profile (KEY4C_PROFILE) has no {pin} that would send it\nkey4c-kms-plugin: see: key4c-kms-plugin help serve\n",
   ]);
 });

@@ -73,10 +73,22 @@ test("control rotates, disables, enables, deletes, slows and counts", async () =
   });
   for (const [method, path] of [
     ["PUT", "latency"],
+    ["PUT", "outage"],
     ["POST", "keys/demo/burn"],
     ["POST", "keys/none/rotate"],
   ] as const) {
     expect(control(method, path)).rejects.toThrow();
+  }
+});
+
+test("control plays an outage, and heals it", async () => {
+  const { url, control } = emulator();
+  for (const [on, status] of [
+    [true, 503],
+    [false, 200],
+  ] as const) {
+    await control("PUT", "outage", { on });
+    expect((await answer(url, "/v1/keys/demo"))[0]).toBe(status);
   }
 });
 

@@ -58,7 +58,13 @@ async function checkInstallation(config: Config, isUsable: boolean): Promise<Che
 
 function checkConfiguration(problems: readonly string[], forbidden: readonly string[]): Check[] {
   return [
-    ...problems.map((one) => fail("configuration", one, "correct the option; `help` lists them")),
+    ...problems.map((one) =>
+      fail(
+        "configuration",
+        one,
+        "correct the option: key4c-kms-plugin help serve, and help doctor",
+      ),
+    ),
     ...forbidden.map((name) =>
       fail("configuration", `${name} is set, and serve refuses to start with it`, `unset ${name}`),
     ),

@@ -32,7 +32,7 @@ export class Exchange {
     return this.#answered !== undefined;
   }
 
-  /** undefined where it is no JSON. */
+  /** The parsed answer; undefined when it is not JSON. */
   get document(): unknown {
     return parsed(this.#answered?.text ?? "");
   }
@@ -85,7 +85,7 @@ export class Exchange {
     return value === undefined ? `nothing; ${this.#nearest(at, blackout)}` : blackout.json(value);
   }
 
-  /** What there is where the way of a pointer ends. */
+  /** What the answer has at the last place of the pointer that exists. */
   #nearest(at: Pointer, blackout: Blackout): string {
     const tokens = at.split("/");
     for (let length = tokens.length - 1; length > 0; length--) {
@@ -100,7 +100,7 @@ export class Exchange {
   }
 }
 
-/** @param isKey whether there is a key in it: then all long texts are blacked out, in whatever form it comes */
+/** @param isKey whether the body holds a key: then all long texts are blacked out, whatever their form */
 function shownBody(text: string, isKey: boolean, blackout: Blackout): string {
   const document = parsed(text);
   if (text === "") {

@@ -7,12 +7,13 @@ import { KeyManagementService as V2 } from "../../gen/v2/api_pb.ts";
 import { readBody } from "../../key4c/answer.ts";
 import { standsFor } from "../../keys/key-id.ts";
 import { describeError } from "../../system/errors.ts";
+import { CallError } from "../call-error.ts";
 import { API_SERVER_TIMEOUT_MS, callPlugin, runtimeVersion, SLOW_MS } from "../client.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
 
 const DEK_BYTES = 32;
 const STATUS = "plugin, Status";
-const SILENT = /DEADLINE_EXCEEDED/;
+const SILENT = /did not answer within/;
 
 /** Whether the plugin accepted the connection and then did not answer. */
 export function isSilent(plugin: readonly Check[]): boolean {
@@ -184,7 +185,8 @@ async function checkAuthorities(path: string): Promise<Check> {
       for (const authority of forms) {
         await callPlugin(path, V1.method.version, { version: "v1beta1" }, authority).catch(
           (cause) => {
-            throw new Error(`:authority ${authority} is refused`, { cause });
+            const why = cause instanceof CallError ? cause.what : describeError(cause);
+            throw new Error(`:authority ${authority} is refused: ${why}`);
           },
         );
       }
@@ -202,6 +204,11 @@ async function tried<T extends { readonly detail: string }>(
     const value = await work();
     return { check: pass(check, value.detail), value };
   } catch (error) {
-    return { check: fail(check, describeError(error), remedy) };
+    return {
+      check:
+        error instanceof CallError
+          ? fail(check, error.what, error.remedy)
+          : fail(check, describeError(error), remedy),
+    };
   }
 }

@@ -91,7 +91,7 @@ function checkSocketFile(path: string, answer: string, config: Config): Check {
     case "silent":
       return fail(
         check,
-        `${path} ${mode} accepts connections and answers nothing: systemd, for example, holds it for a plugin that does not run`,
+        `${path} ${mode} accepts connections and answers nothing: it is held, by systemd for example, for a plugin that does not run`,
         "find out why the plugin's service does not run: systemctl status, and its log",
       );
     case "ECONNREFUSED":

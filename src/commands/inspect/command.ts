@@ -71,12 +71,14 @@ function configuredGroups(path: string | undefined): readonly Group[] | undefine
   return groups;
 }
 
-/** What a running plugin's Status tells; undefined when none answers. */
+/** What a running plugin's Status tells; undefined when none answers, and then standard error says why. */
 async function currentKeyId(config: Config): Promise<string | undefined> {
-  return fetchStatus(config).then(
-    ({ keyId }) => keyId,
-    () => undefined,
-  );
+  try {
+    return (await fetchStatus(config)).keyId;
+  } catch (error) {
+    stderr.write(`${describeError(error)}\n`);
+    return undefined;
+  }
 }
 
 /** A new keyring knows no local KEK, so it asks Key4C for each. */

@@ -2,9 +2,11 @@
 import { existsSync } from "node:fs";
 import { version } from "../../../package.json";
 import type { CommandLine, Environment } from "../../config/config.ts";
+import { suggestion } from "../../config/nearest.ts";
 import { PROFILE_SCHEMA } from "../../key4c/profile.ts";
 import { ExitError } from "../../system/errors.ts";
 import { replaceFile } from "../../system/files.ts";
+import { printable } from "../printable.ts";
 import {
   encryptionConfigurationText,
   k3sText,
@@ -73,6 +75,11 @@ const MANIFESTS: Readonly<Record<string, Manifest>> = {
   },
 };
 
+/** Their names, each with what it is. */
+export const MANIFEST_NAMES: Readonly<Record<string, string>> = Object.fromEntries(
+  Object.entries(MANIFESTS).map(([name, { about }]) => [name, about]),
+);
+
 /**
  * The manifest that the command line names, or the list of all.
  * @returns what is to be printed: nothing where --output names a file
@@ -81,14 +88,18 @@ const MANIFESTS: Readonly<Record<string, Manifest>> = {
 export function manifestCommand(line: CommandLine, env: Environment): string {
   const { operand: name, config } = line;
   if (name === undefined) {
-    return Object.entries(MANIFESTS)
-      .map(([one, { about }]) => `${one.padEnd(26)}${about}\n`)
+    return Object.entries(MANIFEST_NAMES)
+      .map(([one, about]) => `${one.padEnd(26)}${about}\n`)
       .join("");
   }
   const manifest = Object.hasOwn(MANIFESTS, name) ? MANIFESTS[name] : undefined;
   if (manifest === undefined) {
-    const names = Object.keys(MANIFESTS).join(", ");
-    throw new ExitError(2, `no manifest "${name}"; there are ${names}`);
+    const names = Object.keys(MANIFESTS);
+    const hint = suggestion(name, names);
+    throw new ExitError(
+      2,
+      printable(`no manifest "${name}"; there are ${names.join(", ")}${hint}`),
+    );
   }
   const order = { line, env };
   refuseControlCharacters(order);

@@ -1,4 +1,4 @@
-/** What a manifest tells serve, and where it was told. */
+/** The settings that a manifest gives to serve, and where they come from. */
 import { dirname } from "node:path";
 import { type CommandLine, type Environment, required } from "../../config/config.ts";
 import { absolutePath, group } from "../../config/option-types.ts";
@@ -25,12 +25,12 @@ const PROXY_NAMES = [
   "no_proxy",
   "NO_PROXY",
 ];
-/** Set another way, or secret. */
+/** Set in another way, or secret. */
 const NOT_SETTINGS = ["KMS_ENDPOINT", "KMS_USER_ID", "KMS_API_KEY", "KMS_PIN", "KMS_SOCKET_GROUP"];
 
 /**
- * Directories of others: a pod that gets one as a whole sees what is not its business, or has its own hidden. A single
- * file is no way out: one that is renewed by a rename would never be seen.
+ * Directories that belong to others. A pod that mounts one sees files that it should not, or hides its own. Mounting a
+ * single file does not help: a file that is renewed by a rename would never be seen.
  */
 const SHARED_DIRECTORIES = new Set([
   ...[
@@ -77,7 +77,7 @@ const SHARED_DIRECTORIES = new Set([
   ],
 ]);
 
-/** @throws ExitError 2 for what no pod, unit or comment could hold */
+/** @throws ExitError 2 for a control character, which no pod, unit or comment could hold */
 export function refuseControlCharacters(order: Order): void {
   const bad = toldBy(order).filter((one) => /\p{Cc}/u.test(one));
   if (bad.length > 0) {
@@ -86,7 +86,7 @@ export function refuseControlCharacters(order: Order): void {
   }
 }
 
-/** What serve must be told and is neither a secret nor a file nor the group of its socket. */
+/** The settings of serve, without secrets, files and the group of the socket. */
 export function serveSettings({ line: { given, config }, env }: Order): readonly Setting[] {
   const missing = ["KEY4C_URL", "KMS_KEY_ID"].filter(
     (name) => !given.has(name) && !given.has(`${name}_FILE`),
@@ -101,7 +101,7 @@ export function serveSettings({ line: { given, config }, env }: Order): readonly
   return [
     ["KMS_ENDPOINT", endpointUrl(required(config.kmsEndpoint))],
     ...[...settings].filter(
-      ([name, text]) => !NOT_SETTINGS.includes(name) && !isFile(name) && text !== "", // as good as not set
+      ([name, text]) => !NOT_SETTINGS.includes(name) && !isFile(name) && text !== "", // an empty one counts as not set
     ),
     ...proxySettings(env),
   ];
@@ -145,7 +145,7 @@ function isFile(name: string): boolean {
   return name.endsWith("_FILE") || name === "KEY4C_PROFILE";
 }
 
-/** The group of the socket as it was told; undefined: none. @throws ExitError 2 */
+/** The group of the socket as it was given; undefined: none. @throws ExitError 2 */
 export function socketGroup({ line: { given } }: Order): string | undefined {
   const text = given.get("KMS_SOCKET_GROUP");
   if (text !== undefined && !/^[0-9A-Za-z_][0-9A-Za-z_.-]*$/.test(text)) {
@@ -154,7 +154,7 @@ export function socketGroup({ line: { given } }: Order): string | undefined {
   return text;
 }
 
-/** The same as a number: an image does not know the names of the machine. @throws ExitError 2 */
+/** The group as a number, because an image does not know the names of the machine. @throws ExitError 2 */
 export function socketGroupId(order: Order): number | undefined {
   const text = socketGroup(order);
   try {
@@ -172,7 +172,7 @@ export function endpointUrl(socket: string): string {
   return `unix://${path("KMS_ENDPOINT", socket)}`;
 }
 
-/** The directory of a file, for a pod to have as a whole. @throws ExitError 2 where it is not the file's own */
+/** The directory of a file, which a pod mounts as a whole. @throws ExitError 2 when others use that directory too */
 export function directoryFor(name: string, file: string): string {
   const directory = dirname(file);
   if (SHARED_DIRECTORIES.has(directory)) {
@@ -193,7 +193,7 @@ export function path(name: string, text: string): string {
   }
 }
 
-/** What a manifest was made from, for whoever makes the next one; without secrets. */
+/** A comment that says what a manifest was made from, without secrets. */
 export function origin(order: Order, name: string, version: string): string {
   const told = toldBy(order);
   const from = told.length === 0 ? ", from defaults" : ", from:";

@@ -31,7 +31,10 @@ func ErrorsAreTrailersOnly(t *testing.T) {
 			"v2_garbage", v2Service + "Decrypt", append(protoField(1, garbage), keyID...),
 			codes.InvalidArgument, invalidText,
 		},
-		{"v2_without_key_id", v2Service + "Decrypt", protoField(1, garbage), codes.InvalidArgument, invalidText},
+		{
+			"v2_without_key_id", v2Service + "Decrypt", protoField(1, garbage),
+			codes.InvalidArgument, "the request has no key_id",
+		},
 		{
 			"v2_unknown_key_id", v2Service + "Decrypt",
 			append(protoField(1, garbage), protoField(3, []byte("another"))...),

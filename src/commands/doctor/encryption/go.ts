@@ -82,7 +82,7 @@ export function parseEndpoint(text: string): Endpoint {
   }
   // grpc-go parses it as a URL a second time.
   if (CONTROL_CHARACTER.test(decoded) || !isEscaped(decoded)) {
-    return { fault: "a path that is none" };
+    return { fault: "not a path after decoding" };
   }
   return { path: decoded.replace(/^\/@/, "@") };
 }

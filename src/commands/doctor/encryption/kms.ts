@@ -102,7 +102,7 @@ export class KmsReader {
     const parsed = parseEndpoint(endpoint);
     if ("fault" in parsed) {
       const remedy = "write `endpoint: unix:///PATH`, with three slashes";
-      this.#decoder.fault(place, `"${endpoint}" is no endpoint: ${parsed.fault}`, remedy);
+      this.#decoder.fault(place, `"${endpoint}" is not an endpoint: ${parsed.fault}`, remedy);
     } else if ("unclear" in parsed) {
       this.unclear.push(`line ${place.node.line}, ${place.path}: ${parsed.unclear}`);
     }

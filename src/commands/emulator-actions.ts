@@ -1,0 +1,63 @@
+/** What `emulator ACTION` asks of an emulator that runs with --control. */
+import { USAGE_EXIT_CODE } from "../config/commands.ts";
+import { type Config, required } from "../config/config.ts";
+import { isLoopback } from "../config/option-types.ts";
+import { readBody } from "../key4c/answer.ts";
+import { describeError, ExitError } from "../system/errors.ts";
+import { printable } from "./printable.ts";
+
+const TIMEOUT_MS = 3_000;
+
+/**
+ * @returns one line for each change
+ * @throws ExitError 1 where no emulator does it, 2 without its address
+ */
+export async function changeEmulator(action: string, config: Config): Promise<string> {
+  const url = config.key4cUrl;
+  if (url === undefined || !isLoopback(url)) {
+    const wanted = "the loopback address that the emulator printed";
+    throw new ExitError(USAGE_EXIT_CODE, `KEY4C_URL (--key4c-url) must be ${wanted}`);
+  }
+  if (action === "outage" || action === "heal") {
+    await ask(url, "PUT", "outage", { on: action === "outage" });
+    return action === "outage" ? "Key4C answers nothing but 503\n" : "Key4C answers again\n";
+  }
+  const lines: string[] = [];
+  for (const id of required(config.emulatorKeyIds)) {
+    const { version, state } = await ask(url, "POST", `keys/${encodeURIComponent(id)}/${action}`);
+    lines.push(`${printable(`key ${id}: version ${version}, ${state}`)}\n`);
+  }
+  return lines.join("");
+}
+
+/** @throws ExitError 1 */
+async function ask(
+  url: string,
+  method: string,
+  path: string,
+  body?: object,
+): Promise<Record<string, unknown>> {
+  const refused = (why: string) => new ExitError(1, printable(`the emulator at ${url} ${why}`));
+  const response = await fetch(`${url}/emulator/${path}`, {
+    method,
+    redirect: "manual",
+    signal: AbortSignal.timeout(TIMEOUT_MS),
+    ...(body && { body: JSON.stringify(body) }),
+  }).catch((error) => {
+    throw refused(`does not answer (${describeError(error)}): does it run, at this address?`);
+  });
+  const text = await readBody(response);
+  if (response.status === 404) {
+    throw refused(
+      "does not do that: it runs without --control (serve --emulator: --emulator-control), or has no such key (--key-id)",
+    );
+  }
+  try {
+    if (response.ok) {
+      return JSON.parse(text ?? "") as Record<string, unknown>; // an object of the emulator's, or told as undefined
+    }
+  } catch {
+    // not an emulator's answer
+  }
+  throw refused(`answers ${response.status}: is it one?`);
+}

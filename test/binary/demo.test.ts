@@ -1,0 +1,105 @@
+/** The demo that `npm start` prints, typed into a shell: rotate, outage, heal, revoke, enable. */
+import { expect, test } from "bun:test";
+import { join } from "node:path";
+import { emulatorInside } from "../../src/commands/emulator.ts";
+import { parseCommandLine } from "../../src/config/config.ts";
+import {
+  emulator,
+  onTestEnd,
+  runBinary,
+  silentLog,
+  startBinary,
+  temporaryDirectory,
+} from "../support.ts";
+
+/** What the plugin logs when the effect of each step that waits (`sleep`) is there. */
+const EFFECTS = [
+  /new local KEK.*\.v2\./,
+  /"degraded"/,
+  /Key4C is ok/,
+  /"revoked"/,
+  /Key4C is ok/,
+] as const;
+
+test("the steps that npm start prints do what they say", async () => {
+  const { scripts } = await Bun.file(join(import.meta.dir, "../../package.json")).json();
+  const [, flags = ""] = scripts.start.match(/dist\/key4c-kms-plugin (serve .*)$/) ?? [];
+  const socket = join(temporaryDirectory(), "kms.sock");
+  const plugin = startBinary(flags.split(" "), { KMS_ENDPOINT: `unix://${socket}` });
+  await plugin.until(/Key4C is ok/);
+  const [steps] = await plugin.until(/# Ready[\s\S]*emulator enable.*\n/);
+  const lines = steps.split("\n").filter((line) => !line.startsWith("{")); // the log is between them
+  expect(lines.every((line) => line.length <= 100 || line.startsWith("export "))).toBe(true);
+
+  const shell = Bun.spawn(["sh"], {
+    env: { PATH: process.env["PATH"] ?? "", TMPDIR: temporaryDirectory() },
+    stdin: "pipe",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  onTestEnd(() => shell.kill());
+  // A person waits for two seconds; a busy machine may need more, so this waits for the effect.
+  const parts = lines.join("\n").split(/sleep \d;/);
+  expect(parts.length).toBe(EFFECTS.length + 1);
+  for (const [index, part] of parts.entries()) {
+    const from = plugin.output().length;
+    shell.stdin.write(`${part}\n`);
+    await shell.stdin.flush();
+    const effect = EFFECTS[index];
+    while (effect !== undefined && !effect.test(plugin.output().slice(from))) {
+      await Bun.sleep(20);
+    }
+  }
+  await shell.stdin.end();
+  const status = (version: string) => expect.stringContaining(`.${version}.`);
+  expect((await shell.stdout.text()).trimEnd().split("\n")).toEqual([
+    "a-data-key",
+    ...[status("v1"), "key demo: version 2, ENABLED", status("v2"), "a-data-key"],
+    ...["Key4C answers nothing but 503", status("v2"), "a-data-key"],
+    ...["Key4C answers again", status("v2")],
+    "key demo: version 2, DISABLED",
+    ...["key demo: version 2, ENABLED", status("v2"), "a-data-key"],
+  ]);
+  expect((await shell.stderr.text()).match(/the Key4C key is disabled or deleted/g)).toHaveLength(
+    2,
+  );
+});
+
+test.each([[], ["--emulator-control"]])(
+  "serve --emulator %p: who may change it",
+  async (...flags) => {
+    const { config } = parseCommandLine(["serve", "--emulator", ...flags], {});
+    const inside = emulatorInside(config, silentLog);
+    onTestEnd(() => inside.stop());
+    const isAllowed = flags.length > 0;
+    expect((await fetch(`${inside.url}/emulator/stats`)).status).toBe(isAllowed ? 200 : 404);
+    expect(inside.nextSteps("unix:///k").includes("KEY4C_URL")).toBe(isAllowed);
+  },
+);
+
+test("nobody changes an emulator that was not told to allow it", async () => {
+  const { url } = emulator({ control: false });
+  for (const action of ["rotate", "disable", "enable", "outage", "heal"]) {
+    const { stderr, exitCode } = await runBinary(["emulator", action, "--key4c-url", url]);
+    expect([exitCode, stderr]).toEqual([1, expect.stringContaining("it runs without --control")]);
+  }
+});
+
+test("emulator ACTION: no emulator, another service, no address", async () => {
+  const other = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response("hello") });
+  onTestEnd(() => other.stop(true));
+  const { url } = emulator();
+  for (const [env, code, message] of [
+    [{}, 2, "must be the loopback address that the emulator printed"],
+    [{ KEY4C_URL: "https://key4c.example" }, 2, "must be the loopback address"],
+    [{ KEY4C_URL: "http://127.0.0.1:9" }, 1, "does not answer"],
+    [{ KEY4C_URL: other.url.href }, 1, "answers 200: is it one?"],
+  ] as [Record<string, string>, number, string][]) {
+    const { stderr, exitCode, stdout } = await runBinary(["emulator", "rotate"], { env });
+    expect([exitCode, stdout.length]).toEqual([code, 0]);
+    expect(stderr).toContain(message);
+    expect(stderr.trim().split("\n").length).toBe(1);
+  }
+  const args = ["emulator", "rotate", "--key4c-url", url, "--key-id", "none"];
+  expect((await runBinary(args)).stderr).toContain("no such key");
+});

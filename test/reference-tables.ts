@@ -1,0 +1,79 @@
+/** The tables of REFERENCE.md that are made from the tables of commands and options, in Markdown. */
+import { flagOf, groupsOf } from "../src/commands/help.ts";
+import { COMMAND_FACTS, COMMANDS, type Command } from "../src/config/commands.ts";
+import { helpOf, OPTION_LIST, optionsOf } from "../src/config/config.ts";
+import { GROUPS, type Option } from "../src/config/options.ts";
+
+/** Those of serve by group, and of every other command what serve does not have, or means otherwise. */
+export function optionTables(): string {
+  const blocks = ["### serve"];
+  for (const [group, options] of groupsOf(ownOf("serve"))) {
+    blocks.push(`**${GROUPS[group]}**`, optionTable(options, "serve"));
+  }
+  for (const command of COMMANDS.filter((one) => one !== "serve")) {
+    const own = ownOf(command);
+    const differs = (option: Option) =>
+      !option.commands.includes("serve") || helpOf(option, command) !== helpOf(option, "serve");
+    const isMore = optionsOf(command).length > own.length;
+    const asServe = own.filter((option) => !differs(option)).map((option) => nameOf(option));
+    const rest = [
+      ...(asServe.length > 0 ? [`As for serve: ${asServe.join(", ")}.`] : []),
+      ...(isMore ? ["Every option of serve that has a name in the environment, too."] : []),
+    ];
+    if (own.length > 0) {
+      blocks.push(
+        `### ${command}`,
+        ...(rest.length > 0 ? [rest.join(" ")] : []),
+        optionTable(own.filter(differs), command),
+      );
+    }
+  }
+  return `\n${blocks.join("\n\n")}\n`;
+}
+
+function ownOf(command: Command): Option[] {
+  return OPTION_LIST.map(([, option]) => option).filter(({ commands }) =>
+    commands.includes(command),
+  );
+}
+
+function nameOf({ flag, env }: Option): string {
+  return flag === undefined ? `\`${env}\`` : `\`--${flag}\``;
+}
+
+function optionTable(options: readonly Option[], command: Command): string {
+  const hasEnvironment = options.some(({ env }) => env !== undefined);
+  return table(
+    [...(hasEnvironment ? ["environment"] : []), "flag", "default", "meaning"],
+    options.map((option) => [
+      ...(hasEnvironment ? [code(option.env)] : []),
+      code(flagOf(option)),
+      code(option.default),
+      helpOf(option, command),
+    ]),
+  );
+}
+
+/** What they mean; 2 is shown where it is not what it is for all. */
+export function exitCodeTable(): string {
+  const rows = new Map<string, readonly string[]>(); // by their codes: those of many commands are the same
+  for (const command of COMMANDS) {
+    for (const { with: flag, ...codes } of COMMAND_FACTS[command].exits) {
+      const cells = ([0, 1, 2, 3] as const).map((one) => codes[one] ?? "");
+      const name = flag === undefined ? command : `${command} ${flag}`;
+      const [others] = rows.get(cells.join()) ?? [];
+      rows.set(cells.join(), [others === undefined ? name : `${others}, ${name}`, ...cells]);
+    }
+  }
+  return table(["command", "0", "1", "2", "3"], [...rows.values()]);
+}
+
+function code(text: string | undefined): string {
+  return text === undefined ? "" : `\`${text}\``;
+}
+
+function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[]) =>
+    `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`;
+  return [line(head), `|${"---|".repeat(head.length)}`, ...rows.map(line)].join("\n");
+}
