@@ -32,7 +32,7 @@ interface Stored {
 }
 
 const KEY_IDS = ["demo", "former"] as const;
-const REFUSALS = ["invalid", "unknownKey"];
+const REFUSALS = ["invalid", "noKeyId", "unknownKey"];
 const CALL = { hasLeft: () => false, userAgent: () => "", requestId: undefined };
 async function decrypt(ring: Keyring, { ciphertext, keyId, annotations }: Stored) {
   if (keyId === undefined) {
