@@ -1,4 +1,5 @@
 /** What went wrong with a call to a running plugin, in words: what happened, and what to do. */
+import { lstatSync } from "node:fs";
 import { type ServiceError, status } from "@grpc/grpc-js";
 import { remedyOf } from "../health/words.ts";
 import { MAX_MESSAGE_BYTES } from "../socket/rpc.ts";
@@ -34,6 +35,11 @@ function notTaken(socket: string, answer: string): [what: string, ...remedies: s
         IS_IT_RUNNING,
         "if it runs: is its KMS_ENDPOINT the same, or was the socket removed? systemctl restart key4c-kms-plugin.socket, where systemd holds it",
       ];
+    case "no socket":
+      return [
+        `unix://${socket} is no socket`,
+        "check KMS_ENDPOINT (--endpoint): it names another file",
+      ];
     case "ECONNREFUSED":
       return [
         `${nobody}: the socket is there, and the process that made it has ended`,
@@ -53,6 +59,13 @@ function notTaken(socket: string, answer: string): [what: string, ...remedies: s
     default:
       return [`unix://${socket} cannot be reached (${answer})`, IS_IT_RUNNING];
   }
+}
+
+/** What a connect meets; the kernel refuses one to any other file as it refuses one to a dead socket. */
+async function answerAt(socket: string): Promise<string> {
+  const answer = await connectTo(socket);
+  const isOther = answer === "ECONNREFUSED" && !lstatSync(socket).isSocket();
+  return isOther ? "no socket" : answer;
 }
 
 /** What no probe meets; for every other kind the log's own remedy serves. */
@@ -85,7 +98,7 @@ export async function callError(
   // Not a text of the plugin: it is grpc-js's own, or that of somebody else who listens there.
   switch (code) {
     case status.UNAVAILABLE:
-      return new CallError(...notTaken(socket, await connectTo(socket)));
+      return new CallError(...notTaken(socket, await answerAt(socket)));
     case status.DEADLINE_EXCEEDED:
       return new CallError(
         `${method}: the plugin at unix://${socket} did not answer within ${timeoutMs / 1000} s`,

@@ -1,5 +1,5 @@
 import { createPrivateKey, X509Certificate } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { MAX_SOCKET_PATH_BYTES } from "../socket/unix-socket.ts";
 import { ReloadedFile } from "../system/files.ts";
 
@@ -53,6 +53,9 @@ export function parseSecret(text: string): string {
 
 /** The ID of a Key4C key. It becomes a segment of a path, so `.` and `..` would change the path. */
 export function keyId(text: string): string {
+  if (text.startsWith("/")) {
+    throw new Error("must be the ID of a key, and this is a path: KMS_KEY_ID_FILE takes a path");
+  }
   if (!/^[\x21-\x7e]{1,256}$/.test(text) || text.includes(",") || /^\.{1,2}$/.test(text)) {
     throw new Error("must be the ID of a key: 1 to 256 visible ASCII characters, no comma");
   }
@@ -236,7 +239,11 @@ export function fitTogether(certificate: string, key: string): boolean | undefin
   }
 }
 
+/** @throws Error which does not show what looks like the secret itself in the place of its path */
 export function secretFile(path: string): ReloadedFile<string> {
+  if (!path.includes("/") && !existsSync(path)) {
+    throw new Error("must be the path of a file that is there (not shown: it may be the secret)");
+  }
   return new ReloadedFile(path, (text) => {
     try {
       return parseSecret(text);

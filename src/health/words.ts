@@ -13,7 +13,7 @@ export const CAUSES: { readonly [K in ErrorKind]?: Words } & { readonly unavaila
   unavailable: {
     what: "Key4C is away",
     remedy:
-      "check KEY4C_URL, the network, the proxy and the CA; do not restart the plugin: it would lose its local KEKs until Key4C is back",
+      "check KEY4C_URL, the network, the proxy and the CA; do not restart a plugin that knows local KEKs: it would lose them until Key4C is back",
   },
   throttled: {
     what: "Key4C asks for fewer calls",

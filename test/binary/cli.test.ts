@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { version as VERSION, version } from "../../package.json";
 import { testWith } from "../needs.ts";
 import {
@@ -15,6 +15,7 @@ import {
   startPlugin,
   startProcess,
   temporaryDirectory,
+  temporaryFile,
 } from "../support.ts";
 
 const DEK = randomBytes(32);
@@ -265,4 +266,12 @@ test("neither .env nor bunfig.toml of the directory it is started in has a say",
   const { stderr: problems } = await runBinary(["serve"], { cwd: directory });
   expect(problems).not.toContain("loud");
   expect(problems).not.toContain("KMS_LOG_LEVEL");
+});
+
+test("a path that is no socket is called that", async () => {
+  const file = temporaryFile("");
+  for (const path of [file, dirname(file)]) {
+    const { stderr } = await runBinary(["status", "--endpoint", `unix://${path}`]);
+    expect(stderr.toString()).toContain(`unix://${path} is no socket\n`);
+  }
 });

@@ -205,7 +205,11 @@ test("credential, key and answers that are not the service's", async () => {
   await expectFault(setup(denied), ["credential", /401 DENIED/, /correct KMS_USER_ID/]);
   const { control, url } = emulator();
   await control("POST", "keys/demo/disable");
-  await expectFault(setup(url), ["key", /the key is DISABLED/, /exists and is enabled/]);
+  await expectFault(setup(url), [
+    "key",
+    /the state of the key is DISABLED/,
+    /enable the key in Key4C/,
+  ]);
   await expectFault(setup(url, { KMS_KEY_ID: "absent" }), ["key", /404/, /check KMS_KEY_ID/]);
   for (const other of [
     refusing(200, "<html>"),

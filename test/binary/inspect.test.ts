@@ -339,7 +339,7 @@ test("--verify: Key4C itself gives back each local KEK once, without a plugin", 
   const unknown = await run(["--verify", "--stale"], etcdctl(values), without);
   expect(unknown).toMatchObject({
     exitCode: 3,
-    stderr: expect.stringContaining("1 objects are readable only while a plugin"),
+    stderr: expect.stringContaining("1 objects are under a key that is neither KMS_KEY_ID nor"),
   });
   expect(fields(unknown.stdout)).toEqual([
     [
@@ -448,4 +448,9 @@ test("--decrypt says which values it could not decrypt, and does the others", as
     2,
     expect.stringContaining("KEY4C_URL (--key4c-url) is missing"),
   ]);
+});
+
+test("a list of kubectl's is called that", async () => {
+  const { stderr, exitCode } = await run([], '{"kind":"List","apiVersion":"v1","items":[]}');
+  expect([exitCode, stderr]).toEqual([1, expect.stringContaining("the input is kubectl's")]);
 });

@@ -289,3 +289,15 @@ test("systemd below 247: the credential from a file that systemd reads", async (
   const pair = ["--key4c-cert-file", "/etc/k/c.pem", "--key4c-cert-key-file", "/etc/k/k.pem"];
   expect(await refusal("systemd-service", [...flags, ...pair])).toContain("systemd 247");
 });
+
+test("the same EncryptionConfiguration may be printed again; another one may not take its place", async () => {
+  const file = join(temporaryDirectory(), "encryption-configuration.yaml");
+  await printed("encryption-configuration", ["--output", file]);
+  const first = readFileSync(file, "utf8");
+  await printed("encryption-configuration", ["--output", file]);
+  expect(readFileSync(file, "utf8")).toBe(first);
+  const flags = ["--output", file, "--provider-name", "another"];
+  const other = await manifest("encryption-configuration", flags);
+  expect([other.exitCode, other.stderr]).toEqual([1, expect.stringContaining("is there already")]);
+  expect(readFileSync(file, "utf8")).toBe(first);
+});

@@ -44,7 +44,7 @@ test("one line a change of state, and none while nothing changes", async () => {
     keyId: "k4c-x.v1",
     kind: "unavailable",
     cause: "fake: unavailable",
-    remedy: expect.stringContaining("do not restart the plugin"),
+    remedy: expect.stringContaining("do not restart a plugin that knows"),
   });
 });
 

@@ -122,7 +122,11 @@ function refusalChecks(failure: PluginError, ms: number): Check[] {
   if (isVerdict) {
     return [
       pass("credential", "accepted"),
-      fail("key", detail, "set KMS_KEY_ID to the ID of a key that exists and is enabled"),
+      fail(
+        "key",
+        detail,
+        "enable the key in Key4C, unless it was disabled on purpose; for a new installation name another one in KMS_KEY_ID",
+      ),
     ];
   }
   return [
@@ -133,7 +137,11 @@ function refusalChecks(failure: PluginError, ms: number): Check[] {
           `no answer in ${(ms / 1000).toFixed(1)} s: Key4C is slow (${detail})`,
           "find out what makes it slow: network, proxy, HSM; KEY4C_URL leads to something that listens",
         )
-      : fail("key", detail, "check KEY4C_URL and KEY4C_PROFILE: is this the service?"),
+      : fail(
+          "key",
+          detail,
+          "check KEY4C_URL and KEY4C_PROFILE: is this the service? Do not restart a plugin that runs: it serves what it knows",
+        ),
   ];
 }
 

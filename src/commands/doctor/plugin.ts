@@ -105,7 +105,7 @@ function checkKeyId(keyId: string | undefined, kmsKeyId: string | undefined): Ch
     : fail(
         check,
         `its key_id ${keyId} does not stand for KMS_KEY_ID (${kmsKeyId})`,
-        "restart the plugin with this configuration, or give the doctor the plugin's",
+        "give the doctor the plugin's configuration (. /etc/key4c-kms/env); only if the plugin's own is wrong, and Key4C answers, restart it with this one",
       );
 }
 

@@ -24,6 +24,12 @@ export function parseEtcdctlJson(text: string): EtcdPair[] {
   if (typeof document !== "object" || document === null || Array.isArray(document)) {
     throw wrong;
   }
+  if ("kind" in document) {
+    throw new ExitError(
+      1,
+      "the input is kubectl's, which the API server has decrypted: give what etcd stores, `etcdctl get --prefix … -w json`",
+    );
+  }
   const { kvs = [], count = 0, more = false } = document as Readonly<Record<string, unknown>>; // an object
   if (!Array.isArray(kvs) || typeof count !== "number" || typeof more !== "boolean") {
     throw wrong;

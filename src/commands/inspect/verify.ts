@@ -1,5 +1,5 @@
 import type { Keyring } from "../../keys/keyring.ts";
-import { describeError, toPluginError } from "../../system/errors.ts";
+import { describeError, type ErrorKind, toPluginError } from "../../system/errors.ts";
 import { printable } from "../printable.ts";
 import { type OurObject, parseEtcdValue } from "./etcd-value.ts";
 import type { EtcdPair } from "./etcdctl.ts";
@@ -16,6 +16,8 @@ export interface Verified {
   readonly objects: number;
   /** `away`: Key4C did not answer, so nothing is known. */
   readonly verdict: "given back" | "refused" | "away";
+  /** Of the failure, where there is one. */
+  readonly kind?: ErrorKind;
   readonly why?: string;
 }
 
@@ -74,7 +76,7 @@ async function verifyOne(
     const { kind } = toPluginError(error);
     const isAway = kind === "unavailable" || kind === "throttled";
     const verdict = isAway ? "away" : "refused";
-    return { fingerprint, keyId, objects, verdict, why: describeError(error) };
+    return { fingerprint, keyId, objects, verdict, kind, why: describeError(error) };
   }
 }
 
@@ -86,7 +88,6 @@ function conclude(
   const [refused, away] = [of("refused"), of("away")];
   const broken = others.get("broken") ?? 0;
   const unknown = others.get("unknown") ?? 0;
-  const objects = refused.reduce((sum, one) => sum + one.objects, 0);
   const isAnswer = localKeks.length > 0 && unknown === 0 && away.length === 0;
   const exitCode = refused.length + broken > 0 ? 3 : isAnswer ? 0 : 1;
   const lines = [
@@ -95,23 +96,45 @@ function conclude(
       ([kind, count]) => `  ${count} values are ${kind}: Key4C has nothing to give back for them`,
     ),
     ...(exitCode === 0 ? ["Key4C gives back every local KEK in the input"] : []),
-    ...(refused.length > 0
-      ? [
-          `${objects} objects are readable only while a plugin that knows their local KEKs runs, if at all: restart no plugin and no API server, disable no key; rewrite them now, or give Key4C back the key's material`,
-        ]
-      : []),
+    ...refusals(refused),
     ...(away.length > 0
       ? ["ask again when Key4C answers: until then nothing is proven about these"]
       : []),
     ...(unknown > 0
       ? ["some values are no objects of Kubernetes, so the input gives no answer"]
       : []),
-    ...(localKeks.length === 0
+    ...(localKeks.length === 0 && broken === 0
       ? ["the input has no local KEK of this plugin, so it gives no answer"]
       : []),
     "",
   ];
   return { localKeks, text: lines.join("\n"), exitCode };
+}
+
+/** What is wrong with the key or with this shell, and not with the local KEK. */
+const REMEDIES: { readonly [K in ErrorKind]?: string } = {
+  unknownKey:
+    "are under a key that is neither KMS_KEY_ID nor one of KMS_PREVIOUS_KEY_IDS here: is it the plugin's configuration (. /etc/key4c-kms/env)? Name the key and ask again, or rewrite the objects before it is given up",
+  keyUnusable: "are under a key that is disabled or deleted: enable it in Key4C, then ask again",
+  keyNotFound:
+    "are under a key that Key4C does not know here: check KEY4C_URL, KMS_USER_ID (another tenant?) and KMS_KEY_ID, then ask again",
+  denied: "are not verified, because Key4C refuses the credential: renew it, then ask again",
+};
+const LOST =
+  "are readable only while a plugin that knows their local KEKs runs, if at all: rewrite them now, or give Key4C back the key's material";
+
+/** A line for each reason. */
+function refusals(refused: readonly Verified[]): string[] {
+  const objects = new Map<string, number>();
+  for (const one of refused) {
+    const remedy = (one.kind && REMEDIES[one.kind]) ?? LOST;
+    objects.set(remedy, (objects.get(remedy) ?? 0) + one.objects);
+  }
+  const until =
+    refused.length === 0
+      ? []
+      : ["until then restart no plugin and no API server, and disable no key"];
+  return [...[...objects].map(([remedy, count]) => `${count} objects ${remedy}`), ...until];
 }
 
 /** Tab-separated. */

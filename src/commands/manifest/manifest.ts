@@ -5,7 +5,7 @@ import type { CommandLine, Environment } from "../../config/config.ts";
 import { suggestion } from "../../config/nearest.ts";
 import { PROFILE_SCHEMA } from "../../key4c/profile.ts";
 import { ExitError } from "../../system/errors.ts";
-import { replaceFile } from "../../system/files.ts";
+import { readSmallBytes, replaceFile } from "../../system/files.ts";
 import { printable } from "../printable.ts";
 import {
   encryptionConfigurationText,
@@ -112,9 +112,21 @@ export function manifestCommand(line: CommandLine, env: Environment): string {
   return "";
 }
 
+/** Whether the file has this text already. */
+function isWhole(path: string, text: string): boolean {
+  try {
+    return readSmallBytes(path).toString() === text;
+  } catch {
+    return false; // a directory, say
+  }
+}
+
 /** @throws ExitError 1 */
 function write(path: string, text: string, { mode = 0o644, wouldLose }: Manifest): void {
   if (wouldLose !== undefined && existsSync(path)) {
+    if (isWhole(path, text)) {
+      return; // the same command again
+    }
     throw new ExitError(
       1,
       `${path} is there already, and ${wouldLose}: name another file, and put both together by hand`,
