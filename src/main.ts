@@ -1,5 +1,4 @@
 import { isatty } from "node:tty";
-import { Server } from "@grpc/grpc-js";
 import { version as VERSION } from "../package.json";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
 import { completionCommand } from "./commands/completion.ts";
@@ -18,7 +17,7 @@ import { serveHttp } from "./health/http.ts";
 import { Metrics } from "./health/metrics.ts";
 import { addStateMetrics, expiryOf, rpcDurations } from "./health/telemetry.ts";
 import { headline } from "./health/words.ts";
-import { WRAPPED_KEK_ANNOTATION, wrappedKekOf } from "./keys/annotations.ts";
+import { annotationsOf, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
 import type { Snapshot } from "./keys/held.ts";
 import { formatKeyId, parseKeyId } from "./keys/key-id.ts";
@@ -31,6 +30,7 @@ import {
   MAX_CONCURRENT_STREAMS,
   MAX_MESSAGE_BYTES,
 } from "./socket/rpc.ts";
+import { UnaryServer } from "./socket/unary-server.ts";
 import { describeError, ExitError, PluginError } from "./system/errors.ts";
 import { createLog, type Log } from "./system/log.ts";
 import { endOnSignal, hardenProcess, print, untilSignal } from "./system/process.ts";
@@ -64,7 +64,7 @@ export function kmsV2(keyring: Keyring): Handlers<typeof KmsV2> {
   return {
     status(_, call) {
       const answer = ({ keyId }: Snapshot) => ({
-        version: statusVersion(call.userAgent),
+        version: statusVersion(call.userAgent()),
         healthz: "ok",
         keyId,
       });
@@ -75,7 +75,7 @@ export function kmsV2(keyring: Keyring): Handlers<typeof KmsV2> {
       const answer = ({ envelope, keyId }: Wrapped) => ({
         ciphertext: encodeEnvelope(envelope, false),
         keyId,
-        annotations: { [WRAPPED_KEK_ANNOTATION]: Buffer.from(envelope.header.wrappedLocalKek) },
+        annotations: annotationsOf(envelope.header),
       });
       const wrapped = keyring.wrapNow(plaintext);
       return wrapped ? answer(wrapped) : keyring.wrap(plaintext, call).then(answer);
@@ -137,7 +137,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     log,
   });
 
-  const grpc = new Server({
+  const grpc = new UnaryServer({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_concurrent_streams": MAX_CONCURRENT_STREAMS,
     "grpc.enable_channelz": 0,

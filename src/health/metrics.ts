@@ -3,6 +3,8 @@
  * from outside the process becomes one.
  */
 
+import { oncePer } from "../system/once-per.ts";
+
 type Labels = Readonly<Record<string, string>>;
 
 /** One sample; its labels are those of its family. */
@@ -21,6 +23,16 @@ export interface Family {
   readonly type: "gauge" | "counter" | "histogram";
   /** Without `le`, which every histogram has. */
   readonly labelNames: readonly string[];
+}
+
+/** One set of label values of a histogram. Its names are text once: who reads metrics may hold up no call for it. */
+interface Series {
+  readonly buckets: readonly string[];
+  /** By bucket, not cumulative. */
+  readonly counts: number[];
+  readonly sumName: string;
+  readonly countName: string;
+  sum: number;
 }
 
 /** From 100 µs, a local wrap, to 10 s, the whole budget of a call to Key4C. */
@@ -63,24 +75,30 @@ export class Metrics {
     });
   }
 
-  /** Durations by label values. @returns the function that records one, in seconds */
+  /**
+   * Durations by label values. @returns the function that records one, in seconds; labels that are the same object
+   * each time are looked up faster
+   */
   histogram<L extends string>(
     name: string,
     help: string,
     labelNames: readonly L[],
   ): (labels: Readonly<Record<L, string>>, seconds: number) => void {
-    const series = new Map<string, { labels: Labels; counts: number[]; sum: number }>();
-    const samples = () => [...series.values()].map((one) => histogramText(name, one)).join("");
+    const series = new Map<string, Series>();
+    const samples = () => [...series.values()].map(seriesText).join("");
     this.#families.push({ name, help, type: "histogram", labelNames, samples });
-    return (labels, seconds) => {
+    const seriesOf = oncePer((labels: Readonly<Record<L, string>>) => {
       const key = labelNames.map((label) => labels[label]).join("\0");
       let one = series.get(key);
       if (one === undefined) {
-        one = { labels, counts: DURATION_BUCKETS_SECONDS.map(() => 0).concat(0), sum: 0 };
+        one = newSeries(name, labels);
         series.set(key, one);
       }
-      const bucket = DURATION_BUCKETS_SECONDS.findIndex((limit) => seconds <= limit);
-      const index = bucket === -1 ? DURATION_BUCKETS_SECONDS.length : bucket;
+      return one;
+    });
+    return (labels, seconds) => {
+      const one = seriesOf(labels);
+      const index = bucketOf(seconds);
       one.counts[index] = (one.counts[index] ?? 0) + 1;
       one.sum += seconds;
     };
@@ -97,6 +115,18 @@ export class Metrics {
   }
 }
 
+/** The last one has no limit. */
+function bucketOf(seconds: number): number {
+  let index = 0;
+  for (const limit of DURATION_BUCKETS_SECONDS) {
+    if (seconds <= limit) {
+      break;
+    }
+    index += 1;
+  }
+  return index;
+}
+
 function samplesText(name: string, read: Read<string>): string {
   const found = read();
   const samples = typeof found === "number" ? [{ value: found }] : (found ?? []);
@@ -105,18 +135,25 @@ function samplesText(name: string, read: Read<string>): string {
     .join("");
 }
 
-function histogramText(
-  name: string,
-  { labels, counts, sum }: { labels: Labels; counts: readonly number[]; sum: number },
-): string {
+function newSeries(name: string, labels: Labels): Series {
+  const limits = [...DURATION_BUCKETS_SECONDS.map(String), "+Inf"];
+  return {
+    buckets: limits.map((le) => `${name}_bucket${labelsText({ ...labels, le })}`),
+    counts: limits.map(() => 0),
+    sumName: `${name}_sum${labelsText(labels)}`,
+    countName: `${name}_count${labelsText(labels)}`,
+    sum: 0,
+  };
+}
+
+function seriesText({ buckets, counts, sumName, countName, sum }: Series): string {
+  let text = "";
   let total = 0;
-  const buckets = counts.map((count, index) => {
-    total += count;
-    const le = DURATION_BUCKETS_SECONDS[index]?.toString() ?? "+Inf";
-    return `${name}_bucket${labelsText({ ...labels, le })} ${total}\n`;
-  });
-  const own = labelsText(labels);
-  return `${buckets.join("")}${name}_sum${own} ${sum}\n${name}_count${own} ${total}\n`;
+  for (const [index, bucket] of buckets.entries()) {
+    total += counts[index] ?? 0;
+    text += `${bucket} ${total}\n`;
+  }
+  return `${text}${sumName} ${sum}\n${countName} ${total}\n`;
 }
 
 function labelsText(labels: Labels = {}): string {

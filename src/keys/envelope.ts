@@ -8,6 +8,8 @@ import {
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { EnvelopeSchema } from "../gen/key4c/envelope/v1/envelope_pb.ts";
 import { PluginError } from "../system/errors.ts";
+import { oncePer } from "../system/once-per.ts";
+import { bytesField, hasMoreFields, joined } from "../system/protobuf.ts";
 import { KCV_HASH_BYTES, KEY_NAME_HASH_BYTES, type KeyIdentity } from "./key-id.ts";
 import { LOCAL_KEK_BYTES, MAX_WRAPPED_KEK_BYTES } from "./wrapping.ts";
 
@@ -70,6 +72,7 @@ export class LocalKek {
 
   /** AES-256-GCM with a fresh random IV. */
   seal(header: KekHeader, plaintext: Uint8Array): Envelope {
+    // Each by itself: a machine cloned with its memory would take the next one of a pool twice.
     const iv = randomBytes(IV_BYTES);
     const cipher = createCipheriv("aes-256-gcm", this.#live(), iv).setAAD(associatedData(header));
     this.uses += 1;
@@ -126,7 +129,7 @@ export class LocalKek {
  * AAD of a DEK: `magic (4) || keyNameHash (16) || keyVersion (4, big-endian) || aadSent (1) ||
  * SHA-256(wrappedLocalKek) (32) || kcvHash (0 or 5)`, so that no part can be exchanged with another ciphertext's.
  */
-function associatedData(header: KekHeader): Buffer {
+const associatedData = oncePer((header: KekHeader): Buffer => {
   const { kcvHash } = header;
   const aad = Buffer.allocUnsafe(MAGIC.length + KEY_NAME_HASH_BYTES + 4 + 1 + 32 + kcvHash.length);
   let at = MAGIC.copy(aad);
@@ -136,24 +139,41 @@ function associatedData(header: KekHeader): Buffer {
   aad.set(header.fingerprint, at);
   aad.set(kcvHash, at + 32);
   return aad;
+});
+
+/** What is the same in all envelopes of a local KEK: what stands before the IV, and behind the ciphertext. */
+interface Frame {
+  readonly before: Buffer;
+  readonly behind: Buffer;
+}
+
+const frameWithWrappedKek = oncePer((header: KekHeader) => frame(header, header.wrappedLocalKek));
+const frameWithout = oncePer((header: KekHeader) => frame(header, ""));
+
+function frame({ keyNameHash, keyVersion, kcvHash, aadSent }: KekHeader, wrapped: string): Frame {
+  const before = { keyNameHash, keyVersion, aadSent, wrappedLocalKek: wrapped };
+  return {
+    before: joined(MAGIC, toBinary(EnvelopeSchema, create(EnvelopeSchema, before))),
+    behind: joined(toBinary(EnvelopeSchema, create(EnvelopeSchema, { kcvHash }))),
+  };
 }
 
 /**
- * The stored bytes: `magic || protobuf`.
+ * The stored bytes: `magic || protobuf`, whose fields stand in the order of their numbers.
  * @param wrappedKekInside whether they carry the wrapped local KEK (KMS v1) or an annotation does (v2)
  */
-export function encodeEnvelope(envelope: Envelope, wrappedKekInside: boolean): Buffer {
-  const { keyNameHash, keyVersion, kcvHash, aadSent, wrappedLocalKek } = envelope.header;
-  const message = create(EnvelopeSchema, {
-    keyNameHash,
-    keyVersion,
-    kcvHash,
-    aadSent,
-    wrappedLocalKek: wrappedKekInside ? wrappedLocalKek : "",
-    iv: envelope.iv,
-    ciphertext: envelope.ciphertext,
-  });
-  return Buffer.concat([MAGIC, toBinary(EnvelopeSchema, message)]);
+export function encodeEnvelope(
+  { header, iv, ciphertext }: Envelope,
+  wrappedKekInside: boolean,
+): Buffer {
+  const { before, behind } = wrappedKekInside ? frameWithWrappedKek(header) : frameWithout(header);
+  const { field } = EnvelopeSchema;
+  return joined(
+    before,
+    ...bytesField(field.iv.number, iv),
+    ...bytesField(field.ciphertext.number, ciphertext),
+    behind,
+  );
 }
 
 /**
@@ -163,11 +183,57 @@ export function encodeEnvelope(envelope: Envelope, wrappedKekInside: boolean): B
  * @throws PluginError `invalid`, for every input that {@link encodeEnvelope} cannot have made
  */
 export function decodeEnvelope(bytes: Uint8Array, wrappedLocalKek?: string): Envelope {
+  for (const header of lastRead) {
+    const envelope = decodeUnder(header, bytes, wrappedLocalKek);
+    if (envelope !== undefined) {
+      return envelope;
+    }
+  }
+  const envelope = decodeAny(bytes, wrappedLocalKek);
+  lastRead.unshift(envelope.header);
+  lastRead.length = Math.min(lastRead.length, LAST_READ);
+  return envelope;
+}
+
+/** The headers of the envelopes that were read last, newest first: mostly the next one has one of them. */
+const lastRead: KekHeader[] = [];
+const LAST_READ = 8;
+
+/** The one envelope with this header that is encoded to these bytes, if there is one. */
+function decodeUnder(
+  header: KekHeader,
+  bytes: Uint8Array,
+  wrappedLocalKek: string | undefined,
+): Envelope | undefined {
+  if (wrappedLocalKek !== undefined && wrappedLocalKek !== header.wrappedLocalKek) {
+    return undefined;
+  }
+  const isInside = wrappedLocalKek === undefined;
+  const { before, behind } = isInside ? frameWithWrappedKek(header) : frameWithout(header);
+  if (bytes.length < before.length || before.compare(bytes, 0, before.length) !== 0) {
+    return undefined;
+  }
+  const ivAt = before.length + 2;
+  const end = bytes.length - behind.length;
+  const restLength = end - ivAt - IV_BYTES; // of the field with the ciphertext, whose length is one byte or two
+  const length = restLength - (restLength < 2 + 128 ? 2 : 3);
+  if (length < TAG_BYTES || length > MAX_PLAINTEXT_BYTES + TAG_BYTES) {
+    return undefined;
+  }
+  const iv = bytes.subarray(ivAt, ivAt + IV_BYTES);
+  const envelope = { header, iv, ciphertext: bytes.subarray(end - length, end) };
+  return encodeEnvelope(envelope, isInside).equals(bytes) ? envelope : undefined;
+}
+
+function decodeAny(bytes: Uint8Array, wrappedLocalKek: string | undefined): Envelope {
   const refused = (why: string) => new PluginError("invalid", `malformed ciphertext: ${why}`);
   if (Buffer.compare(bytes.subarray(0, MAGIC.length), MAGIC) !== 0) {
     throw refused("unknown format");
   }
   const body = bytes.subarray(MAGIC.length);
+  if (hasMoreFields(body, EnvelopeSchema.fields.length)) {
+    throw refused("more fields than it has");
+  }
   let message: ReturnType<typeof fromBinary<typeof EnvelopeSchema>>;
   try {
     message = fromBinary(EnvelopeSchema, body);
@@ -199,8 +265,10 @@ export function decodeEnvelope(bytes: Uint8Array, wrappedLocalKek?: string): Env
   if (wrapped === "" || Buffer.byteLength(wrapped) > MAX_WRAPPED_KEK_BYTES) {
     throw refused("length of the wrapped local KEK");
   }
+  // Copies: a header may be kept for long, and would keep the whole message.
+  const hashes = { keyNameHash: Buffer.from(keyNameHash), kcvHash: Buffer.from(kcvHash) };
   return {
-    header: kekHeader({ keyNameHash, keyVersion, kcvHash, aadSent, wrappedLocalKek: wrapped }),
+    header: kekHeader({ ...hashes, keyVersion, aadSent, wrappedLocalKek: wrapped }),
     iv,
     ciphertext,
   };

@@ -1,10 +1,12 @@
 import type { Clock } from "../system/clock.ts";
+import { oncePer } from "../system/once-per.ts";
 import type { KekHeader, LocalKek } from "./envelope.ts";
 
 /** Names a wrapped local KEK. Without the version: whatever a ciphertext claims, it is one entry. */
-export function cacheKey({ keyNameHash, aadSent, fingerprint }: KekHeader): string {
-  return `${keyPrefix(keyNameHash)}${aadSent ? 1 : 0}${Buffer.from(fingerprint).toString("latin1")}`;
-}
+export const cacheKey = oncePer(
+  ({ keyNameHash, aadSent, fingerprint }: KekHeader) =>
+    `${keyPrefix(keyNameHash)}${aadSent ? 1 : 0}${Buffer.from(fingerprint).toString("latin1")}`,
+);
 
 function keyPrefix(keyNameHash: Uint8Array): string {
   return Buffer.from(keyNameHash).toString("latin1");
@@ -12,6 +14,9 @@ function keyPrefix(keyNameHash: Uint8Array): string {
 
 /** How long a local KEK that has never opened anything is believed before it is unwrapped anew. */
 const DOUBT_MS = 10_000;
+
+/** A key that is revoked may have had thousands: callers are answered between two batches. */
+const WIPED_AT_ONCE = 4_096;
 
 /** A local KEK that is kept, with what Key4C is asked for it. */
 export interface Kept {
@@ -32,6 +37,8 @@ export class KekCache {
   /** In the order of their last use, oldest first. */
   readonly #kept = new Map<string, Kept>();
   readonly #orphaned = new Map<string, Kept>();
+  /** Dropped, and not wiped yet. */
+  readonly #toWipe: LocalKek[] = [];
 
   constructor(capacity: number, clock: Clock) {
     this.#capacity = capacity;
@@ -81,15 +88,11 @@ export class KekCache {
 
   /** Every one that is kept for a key, orphaned ones too. */
   keptFor(keyNameHash: Uint8Array): readonly Kept[] {
-    const prefix = keyPrefix(keyNameHash);
-    return [...this.#kept, ...this.#orphaned]
-      .filter(([key]) => key.startsWith(prefix))
-      .map(([, kept]) => kept);
+    return [...ofKey(keyNameHash, this.#kept), ...this.orphansFor(keyNameHash)];
   }
 
   orphansFor(keyNameHash: Uint8Array): readonly Kept[] {
-    const prefix = keyPrefix(keyNameHash);
-    return [...this.#orphaned].filter(([key]) => key.startsWith(prefix)).map(([, kept]) => kept);
+    return ofKey(keyNameHash, this.#orphaned);
   }
 
   /** Key4C does not give it back. @returns whether that is new */
@@ -134,17 +137,49 @@ export class KekCache {
   /** Drops the local KEKs of one Key4C key; orphaned ones, which nobody gives back, are only withheld. */
   dropKey(keyNameHash: Uint8Array): void {
     const prefix = keyPrefix(keyNameHash);
-    for (const key of this.#kept.keys()) {
+    const all = [...this.#kept];
+    this.#kept.clear(); // to delete thousands one by one takes several times as long
+    for (const [key, kept] of all) {
       if (key.startsWith(prefix)) {
-        this.#drop(key);
+        this.#wipeSoon(kept.localKek);
+      } else {
+        this.#kept.set(key, kept);
       }
     }
   }
 
   #drop(key: string): void {
     const kept = this.#kept.get(key);
-    this.#kept.delete(key);
-    // Not before those who were just given it have used it, which they do in this turn.
-    this.#clock.after(0, () => kept?.localKek.drop());
+    if (kept !== undefined) {
+      this.#kept.delete(key);
+      this.#wipeSoon(kept.localKek);
+    }
   }
+
+  /** Not before those who were just given it have used it, which they do in this turn. */
+  #wipeSoon(localKek: LocalKek): void {
+    if (this.#toWipe.push(localKek) === 1) {
+      this.#clock.after(0, () => this.#wipe());
+    }
+  }
+
+  #wipe(): void {
+    for (const localKek of this.#toWipe.splice(0, WIPED_AT_ONCE)) {
+      localKek.drop();
+    }
+    if (this.#toWipe.length > 0) {
+      this.#clock.after(0, () => this.#wipe());
+    }
+  }
+}
+
+function ofKey(keyNameHash: Uint8Array, among: ReadonlyMap<string, Kept>): readonly Kept[] {
+  const prefix = keyPrefix(keyNameHash);
+  const found: Kept[] = [];
+  for (const [key, kept] of among) {
+    if (key.startsWith(prefix)) {
+      found.push(kept);
+    }
+  }
+  return found;
 }

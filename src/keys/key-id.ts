@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { oncePer } from "../system/once-per.ts";
 import { MAX_KEY_VERSION } from "./wrapping.ts";
 
 /** Bytes of a key name hash: 128 bits make a collision between a user's keys unthinkable. */
@@ -58,10 +59,10 @@ function hashOf(...parts: readonly string[]): Buffer {
  * The public key_id of KMS v2: `k4c-` || base32(key name hash) || `.v` || version || `.k` || base32(kcv hash), without
  * what Key4C does not tell. KEP-3299 wants a name of the remote KEK that may be logged.
  */
-export function formatKeyId({ keyNameHash, keyVersion, kcvHash }: KeyIdentity): string {
+export const formatKeyId = oncePer(({ keyNameHash, keyVersion, kcvHash }: KeyIdentity): string => {
   const version = keyVersion === 0 ? "" : `.v${keyVersion}`;
   return `k4c-${base32(keyNameHash)}${version}${kcvHash.length === 0 ? "" : `.k${base32(kcvHash)}`}`;
-}
+});
 
 /** The parts of a key_id that this plugin made; undefined for any other text. */
 export function parseKeyId(

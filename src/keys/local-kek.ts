@@ -32,18 +32,22 @@ export function expectedOf(
 
 /**
  * Makes a local KEK, has Key4C wrap it and give it back.
- * @throws PluginError `olderVersion` when encrypt tells another version than is expected
+ * @param told a describe that is under way: Key4C wraps meanwhile, and what it tells counts before it is given back
+ * @throws PluginError `olderVersion` when encrypt tells another version than is expected; what `told` throws
  */
 export async function makeLocalKek(
   service: WrappingService,
   kmsKeyId: string,
-  expected: Expected,
+  told: Expected | Promise<Expected>,
   options: CallOptions,
 ): Promise<ProvenKek> {
   const hash = keyNameHash(kmsKeyId);
   const bytes = randomBytes(LOCAL_KEK_BYTES);
+  const wrapping = service.wrap(kmsKeyId, bytes, aadOf(hash));
+  wrapping.catch(() => {}); // nobody waits for it where describe fails
   try {
-    const wrapped = await service.wrap(kmsKeyId, bytes, aadOf(hash));
+    const expected = await told;
+    const wrapped = await wrapping;
     const version = wrapped.version ?? expected.version;
     if (expected.version !== undefined && version !== expected.version) {
       throw new PluginError(
@@ -75,7 +79,8 @@ export async function makeLocalKek(
     }
     return { header, localKek };
   } finally {
-    bytes.fill(0);
+    const wipe = () => bytes.fill(0);
+    wrapping.then(wipe, wipe); // where describe failed, Key4C may be wrapping them still
   }
 }
 

@@ -1,7 +1,6 @@
 /** Whether Key4C still gives back what it wrapped. */
 import type { HeldKeks, Snapshot } from "./held.ts";
 import { keyNameHash } from "./key-id.ts";
-import { Limiter } from "./limiter.ts";
 import { isGivenBack, makeLocalKek } from "./local-kek.ts";
 import type { WrappingService } from "./wrapping.ts";
 
@@ -59,25 +58,25 @@ export async function auditKeks(
   which: "orphaned" | "all",
 ): Promise<Audit> {
   const { cache } = held;
-  const limiter = new Limiter(AUDIT_WIDTH, Number.POSITIVE_INFINITY);
   const asked = which === "all" ? held.ofKey(kmsKeyId) : cache.orphansFor(keyNameHash(kmsKeyId));
+  const left = asked.values();
+  let found = 0;
   let isComplete = true;
-  const found = await Promise.all(
-    asked.map((one) =>
-      limiter.run(async () => {
-        if (!isComplete) {
-          return false;
-        }
-        const isGiven = await isGivenBack(service, kmsKeyId, one, {}).catch(() => {
-          isComplete = false;
-        });
-        if (isGiven === true) {
-          cache.adopt(one.header, held.isPinned(one.header));
-        }
-        const isLost = isGiven === false && !one.localKek.isDropped;
-        return isLost && cache.orphan(one.header, one.localKek);
-      }),
-    ),
-  );
-  return { found: found.filter(Boolean).length, isComplete };
+  const askOneAfterTheOther = async () => {
+    for (const one of left) {
+      const isGiven = await isGivenBack(service, kmsKeyId, one, {}).catch(() => {
+        isComplete = false;
+      });
+      if (isGiven === true) {
+        cache.adopt(one.header, held.isPinned(one.header));
+      }
+      const isLost = isGiven === false && !one.localKek.isDropped;
+      found += isLost && cache.orphan(one.header, one.localKek) ? 1 : 0;
+      if (!isComplete) {
+        return;
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: AUDIT_WIDTH }, askOneAfterTheOther));
+  return { found, isComplete };
 }

@@ -5,18 +5,15 @@ import type {
   MessageInitShape,
   MessageShape,
 } from "@bufbuild/protobuf";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { fromBinary } from "@bufbuild/protobuf";
 import type { GenService } from "@bufbuild/protobuf/codegenv2";
-import {
-  type Server,
-  type ServerUnaryCall,
-  type sendUnaryData,
-  status,
-  type UntypedServiceImplementation,
-} from "@grpc/grpc-js";
+import { type Server, status, type UntypedServiceImplementation } from "@grpc/grpc-js";
 import { type Clock, systemClock } from "../system/clock.ts";
 import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
+import { hasMoreFields } from "../system/protobuf.ts";
+import { encoderOf } from "./encoder.ts";
+import type { UnaryCall, UnaryHandler } from "./unary-server.ts";
 
 /** A v1 cipher of 65,535 bytes and its frame must fit, with room; nothing honest is larger. */
 export const MAX_MESSAGE_BYTES = 128 * 1024;
@@ -25,6 +22,8 @@ export const MAX_MESSAGE_BYTES = 128 * 1024;
  * call holds them all, with headers of up to 16 KiB each.
  */
 export const MAX_CONCURRENT_STREAMS = 128;
+/** An honest request has a handful; 128 KiB of small ones would take a hundred times as long to decode. */
+const MAX_FIELDS = 32;
 /** An answer leaves this long before the caller's deadline, so that it arrives. */
 const ANSWER_BEFORE_DEADLINE_MS = 100;
 /** How long a caller without a deadline waits; the API server's own default is 3 s. */
@@ -36,7 +35,7 @@ const FAILURE_LOG_INTERVAL_MS = 10_000;
 export interface Call {
   /** Whether the deadline is near or the caller has left: what it asked for is no longer wanted. */
   readonly hasLeft: () => boolean;
-  readonly userAgent: string;
+  readonly userAgent: () => string;
   /** The request's uid (v2), when it is fit for logs and headers. */
   readonly requestId: string | undefined;
 }
@@ -57,15 +56,18 @@ export type Handlers<S extends DescService> =
       }
     : never;
 
+export interface RpcLabels {
+  readonly api: string;
+  readonly method: string;
+  readonly code: string;
+}
+
 export interface ServiceOptions {
   /** Label of the service in metrics. */
   readonly api: "v1" | "v2";
   readonly log: Log;
   /** Told of every RPC at its end. */
-  readonly record?: (
-    labels: { readonly api: string; readonly method: string; readonly code: string },
-    seconds: number,
-  ) => void;
+  readonly record?: (labels: RpcLabels, seconds: number) => void;
   readonly clock?: Clock;
 }
 
@@ -94,6 +96,12 @@ export function addService<S extends DescService>(
       throw new PluginError("internal", `${service.typeName} has no handler for ${method.name}`);
     }
     const path = `/${service.typeName}/${method.name}`;
+    const encode = encoderOf(method.output);
+    const labels: Partial<Record<status, RpcLabels>> = {};
+    const labelsOf = (code: status) => {
+      labels[code] ??= { api, method: method.name, code: status[code] };
+      return labels[code];
+    };
     definition[method.name] = {
       path,
       requestStream: false,
@@ -103,20 +111,17 @@ export function addService<S extends DescService>(
       responseSerialize: asIs,
       responseDeserialize: asIs,
     };
-    implementation[method.name] = (
-      grpcCall: ServerUnaryCall<Buffer, Buffer>,
-      answer: sendUnaryData<Buffer>,
-    ) => {
+    const handleUnary: UnaryHandler = (grpcCall, answer) => {
       const startMs = clock.nowMs();
       let requestId: string | undefined;
       let departure: Departure | undefined;
       const finish = (code: status) => {
         const durationMs = clock.nowMs() - startMs;
-        record?.({ api, method: method.name, code: status[code] }, durationMs / 1000);
+        record?.(labelsOf(code), durationMs / 1000);
         log.debug("RPC", { method: path, uid: requestId, code: status[code], durationMs });
       };
       const succeed = (response: Record<string, unknown>) => {
-        answer(null, toBuffer(toBinary(method.output, create(method.output, response))));
+        answer(null, encode(response));
         finish(status.OK);
       };
       const fail = (error: unknown) => {
@@ -129,7 +134,7 @@ export function addService<S extends DescService>(
       try {
         const request = decode(method, grpcCall.request);
         requestId = "uid" in request ? cleanId(request.uid) : undefined;
-        const userAgent = String(grpcCall.metadata.get("user-agent")[0] ?? "");
+        const userAgent = () => String(grpcCall.metadata.get("user-agent")[0] ?? "");
         const hasLeft = () => departure?.hasLeft() ?? false;
         const response = handle(request, { hasLeft, userAgent, requestId });
         if (response instanceof Promise) {
@@ -145,6 +150,7 @@ export function addService<S extends DescService>(
         fail(error);
       }
     };
+    implementation[method.name] = handleUnary;
   }
   server.addService(definition, implementation);
 }
@@ -157,7 +163,7 @@ interface Departure {
 }
 
 /** Only for calls that wait: most are answered at once, and a promise and a timer are dear beside them. */
-function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>, clock: Clock): Departure {
+function awaitDeparture(grpcCall: UnaryCall, clock: Clock): Departure {
   const { promise: left, reject } = Promise.withResolvers<never>();
   let gone = false;
   let answered = false;
@@ -185,6 +191,9 @@ function awaitDeparture(grpcCall: ServerUnaryCall<Buffer, Buffer>, clock: Clock)
 
 function decode(method: DescService["methods"][number], bytes: Buffer) {
   try {
+    if (hasMoreFields(bytes, MAX_FIELDS)) {
+      throw new RangeError(`more than ${MAX_FIELDS} fields`);
+    }
     return fromBinary(method.input, bytes);
   } catch (cause) {
     throw new PluginError("invalid", "malformed request", { cause });
@@ -218,9 +227,4 @@ function failureLog(log: Log, clock: Clock) {
 
 function asIs(bytes: Buffer): Buffer {
   return bytes;
-}
-
-/** A view, not a copy: grpc-js wants a Buffer and answers INTERNAL to a plain Uint8Array. */
-function toBuffer(bytes: Uint8Array): Buffer {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }

@@ -100,6 +100,7 @@ async function prepare(target: string) {
     micros.sort((a, b) => a - b);
     const at = (part: number) => micros[Math.floor(part * (micros.length - 1))];
     return {
+      calls: micros.length,
       perSecond: micros.length / seconds,
       p50Micros: at(0.5),
       p99Micros: at(0.99),

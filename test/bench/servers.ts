@@ -44,6 +44,24 @@ export function startPlugin(env: Readonly<Record<string, string>> = {}): Target 
   return start("plugin", () => [BINARY, "serve", ...emulator], env);
 }
 
+/** A Key4C of its own, which takes so long to answer. */
+export async function startEmulator(
+  latencyMs: number,
+): Promise<{ readonly url: string; readonly process: Bun.Subprocess }> {
+  const command = [BINARY, "emulator", "--control", "--listen", "127.0.0.1:0"];
+  const child = Bun.spawn(command, { stdout: "pipe", stderr: "ignore" });
+  children.push(child);
+  const { value } = await child.stdout.getReader().read();
+  const url = /http\S+/.exec(new TextDecoder().decode(value))?.[0] ?? "";
+  const headers = { "Content-Type": "application/json" };
+  const body = JSON.stringify({ ms: latencyMs });
+  const answer = await fetch(`${url}/emulator/latency`, { method: "PUT", headers, body });
+  if (!answer.ok) {
+    throw new Error(`the emulator answers ${answer.status}`);
+  }
+  return { url, process: child };
+}
+
 /** The empty grpc-js service, compiled as the plugin is. */
 export async function startFloor(): Promise<Target> {
   const binary = join(scratch, "floor");

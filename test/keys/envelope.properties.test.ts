@@ -4,13 +4,19 @@
  */
 import { expect } from "bun:test";
 import { randomBytes } from "node:crypto";
-import { create, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import fc from "fast-check";
 import { EnvelopeSchema } from "../../src/gen/key4c/envelope/v1/envelope_pb.ts";
 import * as v1 from "../../src/gen/v1beta1/api_pb.ts";
 import * as v2 from "../../src/gen/v2/api_pb.ts";
 import { WRAPPED_KEK_ANNOTATION } from "../../src/keys/annotations.ts";
-import { type Envelope, encodeEnvelope, kekHeader, LocalKek } from "../../src/keys/envelope.ts";
+import {
+  decodeEnvelope,
+  type Envelope,
+  encodeEnvelope,
+  kekHeader,
+  LocalKek,
+} from "../../src/keys/envelope.ts";
 import { formatKeyId, kcvHash, keyNameHash, NO_KCV } from "../../src/keys/key-id.ts";
 import type { Keyring } from "../../src/keys/keyring.ts";
 import { kmsV1, kmsV2 } from "../../src/main.ts";
@@ -26,8 +32,8 @@ interface Stored {
 }
 
 const KEY_IDS = ["demo", "former"] as const;
-const REFUSALS = ["invalid", "unknownKey"];
-const CALL = { hasLeft: () => false, userAgent: "", requestId: undefined };
+const REFUSALS = ["invalid", "noKeyId", "unknownKey"];
+const CALL = { hasLeft: () => false, userAgent: () => "", requestId: undefined };
 async function decrypt(ring: Keyring, { ciphertext, keyId, annotations }: Stored) {
   if (keyId === undefined) {
     const request = create(v1.DecryptRequestSchema, { cipher: ciphertext });
@@ -179,6 +185,60 @@ holds(
         const kind = await kindOf(decrypt(ring, bad));
         if (!REFUSALS.includes(kind)) {
           throw new Error(`${kind}: ${JSON.stringify(bad)}`);
+        }
+      }
+    },
+  ),
+);
+
+/** The format as its definition has it, without anything that is kept from one envelope to the next. */
+function isEnvelope(bytes: Uint8Array, wrapped: string | undefined): boolean {
+  const body = bytes.subarray(4);
+  let message: ReturnType<typeof fromBinary<typeof EnvelopeSchema>>;
+  try {
+    message = fromBinary(EnvelopeSchema, body, { readUnknownFields: false });
+  } catch {
+    return false;
+  }
+  const { keyNameHash, kcvHash, iv, ciphertext, wrappedLocalKek } = message;
+  return (
+    Buffer.from(bytes.subarray(0, 4)).equals(Buffer.from("k4c\x01")) &&
+    Buffer.from(toBinary(EnvelopeSchema, message)).equals(body) &&
+    keyNameHash.length === 16 &&
+    [0, 5].includes(kcvHash.length) &&
+    iv.length === 12 &&
+    ciphertext.length >= 16 &&
+    ciphertext.length <= 512 + 16 &&
+    (wrappedLocalKek === "") === (wrapped !== undefined)
+  );
+}
+
+holds(
+  "an envelope is judged alike whether its header was met before or not",
+  60,
+  fc.property(
+    fc.array(header, { minLength: 1, maxLength: 3 }),
+    fc.uint8Array({ maxLength: 545 }),
+    fc.array(addition, { minLength: 1, maxLength: 20 }),
+    fc.boolean(),
+    (headers, ciphertext, additions, isInside) => {
+      const iv = randomBytes(12);
+      for (const one of headers) {
+        const wrapped = isInside ? undefined : one.wrappedLocalKek;
+        const known = encodeEnvelope({ header: one, iv, ciphertext: Buffer.alloc(16) }, isInside);
+        expect(decodeEnvelope(known, wrapped).header).toEqual(one); // met now
+        const bytes = encodeEnvelope({ header: one, iv, ciphertext }, isInside);
+        for (const each of [bytes, ...changed(bytes, additions)]) {
+          let envelope: Envelope | undefined;
+          try {
+            envelope = decodeEnvelope(each, wrapped);
+          } catch {}
+          if ((envelope !== undefined) !== isEnvelope(each, wrapped)) {
+            throw new Error(`${envelope ? "taken" : "refused"}: ${each.toString("hex")}`);
+          }
+          if (envelope !== undefined) {
+            expect(encodeEnvelope(envelope, isInside)).toEqual(each);
+          }
         }
       }
     },

@@ -87,3 +87,21 @@ test("one that has opened nothing is doubted after ten seconds, a proven one nev
   await clock.pass(1);
   expect([cache.isDoubtful(cacheKey(A)), cache.isDoubtful(cacheKey(B))]).toEqual([true, false]);
 });
+
+test("thousands that are dropped at once are wiped in batches, all of them", async () => {
+  const clock = new TestClock();
+  const cache = new KekCache(10_000, clock);
+  const other = headerOf("a", "former");
+  const kept = newKek();
+  cache.keep(other, kept);
+  const dropped = Array.from({ length: 10_000 - 1 }, newKek);
+  for (const [at, localKek] of dropped.entries()) {
+    cache.keep(headerOf(`${at}`), localKek);
+  }
+  cache.dropKey(A.keyNameHash);
+  expect([cache.size, cache.get(cacheKey(other))]).toEqual([1, kept]);
+  expect(dropped.filter(({ isDropped }) => isDropped)).toEqual([]);
+  expect(clock.timers).toBe(1); // not one for each
+  await clock.pass(0);
+  expect([dropped.every(({ isDropped }) => isDropped), kept.isDropped]).toEqual([true, false]);
+});

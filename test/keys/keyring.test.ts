@@ -646,7 +646,7 @@ test("the version that a ciphertext claims makes no second entry, and does not o
 test("a plaintext above 512 bytes is refused before anything is wrapped", async () => {
   const ring = await ready(new FakeKey4C());
   await ring.wrap(randomBytes(512));
-  expect(await kindOf(ring.wrap(randomBytes(513)))).toBe("invalid");
+  expect(await kindOf(ring.wrap(randomBytes(513)))).toBe("tooLarge");
   expect(ring.snapshot?.localKek.uses).toBe(1);
 });
 

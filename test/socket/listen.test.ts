@@ -3,15 +3,15 @@ import { expect, test } from "bun:test";
 import { connect as http2Connect } from "node:http2";
 import { connect } from "node:net";
 import { join } from "node:path";
-import { Server } from "@grpc/grpc-js";
 import { KeyManagementService } from "../../src/gen/v1beta1/api_pb.ts";
 import { listen } from "../../src/socket/listen.ts";
 import { addService } from "../../src/socket/rpc.ts";
+import { UnaryServer } from "../../src/socket/unary-server.ts";
 import { eventually } from "../e2e/process.ts";
 import { onTestEnd, silentLog, temporaryDirectory } from "../support.ts";
 
 test("a call on a connection that was only just accepted is answered before the end", async () => {
-  const grpc = new Server();
+  const grpc = new UnaryServer({});
   const version = { version: "v1beta1", runtimeName: "test", runtimeVersion: "0" };
   const unused = () => ({});
   addService(

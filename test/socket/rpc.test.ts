@@ -1,9 +1,10 @@
 import { expect, test } from "bun:test";
 import { join } from "node:path";
-import { Metadata, Server, status } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { listen } from "../../src/socket/listen.ts";
 import { addService, type Call, type Handlers } from "../../src/socket/rpc.ts";
+import { UnaryServer } from "../../src/socket/unary-server.ts";
 import { PluginError } from "../../src/system/errors.ts";
 import {
   callRpc,
@@ -18,7 +19,7 @@ import {
 /** A server whose Encrypt is the test's; the rest is not called. */
 async function serve(encrypt: Handlers<typeof V2>["encrypt"]) {
   const { log, lines } = recordingLog();
-  const grpc = new Server();
+  const grpc = new UnaryServer({});
   const unused = () => {
     throw new Error("not called");
   };
@@ -76,6 +77,28 @@ test("a caller without a deadline waits 2.5 s", async () => {
     );
   });
   expect(failure?.details).toBe("no result before the deadline");
+});
+
+test("a request of many small fields is refused before it is decoded", async () => {
+  let handled = 0;
+  const { client } = await serve(() => {
+    handled += 1;
+    return {};
+  });
+  const send = (request: Buffer) =>
+    new Promise<number>((resolve) => {
+      client.makeUnaryRequest(
+        "/v2.KeyManagementService/Encrypt",
+        (bytes: Buffer) => bytes,
+        (bytes: Buffer) => bytes,
+        request,
+        (error) => resolve(error?.code ?? status.OK),
+      );
+    });
+  const unknownField = Buffer.from([0x78, 1]);
+  expect(await send(Buffer.alloc(2 * 32, unknownField))).toBe(status.OK);
+  expect(await send(Buffer.alloc(2 * 33, unknownField))).toBe(status.INVALID_ARGUMENT);
+  expect(handled).toBe(1);
 });
 
 test("a handler can tell that its caller has left", async () => {

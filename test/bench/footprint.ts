@@ -1,0 +1,76 @@
+/** What the plugin costs a node beside its calls: the start, and memory. */
+import { join } from "node:path";
+import {
+  BINARY,
+  median,
+  memoryMiB,
+  startEmulator,
+  startPlugin,
+  stop,
+  type Target,
+  untilOk,
+} from "./servers.ts";
+
+const STARTS = 11;
+const AWAY_MS = 100;
+const ENCRYPTS = 100_000;
+
+/** Exec to the first Status ok, with Key4C inside the process, and with one that takes 100 ms to answer. */
+export async function start(quick: boolean): Promise<void> {
+  const rounds = quick ? 5 : STARTS;
+  console.log(`binary: ${(Bun.file(BINARY).size / 1e6).toFixed(1)} MB`);
+  console.log(`exec to first Status ok, median of ${rounds}:`);
+  console.log(`  Key4C inside: ${(await readyMs(rounds, {})).toFixed(0)} ms`);
+  const { url, process } = await startEmulator(AWAY_MS);
+  const env = { KEY4C_URL: url, KMS_USER_ID: "bench", KMS_KEY_ID: "demo" };
+  console.log(`  Key4C ${AWAY_MS} ms away: ${(await readyMs(rounds, env)).toFixed(0)} ms\n`);
+  process.kill();
+}
+
+async function readyMs(rounds: number, env: Readonly<Record<string, string>>): Promise<number> {
+  const took: number[] = [];
+  for (let round = 0; round < rounds; round++) {
+    const beginMs = performance.now();
+    const plugin = startPlugin(env);
+    await untilOk(plugin);
+    took.push(performance.now() - beginMs);
+    await stop(plugin);
+  }
+  return median(took);
+}
+
+/** RSS of a plugin of its own: idle, after 100,000 v2 Encrypts of 64 callers, and a minute later. */
+export async function memory(loader: readonly string[], quick: boolean): Promise<void> {
+  const plugin = startPlugin();
+  await untilOk(plugin);
+  await Bun.sleep(3_000);
+  const idle = memoryMiB(plugin);
+  await encrypts(loader, plugin);
+  const loaded = memoryMiB(plugin);
+  const restMs = quick ? 10_000 : 60_000;
+  await Bun.sleep(restMs);
+  const shown = [idle, loaded, memoryMiB(plugin)].map(
+    ({ rss, own }) => `${rss.toFixed(0)} (${own.toFixed(0)})`,
+  );
+  console.log(
+    `\nRSS (of which private) MiB: idle ${shown[0]}, after ${ENCRYPTS} Encrypts ${shown[1]}, ${restMs / 1_000} s later ${shown[2]}`,
+  );
+  await stop(plugin);
+}
+
+async function encrypts(loader: readonly string[], target: Target): Promise<void> {
+  const dashes = loader.length === 1 ? "-" : "--";
+  const switches = { operation: "encrypt", callers: 64, rounds: 2, slice: "1000ms" };
+  const targets = `${target.socket}@${target.process.pid}`;
+  const words = Object.entries({ ...switches, targets }).flatMap(([name, value]) => [
+    `${dashes}${name}`,
+    `${value}`,
+  ]);
+  for (let made = 0; made < ENCRYPTS; ) {
+    const child = Bun.spawn([...loader, ...words]);
+    const [slices = []] = (await child.stdout.json()) as { readonly calls: number }[][];
+    made += slices.reduce((sum, { calls }) => sum + calls, 0);
+  }
+}
+
+export const GRPC_JS_LOADER = [process.execPath, join(import.meta.dir, "load.ts")];
