@@ -161,16 +161,7 @@ export class Health {
   async #examine({ kmsKeyId, failure }: Standing): Promise<void> {
     const { key4c, keyring } = this.#options;
     // After a failure on a new connection: a kept one may be dead, or lead to a replica that lags.
-    const describing = key4c.describe(kmsKeyId, { newConnection: failure !== undefined });
-    if (keyring.snapshot === undefined && failure === undefined) {
-      // Nothing speaks against the key: Key4C need not be asked for one thing after the other.
-      await keyring.adopt(
-        kmsKeyId,
-        describing.then((told) => expectedOf(kmsKeyId, told)),
-      );
-      return;
-    }
-    const told = await describing;
+    const told = await key4c.describe(kmsKeyId, { newConnection: failure !== undefined });
     const snapshot = keyring.snapshot;
     if (snapshot === undefined) {
       await keyring.adopt(kmsKeyId, expectedOf(kmsKeyId, told)); // Key4C has given it back, so all is well

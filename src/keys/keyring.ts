@@ -254,24 +254,18 @@ export class Keyring {
   /**
    * Makes a local KEK under what describe told, and only when Key4C has given it back the current one: the first, of a
    * higher version, or of another key.
-   * @param told see {@link makeLocalKek}
    * @throws PluginError when there is none; the current one stays
    */
-  async adopt(kmsKeyId: string, told: Expected | Promise<Expected>): Promise<Snapshot> {
+  async adopt(kmsKeyId: string, expected: Expected): Promise<Snapshot> {
     const { revocation } = this.#options.standings.of(kmsKeyId);
-    const made = await this.#make(kmsKeyId, told, true);
-    return this.#become(kmsKeyId, made, await told, revocation);
+    const made = await this.#make(kmsKeyId, expected, true);
+    return this.#become(kmsKeyId, made, expected, revocation);
   }
 
   /** Where describe tells no version, a new one counts only if two encrypts tell the same. */
-  async #make(
-    kmsKeyId: string,
-    told: Expected | Promise<Expected>,
-    newConnection: boolean,
-  ): Promise<ProvenKek> {
+  async #make(kmsKeyId: string, expected: Expected, newConnection: boolean): Promise<ProvenKek> {
     const { service } = this.#options;
-    const made = await makeLocalKek(service, kmsKeyId, told, { newConnection });
-    const expected = await told;
+    const made = await makeLocalKek(service, kmsKeyId, expected, { newConnection });
     const { keyVersion } = made.header;
     const isKnown = this.#held.current?.keyId === formatKeyId(made.header) || keyVersion === 0;
     if (expected.version === undefined && !isKnown) {

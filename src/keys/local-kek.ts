@@ -32,22 +32,18 @@ export function expectedOf(
 
 /**
  * Makes a local KEK, has Key4C wrap it and give it back.
- * @param told a describe that is under way: Key4C wraps meanwhile, and what it tells counts before it is given back
- * @throws PluginError `olderVersion` when encrypt tells another version than is expected; what `told` throws
+ * @throws PluginError `olderVersion` when encrypt tells another version than is expected
  */
 export async function makeLocalKek(
   service: WrappingService,
   kmsKeyId: string,
-  told: Expected | Promise<Expected>,
+  expected: Expected,
   options: CallOptions,
 ): Promise<ProvenKek> {
   const hash = keyNameHash(kmsKeyId);
   const bytes = randomBytes(LOCAL_KEK_BYTES);
-  const wrapping = service.wrap(kmsKeyId, bytes, aadOf(hash));
-  wrapping.catch(() => {}); // nobody waits for it where describe fails
   try {
-    const expected = await told;
-    const wrapped = await wrapping;
+    const wrapped = await service.wrap(kmsKeyId, bytes, aadOf(hash));
     const version = wrapped.version ?? expected.version;
     if (expected.version !== undefined && version !== expected.version) {
       throw new PluginError(
@@ -79,8 +75,7 @@ export async function makeLocalKek(
     }
     return { header, localKek };
   } finally {
-    const wipe = () => bytes.fill(0);
-    wrapping.then(wipe, wipe); // where describe failed, Key4C may be wrapping them still
+    bytes.fill(0);
   }
 }
 
