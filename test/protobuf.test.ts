@@ -47,3 +47,11 @@ holds(
 test("an empty field of bytes is not written", () => {
   expect(joined(...bytesField(1, new Uint8Array(0))).length).toBe(0);
 });
+
+test("a length above 32 bits is read as the decoder reads it, and parts are counted where they are named", () => {
+  // Field 2, a length of 2^32 in five bytes, which the decoder takes for 0.
+  const overlong = joined([0x12, 0x80, 0x80, 0x80, 0x80, 0x10], ...Array(40).fill([0x08, 0x01]));
+  expect(hasMoreFields(overlong, 32)).toBe(true);
+  const entry = joined(...bytesField(4, joined(...Array(40).fill([0x08, 0x01]))));
+  expect([hasMoreFields(entry, 32), hasMoreFields(entry, 32, new Set([4]))]).toEqual([false, true]);
+});

@@ -6,9 +6,20 @@
 import { createHash, createPrivateKey, createPublicKey, type KeyObject, sign } from "node:crypto";
 import { readFileSync } from "node:fs";
 
+/** NIST SP 800-131A: less is no longer allowed. */
+const MIN_RSA_BITS = 2048;
+
 /** @throws Error unless the file holds a private key in PEM that `openssl dgst` can use */
 export function signingKey(file: string): KeyObject {
-  const pem = readFileSync(file, "utf8");
+  let pem: string;
+  try {
+    pem = readFileSync(file, "utf8");
+  } catch (error) {
+    // Not its name: somebody may have given the key itself.
+    throw new Error(
+      `the file of --sign-key cannot be read (${(error as NodeJS.ErrnoException).code})`,
+    );
+  }
   let key: KeyObject;
   try {
     key = createPrivateKey(pem);
@@ -17,6 +28,12 @@ export function signingKey(file: string): KeyObject {
   }
   if (key.asymmetricKeyType !== "ec" && key.asymmetricKeyType !== "rsa") {
     throw new Error(`${file} is a key for ${key.asymmetricKeyType}; EC (P-256) or RSA is needed`);
+  }
+  const { modulusLength = 0, namedCurve } = key.asymmetricKeyDetails ?? {};
+  if (modulusLength < MIN_RSA_BITS && namedCurve !== "prime256v1") {
+    throw new Error(
+      `${file} must be a key for EC P-256, or for RSA of ${MIN_RSA_BITS} bits or more`,
+    );
   }
   return key;
 }

@@ -53,8 +53,9 @@ async function ask(
     );
   }
   try {
-    if (response.ok) {
-      return JSON.parse(text ?? "") as Record<string, unknown>; // an object of the emulator's, or told as undefined
+    const answer: unknown = JSON.parse(text ?? "");
+    if (response.ok && typeof answer === "object" && answer !== null) {
+      return answer as Record<string, unknown>; // its members are told, whatever they are
     }
   } catch {
     // not an emulator's answer

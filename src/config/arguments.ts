@@ -6,10 +6,8 @@ import type { Option } from "./options.ts";
 // What these say must never hold a value or an argument: it may be a secret that was meant for a flag, and is
 // printed to a log then. Names of commands and of flags are said.
 
-/** A word on the command line that may be said: it is short and cannot move a terminal's cursor. */
-function said(word: string): string {
-  return /^[\w.-]{1,40}$/.test(word) ? ` "${word}"` : "";
-}
+/** What looks like the name of a flag; `--pin 1234`, in one word, does not. */
+const FLAG_NAME = /^--?[a-z][a-z-]{0,39}$/;
 
 /** For the first word, where it is no command. */
 export function unknownCommand(word: string): string {
@@ -27,8 +25,11 @@ export function unknownOperand(word: string | undefined, command: Command): stri
 }
 
 function unknownWord(what: string, word: string, names: readonly string[]): string {
-  const hint = suggestion(word, names) || `: one of ${names.join(", ")}`;
-  return `unknown ${what}${said(word)}${hint}`;
+  // Only what is nearly a name is said: anything else may be a value that lost its flag.
+  const near = suggestion(word, names);
+  return near === ""
+    ? `unknown ${what}: one of ${names.join(", ")}`
+    : `unknown ${what} ${JSON.stringify(word)}${near}`;
 }
 
 /**
@@ -93,7 +94,7 @@ function unknownFlag(
     others.length === 0
       ? suggestion(name, flagsOf, "--")
       : `; it is an option of ${[...new Set(others)].join(", ")}`;
-  return `unknown option ${rawName.slice(0, 40)} of ${command}${hint}`;
+  return `unknown option${FLAG_NAME.test(rawName) ? ` ${rawName}` : ""} of ${command}${hint}`;
 }
 
 function tooMany(operands: readonly string[], command: Command): string[] {

@@ -186,6 +186,9 @@ export function labelName(text: string): string {
   if (!/^(?!__)[A-Za-z_][0-9A-Za-z_]{0,62}$/.test(text)) {
     throw new Error("must be the name of a label: letters, digits and _, not __ at its beginning");
   }
+  if (text === "instance" || text === "job") {
+    throw new Error("must be another label than instance and job, which tell targets apart");
+  }
   return text;
 }
 
@@ -199,8 +202,11 @@ export function labelValue(text: string): string {
 
 /** The address of a directory, without a slash at its end. */
 export function directoryUrl(text: string): string {
-  if (!/^https?:\/\/[^\s"\\{}#]+$/.test(text) || !URL.canParse(text)) {
-    throw new Error('must be http:// or https://, without # and without { } " \\ or spaces');
+  const isUrl = /^https?:\/\/[^\s"\\{}#?@]+$/.test(text) && URL.canParse(text);
+  if (!isUrl) {
+    throw new Error(
+      'must be http:// or https://, without user, query or # and without { } " \\ or spaces',
+    );
   }
   return text.replace(/\/+$/, "");
 }

@@ -87,7 +87,7 @@ export function serveHttp(options: HttpOptions): HttpServer {
 
 /** Whether nothing but this machine reaches a host. */
 export function isLoopback(host: string): boolean {
-  return /^(127\.|::1$|localhost$)/.test(host);
+  return /^(127(\.\d{1,3}){3}|::1|localhost)$/.test(host);
 }
 
 /** Reads one request, answers it and ends the connection, whatever else was sent. */

@@ -73,6 +73,7 @@ export function startEmulator(options: EmulatorOptions): Emulator {
       try {
         const parts = pathOf(request);
         if (parts[0] === "emulator" && options.control) {
+          refuseBrowsers(request);
           return Response.json(
             await control(request, parts.slice(1), { keys, stats, latency, outage, save }),
           );
@@ -227,6 +228,21 @@ interface ControlContext {
  * `POST keys/ID/rotate|replace|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `PUT outage` with `{"on":true}` or
  * false, `GET stats`. To replace is what a wrong restore of an HSM does: other key material behind the same versions.
  */
+/** A page that somebody looks at on this machine must not change the keys, nor under a name of its own (DNS rebinding). */
+function refuseBrowsers({ headers, url }: Request): void {
+  if (
+    headers.has("origin") ||
+    headers.has("sec-fetch-site") ||
+    !isLoopbackHost(new URL(url).hostname)
+  ) {
+    throw new Refusal(403, "DENIED", "not for browsers");
+  }
+}
+
+function isLoopbackHost(host: string): boolean {
+  return /^(127(\.\d{1,3}){3}|\[::1\]|localhost)$/.test(host);
+}
+
 async function control(
   request: Request,
   parts: readonly string[],

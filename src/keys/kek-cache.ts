@@ -38,7 +38,7 @@ export class KekCache {
   readonly #kept = new Map<string, Kept>();
   readonly #orphaned = new Map<string, Kept>();
   /** Dropped, and not wiped yet. */
-  readonly #toWipe: LocalKek[] = [];
+  readonly #toWipe = new Set<LocalKek>();
 
   constructor(capacity: number, clock: Clock) {
     this.#capacity = capacity;
@@ -98,7 +98,8 @@ export class KekCache {
   /** Key4C does not give it back. @returns whether that is new */
   orphan(header: KekHeader, localKek: LocalKek): boolean {
     const key = cacheKey(header);
-    const isNew = !this.#orphaned.has(key);
+    // One that was dropped while Key4C was asked for it is wiped in a moment.
+    const isNew = !this.#orphaned.has(key) && !this.#toWipe.has(localKek);
     if (isNew) {
       this.#orphaned.set(key, { header, localKek, keptAtMs: this.#clock.nowMs() });
       this.#kept.delete(key);
@@ -158,16 +159,21 @@ export class KekCache {
 
   /** Not before those who were just given it have used it, which they do in this turn. */
   #wipeSoon(localKek: LocalKek): void {
-    if (this.#toWipe.push(localKek) === 1) {
+    if (this.#toWipe.add(localKek).size === 1) {
       this.#clock.after(0, () => this.#wipe());
     }
   }
 
   #wipe(): void {
-    for (const localKek of this.#toWipe.splice(0, WIPED_AT_ONCE)) {
+    let left = WIPED_AT_ONCE;
+    for (const localKek of this.#toWipe) {
+      if (left-- === 0) {
+        break;
+      }
       localKek.drop();
+      this.#toWipe.delete(localKek);
     }
-    if (this.#toWipe.length > 0) {
+    if (this.#toWipe.size > 0) {
       this.#clock.after(0, () => this.#wipe());
     }
   }

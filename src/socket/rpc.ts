@@ -1,4 +1,5 @@
 import type {
+  DescMessage,
   DescMethodUnary,
   DescService,
   Message,
@@ -11,6 +12,7 @@ import { type Server, status, type UntypedServiceImplementation } from "@grpc/gr
 import { type Clock, systemClock } from "../system/clock.ts";
 import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
+import { oncePer } from "../system/once-per.ts";
 import { hasMoreFields } from "../system/protobuf.ts";
 import { encoderOf } from "./encoder.ts";
 import type { UnaryCall, UnaryHandler } from "./unary-server.ts";
@@ -189,9 +191,19 @@ function awaitDeparture(grpcCall: UnaryCall, clock: Clock): Departure {
   };
 }
 
+/** The fields that are messages, such as the entries of annotations. */
+const partsOf = oncePer(
+  (message: DescMessage): ReadonlySet<number> =>
+    new Set(
+      message.fields
+        .filter(({ fieldKind }) => fieldKind === "map" || fieldKind === "message")
+        .map(({ number }) => number),
+    ),
+);
+
 function decode(method: DescService["methods"][number], bytes: Buffer) {
   try {
-    if (hasMoreFields(bytes, MAX_FIELDS)) {
+    if (hasMoreFields(bytes, MAX_FIELDS, partsOf(method.input))) {
       throw new RangeError(`more than ${MAX_FIELDS} fields`);
     }
     return fromBinary(method.input, bytes);

@@ -87,16 +87,35 @@ class DirectCall extends ServerInterceptingCall implements UnaryCall {
       this.#refuse("no request message");
       return;
     }
+    try {
+      this.#answer();
+    } catch {
+      // A defect of the handler, which has said so: the caller must not wait for its deadline.
+      this.#call.sendStatus({ code: status.INTERNAL, details: "internal error", metadata: null });
+    }
+  }
+
+  #answer(): void {
     this.#handle(this, (error, response) => {
-      if (error !== null) {
-        const { code = status.UNKNOWN, details = "" } = error;
-        this.#call.sendStatus({ code, details, metadata: null });
-        return;
+      try {
+        this.#send(error, response);
+      } catch (failure) {
+        if (!isGone(failure)) {
+          throw failure;
+        }
       }
-      this.#call.sendMessage(response, () =>
-        this.#call.sendStatus({ code: status.OK, details: "OK", metadata: null }),
-      );
     });
+  }
+
+  #send(...[error, response]: Parameters<Parameters<UnaryHandler>[1]>): void {
+    if (error !== null) {
+      const { code = status.UNKNOWN, details = "" } = error;
+      this.#call.sendStatus({ code, details, metadata: null });
+      return;
+    }
+    this.#call.sendMessage(response, () =>
+      this.#call.sendStatus({ code: status.OK, details: "OK", metadata: null }),
+    );
   }
 
   onCancel(): void {
@@ -106,6 +125,12 @@ class DirectCall extends ServerInterceptingCall implements UnaryCall {
   #refuse(details: string): void {
     this.#call.sendStatus({ code: status.UNIMPLEMENTED, details, metadata: null });
   }
+}
+
+/** Whether the caller has gone with its stream: no defect, and nobody to tell. */
+function isGone(error: unknown): boolean {
+  const { code } = (error ?? {}) as { readonly code?: unknown }; // Node's errors have it
+  return code === "ERR_STREAM_DESTROYED" || code === "ERR_HTTP2_INVALID_STREAM";
 }
 
 const NO_METADATA = new Metadata();

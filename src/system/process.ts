@@ -65,12 +65,23 @@ export function hardenProcess(log: Log): void {
     .join();
   process.env["no_proxy"] = process.env["NO_PROXY"];
   // A defect in one place must not end the process that the whole cluster depends on.
+  let toldAtMs = Number.NEGATIVE_INFINITY;
+  let suppressedSinceLast = 0;
   const unexpected = (error: unknown) => {
-    log.error("unexpected error", { cause: describeError(error) });
+    if (performance.now() - toldAtMs < UNEXPECTED_INTERVAL_MS) {
+      suppressedSinceLast += 1;
+      return;
+    }
+    log.error("unexpected error", { cause: describeError(error), suppressedSinceLast });
+    toldAtMs = performance.now();
+    suppressedSinceLast = 0;
   };
   process.on("uncaughtException", unexpected);
   process.on("unhandledRejection", unexpected);
 }
+
+/** A client may cause them by the thousand, with streams that it resets. */
+const UNEXPECTED_INTERVAL_MS = 1_000;
 
 const END_SIGNALS = ["SIGTERM", "SIGINT"] as const;
 /** By custom they ask to open files or logs again. The plugin reads changed files by itself, and opens no log. */

@@ -8,6 +8,8 @@ const WIRE_32_BIT = 5;
 const VARINT_BITS = 7;
 const VARINT_MORE = 0x80;
 
+const NO_PARTS: ReadonlySet<number> = new Set();
+
 /** Bytes in pieces, for {@link joined}. */
 type Piece = ArrayLike<number>;
 
@@ -40,30 +42,37 @@ export function joined(...pieces: readonly Piece[]): Buffer {
 }
 
 /**
- * Whether a message begins with more than `max` fields, of any kind and not counting those of its parts. It costs less
- * than to decode them. Where the bytes are no message it ends: the decoder refuses them.
+ * Whether a message begins with more than `max` fields, of any kind. It costs less than to decode them. Where the bytes
+ * are no message it ends: the decoder refuses them.
+ * @param parts numbers of the fields that are messages, whose own fields count too
  */
-export function hasMoreFields(bytes: Uint8Array, max: number): boolean {
+export function hasMoreFields(
+  bytes: Uint8Array,
+  max: number,
+  parts: ReadonlySet<number> = NO_PARTS,
+): boolean {
   let at = 0;
+  // The low 32 bits, as the decoder takes them.
   const varint = (): number => {
     let value = 0;
-    for (let scale = 1; at < bytes.length; scale *= 1 << VARINT_BITS) {
+    for (let shift = 0; at < bytes.length; shift += VARINT_BITS) {
       const byte = bytes[at++] as number; // below the length
-      value += (byte & (VARINT_MORE - 1)) * scale;
+      value |= shift < 32 ? (byte & (VARINT_MORE - 1)) << shift : 0;
       if (byte < VARINT_MORE) {
         break;
       }
     }
-    return value;
+    return value >>> 0;
   };
   let count = 0;
   for (; at < bytes.length && count <= max; count++) {
-    const type = varint() & 7;
+    const tag = varint();
+    const type = tag & 7;
     if (type === WIRE_VARINT) {
       varint();
     } else if (type === WIRE_LENGTH_DELIMITED) {
       const length = varint(); // which moves on
-      at += length;
+      at += parts.has(tag >>> 3) ? 0 : length;
     } else {
       at += type === WIRE_64_BIT ? 8 : type === WIRE_32_BIT ? 4 : 0; // a group is its fields
     }

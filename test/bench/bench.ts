@@ -19,10 +19,14 @@ two machines are not comparable; the ratios, from slices in turns, are. The mach
   --store   the ratios of rates become those that later runs are compared with (test/bench/baseline.json)
 `;
 const BENCHES = new Map(Object.entries({ rates, scale, fleet, tails }));
-const { values, positionals } = scriptArguments(USAGE, {
-  quick: { type: "boolean", default: false },
-  store: { type: "boolean", default: false },
-});
+const { values, positionals } = scriptArguments(
+  USAGE,
+  {
+    quick: { type: "boolean", default: false },
+    store: { type: "boolean", default: false },
+  },
+  true,
+);
 const named = positionals.length > 0 ? positionals : ["rates"];
 const unknown = named.filter((name) => !BENCHES.has(name));
 if (unknown.length > 0) {

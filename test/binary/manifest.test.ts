@@ -65,6 +65,11 @@ test("wrong usage: nothing is printed, exit code 2", async () => {
     ],
     [["systemd-service", "--binary", "plugin"], "--binary must be an absolute path"],
     [["prometheus-rules", "--cluster-label", "a-b"], "--cluster-label must be the name of a label"],
+    [
+      ["scrape-config", "--cluster-label", "instance"],
+      "--cluster-label must be another label than",
+    ],
+    [["prometheus-rules", "--runbook-url", "https://u:pw@h/"], "--runbook-url must be http://"],
     [["prometheus-rules", "--runbook-url", "docs"], "--runbook-url must be http:// or https://"],
     [["scrape-config", "--cluster", "$1"], "--cluster must be 1 to 128 letters"],
     [["scrape-config", "--instance", '"'], "--instance must be 1 to 128 letters"],

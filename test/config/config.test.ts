@@ -177,13 +177,13 @@ test("names are the documented ones: a flag is the kebab form of its environment
 test.each([
   [["encrpyt"], 'unknown command "encrpyt"; did you mean encrypt?'],
   [["stat"], 'unknown command "stat"; did you mean status?'],
-  [["wrap"], 'unknown command "wrap": one of serve, doctor, '],
+  [["wrap"], "unknown command: one of serve, doctor, "],
   [["encrpyt", "--help"], 'unknown command "encrpyt"; did you mean encrypt?'],
   [["help", "hlep"], 'unknown COMMAND "hlep"; did you mean help?'],
   [["help", "encrypt", "decrypt"], "help takes one argument, [COMMAND]: 2 given"],
   [["version", "two"], "version takes no argument: 1 given"],
   [["completion", "zhs"], 'unknown SHELL "zhs"; did you mean zsh?'],
-  [["emulator", "stop"], 'unknown ACTION "stop": one of rotate, disable, enable, outage, heal'],
+  [["emulator", "stop"], "unknown ACTION: one of rotate, disable, enable, outage, heal"],
   [
     ["status", "--endpiont=unix:///x"],
     "unknown option --endpiont of status; did you mean --endpoint?",
@@ -243,4 +243,19 @@ test("a path in the place of an ID is told, and what may be a secret in the plac
   expect(problems(["--user-id-file", "the-token-itself"], without)).toEqual([
     "KMS_USER_ID_FILE (--user-id-file) must be the path of a file that is there (not shown: it may be the secret)",
   ]);
+});
+
+test.each([
+  [["serve", "--pin 1234-S3CR3T"]],
+  [["status", "--api-key S3CR3T"]],
+  [["status", "--api-key:S3CR3T"]],
+  [["--a\u001b[31m\nkey4c-kms-plugin: S3CR3T"]],
+  [["S3CR3T"]],
+  [["emulator", "--token", "x", "S3CR3T"]],
+])("what lost its place may be a secret, and is not shown: %p", (argv) => {
+  const told = problems(argv, GOOD).join("\n");
+  expect(told).not.toBe("");
+  for (const part of ["S3CR3T", "1234", "\u001b"]) {
+    expect(told).not.toContain(part);
+  }
 });

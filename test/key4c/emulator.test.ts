@@ -127,3 +127,14 @@ test("a data file that is no regular file is refused, and stays what it is", () 
   expect(() => emulator({ dataFile: directory })).toThrow("is no regular file");
   expect(statSync(directory).isDirectory()).toBe(true);
 });
+
+test("a page in a browser of this machine changes nothing", async () => {
+  const { url } = emulator({ control: true });
+  const rotate = (headers: Record<string, string>) =>
+    answer(url, "/emulator/keys/demo/rotate", { method: "POST", headers });
+  const refused: [number, unknown] = [403, { code: "DENIED", message: "not for browsers" }];
+  expect(await rotate({ Origin: "https://evil.example" })).toEqual(refused);
+  expect(await rotate({ "Sec-Fetch-Site": "cross-site" })).toEqual(refused);
+  expect(await rotate({ Host: "evil.example" })).toEqual(refused);
+  expect((await rotate({}))[0]).toBe(200);
+});

@@ -105,3 +105,20 @@ test("thousands that are dropped at once are wiped in batches, all of them", asy
   await clock.pass(0);
   expect([dropped.every(({ isDropped }) => isDropped), kept.isDropped]).toEqual([true, false]);
 });
+
+test("one that was dropped while Key4C was asked for it does not come back as orphaned", async () => {
+  const clock = new TestClock();
+  const cache = new KekCache(10_000, clock);
+  const many = Array.from({ length: 5_000 }, (_, index) => ({
+    header: headerOf(`w${index}`),
+    localKek: newKek(),
+  }));
+  for (const { header, localKek } of many) {
+    cache.keep(header, localKek);
+  }
+  cache.dropKey(A.keyNameHash);
+  // They are wiped in batches, in the turns that follow.
+  expect(many.some(({ header, localKek }) => cache.orphan(header, localKek))).toBe(false);
+  await clock.pass(10);
+  expect([cache.orphans, many.every(({ localKek }) => localKek.isDropped)]).toEqual([0, true]);
+});

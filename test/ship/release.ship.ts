@@ -282,6 +282,17 @@ test("a key that openssl dgst cannot use, and a directory with files, are refuse
   const output = ["--output", join(scratch, "unused")];
   await (await attempt(...output, "--sign-key", ed25519)).toThrow("EC (P-256) or RSA is needed");
   await (await attempt(...output, "--sign-key", "/etc/hostname")).toThrow("no private key in PEM");
+  const pem = readFileSync(ed25519, "utf8");
+  const told = await run(releaseScript(ROOT, `--sign-key=${pem}`), environment, "", ROOT).catch(
+    String,
+  );
+  expect(told).toContain("the file of --sign-key cannot be read");
+  expect(told).not.toContain(pem.split("\n")[1] ?? "");
+  const weak = join(scratch, "weak.pem");
+  const bits = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"];
+  await run(["openssl", "genpkey", ...bits, "-out", weak], environment);
+  await (await attempt(...output, "--sign-key", weak)).toThrow("RSA of 2048 bits or more");
+  await (await attempt("K")).toThrow("Unexpected argument"); // the value of a flag that npm took for itself
   await (await attempt("--output", made)).toThrow("is not empty");
 }, 60_000);
 

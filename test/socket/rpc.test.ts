@@ -4,7 +4,7 @@ import { Metadata, status } from "@grpc/grpc-js";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { listen } from "../../src/socket/listen.ts";
 import { addService, type Call, type Handlers } from "../../src/socket/rpc.ts";
-import { UnaryServer } from "../../src/socket/unary-server.ts";
+import { type UnaryHandler, UnaryServer } from "../../src/socket/unary-server.ts";
 import { PluginError } from "../../src/system/errors.ts";
 import {
   callRpc,
@@ -121,4 +121,31 @@ test("a handler can tell that its caller has left", async () => {
     await Bun.sleep(5);
   }
   expect(lines).toContainEqual(expect.objectContaining({ msg: "RPC", code: "CANCELLED" }));
+});
+
+test("a handler that throws past everything is answered, and the server goes on", async () => {
+  const { log } = recordingLog();
+  const grpc = new UnaryServer({});
+  let rounds = 0;
+  const asIs = (bytes: Buffer) => bytes;
+  const { encrypt } = V2.method;
+  const definition = {
+    path: `/${V2.typeName}/${encrypt.name}`,
+    ...{ requestStream: false, responseStream: false },
+    ...{ requestDeserialize: asIs, requestSerialize: asIs },
+    ...{ responseSerialize: asIs, responseDeserialize: asIs },
+  };
+  const handler: UnaryHandler = (_, answer) => {
+    if (++rounds === 1) {
+      throw new TypeError("x is not a function");
+    }
+    answer(null, Buffer.alloc(0));
+  };
+  grpc.addService({ Encrypt: definition }, { Encrypt: handler });
+  const path = join(temporaryDirectory(), "kms.sock");
+  const listener = await listen(grpc, { path, mode: 0o600, gid: undefined }, log);
+  onTestEnd(() => listener.close());
+  const call = () => callRpc(grpcClient(path), encrypt, {});
+  expect(await failureOf(call())).toEqual([status.INTERNAL, "internal error"]);
+  expect((await call()).keyId).toBe("");
 });

@@ -43,7 +43,9 @@ export function scrapeConfigText({ line: { config, given } }: Order): string {
           "    labels:",
           "      # Without it all nodes would be the same instance.",
           `      instance: ${quoted(config.instance ?? hostname())}`,
-          ...(clusterName === undefined ? [] : [`      ${clusterLabel}: ${quoted(clusterName)}`]),
+          ...(clusterName === undefined
+            ? []
+            : [`      ${quoted(clusterLabel)}: ${quoted(clusterName)}`]),
         ]
       : [
           "# The control-plane nodes of the cluster that this Prometheus runs in. It may list and watch nodes.",
@@ -58,7 +60,10 @@ export function scrapeConfigText({ line: { config, given } }: Order): string {
           "    target_label: __address__",
           ...(clusterName === undefined
             ? []
-            : [`  - target_label: ${clusterLabel}`, `    replacement: ${quoted(clusterName)}`]),
+            : [
+                `  - target_label: ${quoted(clusterLabel)}`,
+                `    replacement: ${quoted(clusterName)}`,
+              ]),
         ],
   });
 }
