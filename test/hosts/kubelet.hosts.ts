@@ -201,7 +201,7 @@ hostCase("the vendor's pod, with KEY4C_URL and without `volumes` in the containe
 
 hostCase("ours beside it, as VENDOR-PLUGIN.md has it: both serve", async () => {
   const [beside = ""] = commandsOf("VENDOR-PLUGIN.md", "The move");
-  await machine.run(`chown root /etc/key4c-kms /etc/key4c-kms/user-id
+  await machine.run(`chown root /etc/key4c-kms /etc/key4c-kms/user-id /run/key4c-kms
     . /etc/key4c-kms/env\n${filledIn(beside, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
   await machine.run("KMS_ENDPOINT=unix:///tmp/kms.sock key4c-kms-plugin status");
   await machine.run("rm /etc/kubernetes/manifests/key4c.yaml");
