@@ -12,7 +12,7 @@ const DOCUMENTS = [...new Bun.Glob("*.md").scanSync(ROOT)].sort();
 const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
   "README.md": { "Try it": ["documents.test.ts", "documents.test.ts"] },
   "OPERATIONS.md": {
-    Install: ["ship/release.ship.ts", "hosts/runbook.ts"],
+    Install: ["ship/release.ship.ts", "hosts/runbook.ts", "hosts/runbook.ts"],
     "As a static pod (kubeadm)": ["hosts/kubelet.hosts.ts"],
     "A new cluster": ["hosts/cluster.ts"],
     "A cluster that exists": ["hosts/cluster.ts"],
@@ -34,6 +34,7 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
     Scrape: ["binary/scrape.test.ts", "binary/scrape.test.ts"],
     "Alerts and dashboard": ["binary/scrape.test.ts"],
     "Move to KMS (from plaintext, from another provider, from another KMS plugin)": [
+      "hosts/cluster.ts",
       "hosts/cluster.ts",
       "hosts/cluster.ts",
     ],

@@ -21,7 +21,7 @@ export class CallError extends ExitError {
 }
 
 const IS_IT_RUNNING =
-  "is it running? systemctl status key4c-kms-plugin, or crictl ps --name key4c-kms-plugin";
+  "is it running? systemctl status key4c-kms-plugin, or crictl ps -a --name key4c-kms-plugin";
 const SEE_LOG = "the plugin's log has the cause: journalctl -u key4c-kms-plugin, or crictl logs";
 
 /** By the answer of a connect: why nobody took the call. */

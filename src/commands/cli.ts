@@ -74,6 +74,9 @@ export function fetchStatus(config: Config) {
 /** Wraps standard input: the raw cipher of KMS v1, or one line of JSON for v2. */
 export async function encryptCommand(config: Config): Promise<Uint8Array | string> {
   const plaintext = await readStdin(MAX_PLAINTEXT_BYTES);
+  if (plaintext.length === 0) {
+    throw new ExitError(1, "standard input is empty: there is nothing to wrap"); // mostly a broken pipeline
+  }
   if (config.api === "v1") {
     const { cipher } = await callPlugin(socketOf(config), V1.method.encrypt, {
       version: "v1beta1",

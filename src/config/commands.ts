@@ -95,7 +95,7 @@ const TABLE = {
     reads: "at most 512 bytes of standard input: a DEK has 32",
     writes: "what decrypt reads",
     example: "encrypt < dek > dek.wrapped",
-    exits: [{ 0: "wrapped", 1: `not wrapped: too many bytes, ${NOT_ASKED}` }],
+    exits: [{ 0: "wrapped", 1: `not wrapped: no bytes or too many, ${NOT_ASKED}` }],
   },
   decrypt: {
     purpose: "unwrap what encrypt wrote, through a running plugin",
@@ -112,7 +112,7 @@ const TABLE = {
     writes:
       "one line for each object, with --verify one for each local KEK; the summary on standard error",
     example: "inspect --stale < secrets.json",
-    note: "Only --decrypt and --verify ask Key4C, with the options of Key4C and of the key. secrets.json is what `etcdctl get --prefix /registry/secrets/ -w json` prints.",
+    note: "Only --decrypt and --verify ask Key4C, with the options of Key4C and of the key. --verify says nothing about values of other providers. secrets.json, which belongs into a pipe where Secrets are not encrypted yet, is what `etcdctl get --prefix /registry/secrets/ -w json` prints.",
     exits: [
       {
         0: "everything in the input is under the current key",
@@ -123,7 +123,7 @@ const TABLE = {
         with: "--verify",
         0: "Key4C gives back every local KEK",
         1: "no answer: the input has no local KEK, or Key4C does not answer",
-        3: "Key4C refuses a local KEK, or a value is broken",
+        3: "Key4C refuses a local KEK, its key is disabled or not named, or a value is broken",
       },
       { with: "--decrypt", 0: "all values are decrypted", 1: "a value is not decrypted" },
     ],

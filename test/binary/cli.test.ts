@@ -275,3 +275,12 @@ test("a path that is no socket is called that", async () => {
     expect(stderr.toString()).toContain(`unix://${path} is no socket\n`);
   }
 });
+
+test("nothing is not wrapped: mostly a pipeline is broken", async () => {
+  const { socket } = await startPlugin(emulator().url);
+  const args = ["encrypt", "--endpoint", `unix://${socket}`];
+  expect(await runBinary(args, { stdin: "" })).toMatchObject({
+    exitCode: 1,
+    stderr: "key4c-kms-plugin: standard input is empty: there is nothing to wrap\n",
+  });
+});

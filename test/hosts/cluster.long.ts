@@ -10,8 +10,8 @@ import {
   CONFIGURATION,
   currentKeyId,
   EXISTING_CLUSTER,
-  initAddress,
   initBlock,
+  initHere,
   NEW_CLUSTER,
   POD,
   putIdentityFirst,
@@ -111,7 +111,7 @@ hostCase("uninstall: the flags leave the ConfigMap too, then the plugin goes", a
     `#!/bin/sh\nsed -i '/^    apiServer:/,/^    [a-z]/{/^    apiServer:/{s/$/ {}/;b};/^    [a-z]/b;d}' "$1"\n`,
     0o755,
   );
-  await type(one, `export KUBE_EDITOR=/root/editor\n${filledIn(NO_FLAGS, initAddress(one))}`);
+  await type(one, `export KUBE_EDITOR=/root/editor\n${filledIn(NO_FLAGS, initHere(one))}`);
   await apiserverReady(one, false);
   expect(
     await type(one, "kubectl -n kube-system get configmap kubeadm-config -o yaml"),
@@ -130,7 +130,7 @@ hostCase("uninstall: the flags leave the ConfigMap too, then the plugin goes", a
 hostCase("install on a cluster that exists, move to KMS", async () => {
   await one.machine.run(INSTALL);
   await type(one, POD);
-  await type(one, filledIn(EXISTING_CLUSTER, initAddress(one)));
+  await type(one, filledIn(EXISTING_CLUSTER, initHere(one)));
   await apiserverReady(one, true);
   await rewriteAndProve(one);
   expect(await type(one, "kubectl get secret s7 -o jsonpath={.data.v} | base64 -d")).toBe(

@@ -79,8 +79,14 @@ export const [NEW_CLUSTER = ""] = commandsOf("OPERATIONS.md", "A new cluster");
 export const [EXISTING_CLUSTER = ""] = commandsOf("OPERATIONS.md", "A cluster that exists");
 
 /** What the reader is to replace in each block with an InitConfiguration. */
-export const initAddress = ({ name, address }: ClusterNode) => ({
+const initAddress = ({ name, address }: ClusterNode) => ({
   "localAPIEndpoint: { advertiseAddress: THE-ADDRESS-OF-THIS-NODE }": kubeadmNode(name, address),
+});
+
+/** The same in a block that asks this API server, and no other one. */
+export const initHere = (node: ClusterNode) => ({
+  ...initAddress(node),
+  "THE-ADDRESS-OF-THIS-NODE:6443": `${node.address}:6443`,
 });
 
 /** `kubeadm init` as the block has it, with what this sandbox needs. */
@@ -131,7 +137,7 @@ export async function writingAndReading(
   };
 }
 
-const [REWRITE = "", PROVE = ""] = commandsOf(
+const [TRY = "", REWRITE = "", PROVE = ""] = commandsOf(
   "OPERATIONS.md",
   "Move to KMS (from plaintext, from another provider, from another KMS plugin)",
 );
@@ -140,6 +146,7 @@ export const rewrite = (node: ClusterNode) => type(node, REWRITE);
 
 /** @throws Error unless every Secret is under the current key */
 export async function rewriteAndProve(node: ClusterNode): Promise<void> {
+  await type(node, TRY);
   await rewrite(node);
   const proof = await type(node, PROVE);
   if (proof.includes("NOT PROVEN")) {

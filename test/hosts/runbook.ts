@@ -22,10 +22,11 @@ export async function releaseArchive(): Promise<string> {
   return archive;
 }
 
+const [, BINARY_AND_SECRET = "", SETTINGS = ""] = commandsOf("OPERATIONS.md", "Install");
+
 /** "Install", typed where the release is: the binary, its credential and its settings. */
 export const INSTALL = `cd ${dirname(RELEASE)}
-${filledIn(commandsOf("OPERATIONS.md", "Install")[1] ?? "", {
-  "https://…": KEY4C_URL,
-  "KEY-ID >": "demo >",
+${filledIn(BINARY_AND_SECRET, {
   "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
-})}`;
+})}
+${filledIn(SETTINGS, { "https://…": KEY4C_URL, "KEY-ID >": "demo >" })}`;

@@ -99,7 +99,7 @@ function checkEndpoint(
   return fail(
     named("endpoint"),
     `no kms provider has ${endpoint}${there.length > 0 ? `: ${there.join(", ")}` : ""}`,
-    `write \`endpoint: ${endpoint}\` (three slashes), or give the doctor KMS_ENDPOINT`,
+    `add an entry with \`endpoint: ${endpoint}\` (three slashes), or give the doctor KMS_ENDPOINT${there.length > 0 ? "; never turn the entry of another plugin into this one's: its data would be unreadable" : ""}`,
   );
 }
 
