@@ -279,7 +279,7 @@ test("a path that is no socket is called that", async () => {
 test("nothing is not wrapped: mostly a pipeline is broken", async () => {
   const { socket } = await startPlugin(emulator().url);
   const args = ["encrypt", "--endpoint", `unix://${socket}`];
-  expect(await runBinary(args, { stdin: "" })).toMatchObject({
+  expect(await runBinary(args, { input: "" })).toMatchObject({
     exitCode: 1,
     stderr: "key4c-kms-plugin: standard input is empty: there is nothing to wrap\n",
   });
