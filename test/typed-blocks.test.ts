@@ -15,7 +15,7 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
     Install: ["ship/release.ship.ts", "hosts/runbook.ts", "hosts/runbook.ts"],
     "As a static pod (kubeadm)": ["hosts/kubelet.hosts.ts"],
     "A new cluster": ["hosts/cluster.ts"],
-    "A cluster that exists": ["hosts/cluster.ts"],
+    "A cluster that exists": ["hosts/cluster.ts", "hosts/cluster.ts"],
     "Without root in the pod": ["hosts/kubelet.hosts.ts"],
     "As a systemd service (bare metal, k3s, RKE2)": [
       "hosts/systemd.hosts.ts",

@@ -136,7 +136,7 @@ function watch(
         cause,
         remedy:
           bindAgain === undefined
-            ? "systemctl restart key4c-kms-plugin.socket; the service alone does not help"
+            ? "when Key4C answers: systemctl restart key4c-kms-plugin.socket, which restarts the plugin too; the service alone does not help"
             : "it is tried again until it can be bound; do not restart the plugin for it",
       });
     } else if (isOurs() && isLost) {

@@ -76,7 +76,7 @@ export const [POD = ""] = commandsOf("OPERATIONS.md", "As a static pod (kubeadm)
   filledIn(block, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN }),
 );
 export const [NEW_CLUSTER = ""] = commandsOf("OPERATIONS.md", "A new cluster");
-export const [EXISTING_CLUSTER = ""] = commandsOf("OPERATIONS.md", "A cluster that exists");
+export const EXISTING_CLUSTER = commandsOf("OPERATIONS.md", "A cluster that exists").join("\n");
 
 /** What the reader is to replace in each block with an InitConfiguration. */
 const initAddress = ({ name, address }: ClusterNode) => ({
@@ -146,7 +146,14 @@ export const rewrite = (node: ClusterNode) => type(node, REWRITE);
 
 /** @throws Error unless every Secret is under the current key */
 export async function rewriteAndProve(node: ClusterNode): Promise<void> {
-  await type(node, TRY);
+  const here = `https://${node.address}:6443`;
+  const tried = await type(
+    node,
+    filledIn(TRY, { "https://NODE:6443": here, "https://OTHER-NODE:6443": here }),
+  );
+  if (!tried.includes("PROVEN")) {
+    throw new Error(tried);
+  }
   await rewrite(node);
   const proof = await type(node, PROVE);
   if (proof.includes("NOT PROVEN")) {
