@@ -237,10 +237,6 @@ function missingOrConflicting(
       );
     }
     mustFit("certFile", "certKeyFile");
-    const kmsKeyId = keyIdOf(config);
-    if (kmsKeyId !== undefined && previousKeyIdsOf(config).includes(kmsKeyId)) {
-      problems.push("KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must not name KMS_KEY_ID itself");
-    }
   }
   if (command === "inspect") {
     notBoth("decrypt", "verify");
@@ -263,9 +259,14 @@ export function keyIdOf({ kmsKeyId, kmsKeyIdFile }: Config): string | undefined 
   return kmsKeyIdFile?.current ?? kmsKeyId;
 }
 
-/** KMS_PREVIOUS_KEY_IDS, likewise. */
+/**
+ * KMS_PREVIOUS_KEY_IDS, likewise, without the key that wraps. While a key is changed both lists name both keys, and a
+ * plugin that restarts then, with its node perhaps, must start.
+ */
 export function previousKeyIdsOf(config: Config): readonly string[] {
-  return config.previousKeyIdsFile?.current ?? config.previousKeyIds ?? [];
+  const current = keyIdOf(config);
+  const all = config.previousKeyIdsFile?.current ?? config.previousKeyIds ?? [];
+  return all.filter((id) => id !== current);
 }
 
 /** An option that has a default, or that parseCommandLine has insisted on. */

@@ -345,6 +345,26 @@ const VERSIONS = {
 };
 
 const KEY_FILES = {
+  "a plugin that starts anew at any step of the runbook starts, and reads both": async () => {
+    const emulated = emulator({ keyIds: ["demo", "next"] });
+    const [keyId, previous] = [temporaryFile("demo\n"), temporaryFile("\n")];
+    const env = { KMS_KEY_ID: "", KMS_KEY_ID_FILE: keyId, KMS_PREVIOUS_KEY_IDS_FILE: previous };
+    const written: Wrapped[] = [];
+    for (const step of [
+      () => {},
+      () => writeFileSync(previous, "demo\nnext\n"), // everywhere, before any wraps under the new key
+      () => nameKey(keyId, "next"),
+    ]) {
+      step();
+      const plugin = await launchOk(emulated.url, { ...INTERVAL, ...env });
+      written.push(await wrap(plugin));
+      for (const one of written) {
+        await unwrap(plugin, one);
+      }
+      await plugin.stop();
+    }
+    expect(new Set(written.map(({ v2 }) => v2.keyId)).size).toBe(2);
+  },
   "under load, there and back and there again: no call of anybody fails": async () => {
     const emulated = emulator({ keyIds: ["demo", "next"] });
     const file = temporaryFile("demo\n");

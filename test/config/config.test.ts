@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseCommandLine } from "../../src/config/config.ts";
+import { parseCommandLine, previousKeyIdsOf } from "../../src/config/config.ts";
 import { OPTIONS } from "../../src/config/options.ts";
 import { ExitError } from "../../src/system/errors.ts";
 import { temporaryDirectory, temporaryFile } from "../support.ts";
@@ -96,7 +96,6 @@ test.each([
   [{ KMS_KEY_ID: ".." }, "must be the ID of a key"],
   [{ KMS_KEY_ID: "a,b" }, "no comma"],
   [{ KMS_PREVIOUS_KEY_IDS: "a,,b" }, "KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must be the ID"],
-  [{ KMS_PREVIOUS_KEY_IDS: "a,k" }, "must not name KMS_KEY_ID itself"],
   [{ KMS_ENDPOINT: "unix://tmp/kms.sock" }, "three slashes"],
   [{ KMS_ENDPOINT: "unix:///@kms" }, "abstract socket"],
   [{ KMS_ENDPOINT: "tcp://127.0.0.1:1" }, "must be unix:///PATH"],
@@ -257,5 +256,13 @@ test.each([
   expect(told).not.toBe("");
   for (const part of ["S3CR3T", "1234", "\u001b"]) {
     expect(told).not.toContain(part);
+  }
+});
+
+test("while a key is changed, the list of previous keys may name the one that wraps", () => {
+  const given = { ...GOOD, KMS_PREVIOUS_KEY_IDS: "a,k,b" };
+  for (const command of ["serve", "inspect", "doctor"]) {
+    const { config, problems: told } = parseCommandLine([command], given);
+    expect([told, previousKeyIdsOf(config)]).toEqual([[], ["a", "b"]]);
   }
 });
