@@ -61,11 +61,11 @@ test.each(DOCUMENTS)("%s: a test types each block of shell as it stands", (docum
     Object.fromEntries(named.map(([heading, files]) => [heading, files.length])),
   );
   for (const [heading, files] of named) {
-    const call = RegExp.escape(`commandsOf("${document}", "${heading}"`);
+    const call = `commandsOf("${document}", "${heading}"`;
     for (const file of files) {
       // As Biome breaks a long line.
       const source = readFileSync(join(import.meta.dir, file), "utf8").replaceAll(/\(\s+/g, "(");
-      const calls = new RegExp(call).test(source.replaceAll(/,\s+/g, ", "));
+      const calls = source.replaceAll(/,\s+/g, ", ").includes(call);
       expect([file, heading, calls]).toEqual([file, heading, true]);
     }
   }

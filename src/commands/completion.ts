@@ -22,17 +22,19 @@ interface Flag {
   readonly value: "file" | "free" | readonly string[] | undefined;
 }
 
-const SYNTAX: readonly Syntax[] = COMMANDS.map((command) => ({
-  command,
-  flags: [
-    ...optionsOf(command).flatMap(([, option]) => flagOf(option, command)),
-    { name: "help", about: "what this command does", value: undefined },
-  ],
-  operands:
-    command === "help"
-      ? COMMANDS.map((one) => [one, COMMAND_FACTS[one].purpose] as const)
-      : Object.entries(operandsOf(command)),
-}));
+/** Made when it is asked for: serve starts without it. */
+const syntaxOfAll = (): readonly Syntax[] =>
+  COMMANDS.map((command) => ({
+    command,
+    flags: [
+      ...optionsOf(command).flatMap(([, option]) => flagOf(option, command)),
+      { name: "help", about: "what this command does", value: undefined },
+    ],
+    operands:
+      command === "help"
+        ? COMMANDS.map((one) => [one, COMMAND_FACTS[one].purpose] as const)
+        : Object.entries(operandsOf(command)),
+  }));
 
 function flagOf(option: Option, command: Command): Flag[] {
   const { flag, value } = option;
@@ -59,20 +61,20 @@ function kindOf(value: string): Flag["value"] {
 export function completionCommand(shell: string | undefined): string {
   switch (shell) {
     case "bash":
-      return bash();
+      return bash(syntaxOfAll());
     case "zsh":
-      return zsh();
+      return zsh(syntaxOfAll());
     case "fish":
-      return fish();
+      return fish(syntaxOfAll());
     default: // the parser has refused any other
       throw new ExitError(USAGE_EXIT_CODE, "completion needs a SHELL: bash, zsh or fish");
   }
 }
 
-function bash(): string {
+function bash(syntax: readonly Syntax[]): string {
   // By flag alone: one that two commands have takes the same kind of value.
   const kinds = new Map(
-    SYNTAX.flatMap(({ flags }) => flags.map(({ name, value }) => [name, value])),
+    syntax.flatMap(({ flags }) => flags.map(({ name, value }) => [name, value])),
   );
   const flagsOf = (kind: "file" | "free") =>
     [...kinds].flatMap(([name, value]) => (value === kind ? [`--${name}`] : [])).join(" | ");
@@ -102,13 +104,14 @@ ${enumerated.join("\n")}
     ${flagsOf("free")}) return ;;
     *)
       case $command in
-${SYNTAX.map(({ command, flags }) => `        ${command}) words="${flags.map(({ name }) => `--${name}`).join(" ")}" ;;`).join("\n")}
+${syntax.map(({ command, flags }) => `        ${command}) words="${flags.map(({ name }) => `--${name}`).join(" ")}" ;;`).join("\n")}
       esac
       if ((COMP_CWORD == 1)) && [[ $word != -* ]]; then
         words="${COMMANDS.join(" ")}"
       elif ((COMP_CWORD == 2)) && [[ $word != -* ]]; then
         case $command in
-${SYNTAX.filter(({ operands }) => operands.length > 0)
+${syntax
+  .filter(({ operands }) => operands.length > 0)
   .map(
     ({ command, operands }) =>
       `          ${command}) words="${operands.map(([name]) => name).join(" ")}" ;;`,
@@ -124,7 +127,7 @@ complete -F _key4c_kms_plugin ${PROGRAM}
 `;
 }
 
-function zsh(): string {
+function zsh(syntax: readonly Syntax[]): string {
   const quote = (text: string) => `'${text.replaceAll("'", "'\\''")}'`;
   const plain = (text: string) => text.replaceAll(/[[\]:\\]/g, "\\$&");
   const action = (value: Flag["value"]) => {
@@ -137,7 +140,7 @@ function zsh(): string {
   };
   const described = (pairs: readonly (readonly [string, string])[]) =>
     pairs.map(([name, about]) => quote(`${name}:${about}`)).join(" ");
-  const cases = SYNTAX.map(({ command, flags, operands }) => {
+  const cases = syntax.map(({ command, flags, operands }) => {
     const specs = flags.map(({ name, about, value }) =>
       quote(`--${name}${value === undefined ? "" : "="}[${plain(about)}]${action(value)}`),
     );
@@ -173,7 +176,7 @@ fi
 `;
 }
 
-function fish(): string {
+function fish(syntax: readonly Syntax[]): string {
   const quote = (text: string) => `'${text.replaceAll("\\", "\\\\").replaceAll("'", "\\'")}'`;
   const complete = (...words: readonly string[]) => `complete -c ${PROGRAM} ${words.join(" ")}`;
   const first = "test (count (commandline -opc)) -eq 1";
@@ -191,7 +194,7 @@ ${[
   ...COMMANDS.map((command) =>
     complete("-n", quote(first), "-a", command, "-d", quote(COMMAND_FACTS[command].purpose)),
   ),
-  ...SYNTAX.flatMap(({ command, flags, operands }) => {
+  ...syntax.flatMap(({ command, flags, operands }) => {
     const here = `test (__key4c_kms_plugin_command) = ${command}`;
     return [
       ...operands.map(([name, about]) =>

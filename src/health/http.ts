@@ -3,9 +3,11 @@
  * is answered from its first line alone, with bounded size and time. No ready-made server fits: under Bun 1.4.5 Node's
  * ignores maxConnections and does not end connections, and Bun's answers a bad Host with a page of its own.
  */
+
 import type { Socket } from "node:net";
 import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
+import { isLoopbackHost } from "../system/loopback.ts";
 import { SparingListener } from "./sparing-listener.ts";
 
 /** How often an address in use is tried again. A former plugin that still holds it gives it up when it ends. */
@@ -64,7 +66,7 @@ export function serveHttp(options: HttpOptions): HttpServer {
       timer = setTimeout(start, RETRY_INTERVAL_MS);
     }
   };
-  if (!isLoopback(host)) {
+  if (!isLoopbackHost(host)) {
     log.warn(
       "KMS_HTTP_ADDRESS is not a loopback address: others can read key_id, counts and times",
       {
@@ -83,11 +85,6 @@ export function serveHttp(options: HttpOptions): HttpServer {
       }
     },
   };
-}
-
-/** Whether nothing but this machine reaches a host. */
-export function isLoopback(host: string): boolean {
-  return /^(127(\.\d{1,3}){3}|::1|localhost)$/.test(host);
 }
 
 /** Reads one request, answers it and ends the connection, whatever else was sent. */

@@ -1,6 +1,7 @@
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { replaceFile } from "../system/files.ts";
+import { isLoopbackHost } from "../system/loopback.ts";
 
 /**
  * A Key4C by the contract of REFERENCE.md, for demos and tests. Its keys are plain AES keys in memory and,
@@ -233,14 +234,10 @@ function refuseBrowsers({ headers, url }: Request): void {
   if (
     headers.has("origin") ||
     headers.has("sec-fetch-site") ||
-    !isLoopbackHost(new URL(url).hostname)
+    !isLoopbackHost(new URL(url).hostname.replace(/^\[|\]$/g, ""))
   ) {
     throw new Refusal(403, "DENIED", "not for browsers");
   }
-}
-
-function isLoopbackHost(host: string): boolean {
-  return /^(127(\.\d{1,3}){3}|\[::1\]|localhost)$/.test(host);
 }
 
 async function control(

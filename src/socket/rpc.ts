@@ -12,7 +12,6 @@ import { type Server, status, type UntypedServiceImplementation } from "@grpc/gr
 import { type Clock, systemClock } from "../system/clock.ts";
 import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
-import { oncePer } from "../system/once-per.ts";
 import { hasMoreFields } from "../system/protobuf.ts";
 import { encoderOf } from "./encoder.ts";
 import type { UnaryCall, UnaryHandler } from "./unary-server.ts";
@@ -98,6 +97,7 @@ export function addService<S extends DescService>(
       throw new PluginError("internal", `${service.typeName} has no handler for ${method.name}`);
     }
     const path = `/${service.typeName}/${method.name}`;
+    const parts = partsOf(method.input);
     const encode = encoderOf(method.output);
     const labels: Partial<Record<status, RpcLabels>> = {};
     const labelsOf = (code: status) => {
@@ -134,7 +134,7 @@ export function addService<S extends DescService>(
         finish(code);
       };
       try {
-        const request = decode(method, grpcCall.request);
+        const request = decode(method, grpcCall.request, parts);
         requestId = "uid" in request ? cleanId(request.uid) : undefined;
         const userAgent = () => String(grpcCall.metadata.get("user-agent")[0] ?? "");
         const hasLeft = () => departure?.hasLeft() ?? false;
@@ -191,19 +191,15 @@ function awaitDeparture(grpcCall: UnaryCall, clock: Clock): Departure {
   };
 }
 
-/** The fields that are messages, such as the entries of annotations. */
-const partsOf = oncePer(
-  (message: DescMessage): ReadonlySet<number> =>
-    new Set(
-      message.fields
-        .filter(({ fieldKind }) => fieldKind === "map" || fieldKind === "message")
-        .map(({ number }) => number),
-    ),
-);
+/** The numbers of the fields that are messages, such as the entries of annotations. */
+function partsOf({ fields }: DescMessage): ReadonlySet<number> {
+  const parts = fields.filter(({ fieldKind }) => fieldKind === "map" || fieldKind === "message");
+  return new Set(parts.map(({ number }) => number));
+}
 
-function decode(method: DescService["methods"][number], bytes: Buffer) {
+function decode(method: DescService["methods"][number], bytes: Buffer, parts: ReadonlySet<number>) {
   try {
-    if (hasMoreFields(bytes, MAX_FIELDS, partsOf(method.input))) {
+    if (hasMoreFields(bytes, MAX_FIELDS, parts)) {
       throw new RangeError(`more than ${MAX_FIELDS} fields`);
     }
     return fromBinary(method.input, bytes);

@@ -1,9 +1,10 @@
 /** What a Prometheus and a Grafana need. */
+
 import { hostname } from "node:os";
 import { required } from "../../config/config.ts";
 import { httpAddress } from "../../config/option-types.ts";
-import { isLoopback } from "../../health/http.ts";
 import { ExitError } from "../../system/errors.ts";
+import { isLoopbackHost } from "../../system/loopback.ts";
 import { METRICS_ADDRESS, type Order } from "./settings.ts";
 import { fill, quoted } from "./template.ts";
 import grafana from "./templates/grafana.json";
@@ -36,7 +37,7 @@ export function scrapeConfigText({ line: { config, given } }: Order): string {
   const clusterLabel = required(config.clusterLabel);
   const { clusterName } = config;
   return fill(scrapeConfig, {
-    targets: isLoopback(address.host)
+    targets: isLoopbackHost(address.host)
       ? [
           "static_configs:",
           `  - targets: [${quoted(text)}]`,
