@@ -36,6 +36,8 @@ export class Health {
   readonly #loops = new Map<string, ProbeLoop>();
   readonly #changes: ChangeLog;
   #olderSinceMs: number | undefined;
+  /** What the last probes missed, before it was a verdict. */
+  #missing: readonly Snapshot[] = [];
   #auditedAtMs = Number.NEGATIVE_INFINITY;
   #auditing: Promise<void> | undefined;
   /** Keys of which Key4C must be asked for every local KEK that is held, once it answers. */
@@ -149,7 +151,10 @@ export class Health {
       await this.#examine(standing);
       standing.hear(undefined);
       keyring.keyIsWell();
-      if (wasMismatch) {
+      // What was missed may have been replaced before that was a verdict: then nobody has asked for it again.
+      const isReplaced = this.#missing.some((one) => !keyring.isPinned(one));
+      this.#missing = [];
+      if (wasMismatch || isReplaced) {
         this.#unaudited.add(standing.kmsKeyId);
       }
     } catch (error) {
@@ -185,6 +190,7 @@ export class Health {
     this.#olderSinceMs = version < before ? (this.#olderSinceMs ?? this.#clock.nowMs()) : undefined;
     const missing = await keyring.missingKeks();
     if (missing.length > 0) {
+      this.#missing = [...new Set([...this.#missing, ...missing])];
       await this.#confirmMismatch(missing, snapshot, doubt);
     }
     if (doubt !== undefined) {

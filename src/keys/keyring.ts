@@ -20,8 +20,8 @@ const RENEW_AT = 0.9;
 /** Status waits this long for the first probe, then says why there is nothing yet. */
 const MAX_FIRST_PROBE_WAIT_MS = 2_000;
 /**
- * A renewal wants the witness given back, and verifies on a new connection, unless another one has just done so:
- * else KMS_LOCAL_KEK_MAX_USES=1 would cost two more calls and a TLS handshake for each DEK.
+ * A renewal wants the witness given back, unless a probe or another renewal has just seen that: else
+ * KMS_LOCAL_KEK_MAX_USES=1 would cost one more call for each DEK. What a renewal itself makes is always proven.
  */
 const RENEWAL_PROOF_INTERVAL_MS = 1_000;
 /** A wrapped DEK and the key_id of what wrapped it. */
@@ -258,20 +258,20 @@ export class Keyring {
    */
   async adopt(kmsKeyId: string, expected: Expected): Promise<Snapshot> {
     const { revocation } = this.#options.standings.of(kmsKeyId);
-    const made = await this.#make(kmsKeyId, expected, true);
+    const made = await this.#make(kmsKeyId, expected);
     return this.#become(kmsKeyId, made, expected, revocation);
   }
 
   /** Where describe tells no version, a new one counts only if two encrypts tell the same. */
-  async #make(kmsKeyId: string, expected: Expected, newConnection: boolean): Promise<ProvenKek> {
+  async #make(kmsKeyId: string, expected: Expected): Promise<ProvenKek> {
     const { service } = this.#options;
-    const made = await makeLocalKek(service, kmsKeyId, expected, { newConnection });
+    const made = await makeLocalKek(service, kmsKeyId, expected);
     const { keyVersion } = made.header;
     const isKnown = this.#held.current?.keyId === formatKeyId(made.header) || keyVersion === 0;
     if (expected.version === undefined && !isKnown) {
       const same = { ...expected, version: keyVersion };
       try {
-        const again = await makeLocalKek(service, kmsKeyId, same, { newConnection });
+        const again = await makeLocalKek(service, kmsKeyId, same);
         again.localKek.drop();
       } catch (error) {
         made.localKek.drop();
@@ -288,6 +288,11 @@ export class Keyring {
       this.#provenAtMs = this.#clock.nowMs();
     }
     return missing;
+  }
+
+  /** Whether a probe asks for it. */
+  isPinned({ header }: Snapshot): boolean {
+    return this.#held.isPinned(header);
   }
 
   /** See {@link tryAnother}. */
@@ -337,14 +342,14 @@ export class Keyring {
       this.#provenAtMs = nowMs; // those that are begun meanwhile do not ask too
       const witness = this.#held.witness ?? current;
       const { service } = this.#options;
-      if (!(await isGivenBack(service, kmsKeyId, witness, { newConnection: true }))) {
+      if (!(await isGivenBack(service, kmsKeyId, witness))) {
         throw new PluginError(
           "mismatch",
           `Key4C does not give back the local KEK ${fingerprintOf(witness)}`,
         );
       }
     }
-    const made = await this.#make(kmsKeyId, expected, isProofDue);
+    const made = await this.#make(kmsKeyId, expected);
     this.#become(kmsKeyId, made, expected, undefined);
   }
 

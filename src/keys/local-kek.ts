@@ -31,19 +31,19 @@ export function expectedOf(
 }
 
 /**
- * Makes a local KEK, has Key4C wrap it and give it back.
+ * Makes a local KEK, has Key4C wrap it and give it back, each on a new connection: a kept one may lead to a replica that
+ * no other process reaches, and what only that replica gives back is lost with this process.
  * @throws PluginError `olderVersion` when encrypt tells another version than is expected
  */
 export async function makeLocalKek(
   service: WrappingService,
   kmsKeyId: string,
   expected: Expected,
-  options: CallOptions,
 ): Promise<ProvenKek> {
   const hash = keyNameHash(kmsKeyId);
   const bytes = randomBytes(LOCAL_KEK_BYTES);
   try {
-    const wrapped = await service.wrap(kmsKeyId, bytes, aadOf(hash));
+    const wrapped = await service.wrap(kmsKeyId, bytes, aadOf(hash), { newConnection: true });
     const version = wrapped.version ?? expected.version;
     if (expected.version !== undefined && version !== expected.version) {
       throw new PluginError(
@@ -61,7 +61,7 @@ export async function makeLocalKek(
     const localKek = new LocalKek(Buffer.from(bytes));
     let isSame = false;
     try {
-      isSame = await isGivenBack(service, kmsKeyId, { header, localKek }, options);
+      isSame = await isGivenBack(service, kmsKeyId, { header, localKek });
     } finally {
       if (!isSame) {
         localKek.drop();
@@ -80,18 +80,17 @@ export async function makeLocalKek(
 }
 
 /**
- * Whether Key4C gives back the same bytes. False when it calls the wrapped form invalid, or gives other bytes.
+ * Whether Key4C gives back the same bytes, asked on a new connection. False when it calls the wrapped form invalid, or gives other bytes.
  * @throws PluginError when its answer says neither
  */
 export async function isGivenBack(
   service: WrappingService,
   kmsKeyId: string,
   { header, localKek }: ProvenKek,
-  options: CallOptions,
 ): Promise<boolean> {
   let bytes: Buffer;
   try {
-    bytes = await unwrapLocalKek(service, kmsKeyId, header, options);
+    bytes = await unwrapLocalKek(service, kmsKeyId, header, { newConnection: true });
   } catch (error) {
     if (toPluginError(error).kind === "invalid") {
       return false;

@@ -19,7 +19,7 @@ export async function missingKeks(
   const given = await Promise.all(
     held.pinned.map(async (one) => ({
       one,
-      isGiven: await isGivenBack(service, one.kmsKeyId, one, { newConnection: true }),
+      isGiven: await isGivenBack(service, one.kmsKeyId, one),
     })),
   );
   return given.filter(({ isGiven }) => !isGiven).map(({ one }) => one);
@@ -34,7 +34,7 @@ export async function tryAnother(
   { kmsKeyId, header }: Snapshot,
 ): Promise<void> {
   const expected = { version: undefined, kcvHash: header.kcvHash };
-  const { localKek } = await makeLocalKek(service, kmsKeyId, expected, { newConnection: true });
+  const { localKek } = await makeLocalKek(service, kmsKeyId, expected);
   localKek.drop();
 }
 
@@ -64,7 +64,7 @@ export async function auditKeks(
   let isComplete = true;
   const askOneAfterTheOther = async () => {
     for (const one of left) {
-      const isGiven = await isGivenBack(service, kmsKeyId, one, {}).catch(() => {
+      const isGiven = await isGivenBack(service, kmsKeyId, one).catch(() => {
         isComplete = false;
       });
       if (isGiven === true) {

@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
+import defaultProfile from "../../src/key4c/key4c.profile.json";
 import { rpcs, Sightings, wrapBoth } from "../faults/callers.ts";
 import type { Wrapped } from "../faults/material.ts";
 import {
@@ -95,6 +96,13 @@ export const page =
   () =>
     new Response("<html>", { status: code });
 export const hangs: Behaviour = () => new Promise(() => {});
+
+/** A profile that does not ask for the key check value: nothing but the answers tells the materials apart. */
+export const withoutKcv = () => {
+  const { kcv: _, ...result } = defaultProfile.describe.result;
+  const describe = { ...defaultProfile.describe, result };
+  return { KEY4C_PROFILE: temporaryFile(JSON.stringify({ ...defaultProfile, describe })) };
+};
 
 /** What an RPC may take on a machine that does something else besides. */
 const GIVE_UP_MS = 90_000;
@@ -191,6 +199,19 @@ export const wrap = ({ client }: Plugin): Promise<Wrapped> => wrapBoth(client, r
 /** @throws Error when it is not readable by both APIs */
 export async function unwrap({ client }: Plugin, wrapped: Wrapped): Promise<void> {
   await Promise.all([rpcs.decrypt1(client, wrapped), rpcs.decrypt2(client, wrapped)]);
+}
+
+/** Everything that was acknowledged is read by a plugin that knows nothing but what etcd holds. */
+export async function expectReadable(
+  key4cUrl: string,
+  wrapped: readonly Wrapped[],
+  env: Record<string, string> = {},
+): Promise<void> {
+  const fresh = await launchOk(key4cUrl, env);
+  for (const one of wrapped) {
+    await unwrap(fresh, one);
+  }
+  await fresh.stop();
 }
 
 /** Asks for Status, an Encrypt and a Decrypt of each API, again and again. */

@@ -7,7 +7,6 @@ import { randomBytes } from "node:crypto";
 import { copyFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
-import defaultProfile from "../../src/key4c/key4c.profile.json";
 import { rpcs, Sightings } from "../faults/callers.ts";
 import type { Wrapped } from "../faults/material.ts";
 import { watchStalls } from "../faults/plugin.ts";
@@ -17,6 +16,7 @@ import {
   type Behaviour,
   bendKey4C,
   eventually,
+  expectReadable,
   keepCalling,
   launch,
   launchOk,
@@ -25,6 +25,7 @@ import {
   says,
   toldTo,
   unwrap,
+  withoutKcv,
   wrap,
 } from "./bent-key4c.ts";
 import { sideBySide } from "./side-by-side.ts";
@@ -39,13 +40,6 @@ const INTERVAL = { KMS_PROBE_INTERVAL: `${INTERVAL_MS}ms` };
  */
 const BOUND_MS = 1.1 * INTERVAL_MS + 10_000 + 6_000;
 
-/** A profile that does not ask for the key check value: nothing but the answers tells the materials apart. */
-const withoutKcv = () => {
-  const { kcv: _, ...result } = defaultProfile.describe.result;
-  const describe = { ...defaultProfile.describe, result };
-  return { KEY4C_PROFILE: temporaryFile(JSON.stringify({ ...defaultProfile, describe })) };
-};
-
 /** An emulator whose keys are those of another one at this moment: a backup of it. */
 function restored(dataFile: string) {
   const copy = join(temporaryDirectory(), "restored.json");
@@ -56,19 +50,6 @@ function restored(dataFile: string) {
 /** The version in a ciphertext of the emulator's. */
 const versionIn = (body: string) =>
   Buffer.from((JSON.parse(body) as { ciphertext: string }).ciphertext, "base64").readUInt32BE();
-
-/** Everything that was acknowledged is read by a plugin that knows nothing but what etcd holds. */
-async function expectReadable(
-  key4cUrl: string,
-  wrapped: readonly Wrapped[],
-  env: Record<string, string>,
-): Promise<void> {
-  const fresh = await launchOk(key4cUrl, { ...INTERVAL, ...env });
-  for (const one of wrapped) {
-    await unwrap(fresh, one);
-  }
-  await fresh.stop();
-}
 
 const metricsOf = async (plugin: Plugin) => ({
   mismatch: await plugin.metric('key4c_kms_state{state="mismatch"}'),

@@ -154,7 +154,7 @@ async function checkWrap(
   const startMs = performance.now();
   try {
     const expected = expectedOf(kmsKeyId, await key4c.describe(kmsKeyId));
-    const { header, localKek } = await makeLocalKek(key4c, kmsKeyId, expected, {});
+    const { header, localKek } = await makeLocalKek(key4c, kmsKeyId, expected);
     localKek.drop();
     const keyId = formatKeyId(header);
     const ms = performance.now() - startMs;
