@@ -1,7 +1,6 @@
 import { isatty } from "node:tty";
 import { version as VERSION } from "../package.json";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
-import { completionCommand } from "./commands/completion.ts";
 import { configuredKeys, key4cClient } from "./commands/configured.ts";
 import { doctorCommand } from "./commands/doctor/doctor.ts";
 import { emulatorCommand, emulatorInside } from "./commands/emulator.ts";
@@ -10,6 +9,7 @@ import { inspectCommand } from "./commands/inspect/command.ts";
 import { licences } from "./commands/licences.ts";
 import { manifestCommand } from "./commands/manifest/manifest.ts";
 import { type Config, parseCommandLine, required } from "./config/config.ts";
+import { PluginError } from "./failures/plugin-error.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
 import { Health } from "./health/health.ts";
@@ -31,7 +31,7 @@ import {
   MAX_MESSAGE_BYTES,
 } from "./socket/rpc.ts";
 import { UnaryServer } from "./socket/unary-server.ts";
-import { describeError, ExitError, PluginError } from "./system/errors.ts";
+import { describeError, ExitError } from "./system/errors.ts";
 import { createLog, type Log } from "./system/log.ts";
 import { endOnSignal, hardenProcess, print, untilSignal } from "./system/process.ts";
 import { stderr } from "./system/stderr.ts";
@@ -263,8 +263,6 @@ async function run(argv: readonly string[]): Promise<void> {
     case "inspect":
       hardenProcess(log);
       return inspectCommand(config, log);
-    case "completion":
-      return print(completionCommand(line.operand));
     case "version":
       return print(config.licences ? await licences() : `key4c-kms-plugin ${VERSION}\n`);
     case "help":

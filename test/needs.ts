@@ -33,8 +33,6 @@ const NEEDS = {
   prometheus: tool("prometheus", "prometheus"),
   "systemd-analyze": tool("systemd-analyze", "systemd"),
   strace: tool("strace", "strace"),
-  zsh: tool("zsh", "zsh"),
-  fish: tool("fish", "fish"),
   openssl: tool("openssl", "openssl"),
   setpriv: tool("setpriv", "util-linux"),
   buildah: tool("buildah", "buildah"),

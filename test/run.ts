@@ -17,7 +17,8 @@ const scratch = mkdtempSync(join(tmpdir(), "k4c-run-"));
 const CHECKS: readonly (readonly [string, string])[] = [
   ["types", "tsc"],
   ["licences, lock file, install scripts", "bun test/build/supply-chain.ts"],
-  ["lint, format, import cycles, order of folders", "biome ci --error-on-warnings ."],
+  ["lint, format, import cycles", "biome ci --error-on-warnings ."],
+  ["order of folders", "bun test/build/folders.ts"],
   ["buf lint", "buf lint"],
   ["buf format", "buf format --diff --exit-code"],
   ["buf breaking", "buf breaking --against proto/baseline.json"],

@@ -20,10 +20,11 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import { Client, credentials, Metadata, type ServiceError } from "@grpc/grpc-js";
+import { type EmulatorOptions, startEmulator } from "../src/emulator/emulator.ts";
+import type { ErrorKind } from "../src/failures/kinds.ts";
+import { PluginError } from "../src/failures/plugin-error.ts";
 import { Key4C, type Key4COptions } from "../src/key4c/client.ts";
-import { type EmulatorOptions, startEmulator } from "../src/key4c/emulator.ts";
 import { DEFAULT_PROFILE } from "../src/key4c/profile.ts";
-import { type ErrorKind, PluginError } from "../src/system/errors.ts";
 import { createLog } from "../src/system/log.ts";
 import {
   allowFile,

@@ -2,6 +2,7 @@
 import type { KeyObject } from "node:crypto";
 import {
   copyFileSync,
+  cpSync,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -105,10 +106,11 @@ async function release(directory: string, options: ReleaseOptions): Promise<bool
 function fill(directory: string): void {
   mkdirSync(directory);
   copyFileSync(LICENCES, join(directory, "THIRD-PARTY-LICENSES.txt"));
-  const documents = readdirSync(ROOT).filter((file) => /\.(md|svg)$/.test(file));
+  const documents = readdirSync(ROOT).filter((file) => file.endsWith(".md"));
   for (const file of ["LICENSE", ...documents]) {
     copyFileSync(join(ROOT, file), join(directory, file));
   }
+  cpSync(join(ROOT, "docs"), join(directory, "docs"), { recursive: true });
 }
 
 /** @returns undefined when it cannot be made; why is told */

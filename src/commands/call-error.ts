@@ -1,10 +1,10 @@
 /** What went wrong with a call to a running plugin, in words: what happened, and what to do. */
 import { lstatSync } from "node:fs";
 import { type ServiceError, status } from "@grpc/grpc-js";
-import { remedyOf } from "../health/words.ts";
+import { type ErrorKind, KINDS } from "../failures/kinds.ts";
 import { MAX_MESSAGE_BYTES } from "../socket/rpc.ts";
 import { connectTo } from "../socket/unix-socket.ts";
-import { type ErrorKind, ExitError, KINDS } from "../system/errors.ts";
+import { ExitError } from "../system/errors.ts";
 import { printable } from "./printable.ts";
 
 /** Its message has a line for {@link what}, and one for each remedy. */
@@ -68,19 +68,6 @@ async function answerAt(socket: string): Promise<string> {
   return isOther ? "no socket" : answer;
 }
 
-/** What no probe meets; for every other kind the log's own remedy serves. */
-const REMEDIES: { readonly [K in ErrorKind]?: string } = {
-  invalid:
-    "it is no ciphertext of this plugin, or was changed: check that all of it is there, as encrypt or kube-apiserver wrote it",
-  tooLarge: "a DEK has 32 bytes; the plugin wraps keys, not data",
-  noKeyId: "send the key_id that Encrypt returned",
-  unknownKey:
-    "name its key in KMS_PREVIOUS_KEY_IDS, if it was a former one; a plugin of another KMS_KEY_ID wrote it",
-  deadline: `Key4C answers slowly, or not at all: ${SEE_LOG}`,
-  cancelled: "try again",
-  internal: `a defect of the plugin: ${SEE_LOG}; please report it`,
-};
-
 /**
  * @param method name of the RPC
  * @param timeoutMs how long it was waited for
@@ -93,7 +80,7 @@ export async function callError(
   const kind = kinds.find((one) => KINDS[one].code === code && KINDS[one].text === details);
   if (kind !== undefined) {
     const what = `${method}: the plugin answers ${status[code]}: ${details}`;
-    return new CallError(what, REMEDIES[kind] ?? `${remedyOf(kind)}; ${SEE_LOG}`);
+    return new CallError(what, `${KINDS[kind].remedy}; ${SEE_LOG}`);
   }
   // Not a text of the plugin: it is grpc-js's own, or that of somebody else who listens there.
   switch (code) {

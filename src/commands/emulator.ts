@@ -5,7 +5,7 @@ import {
   previousKeyIdsOf,
   required,
 } from "../config/config.ts";
-import { type Emulator, startEmulator } from "../key4c/emulator.ts";
+import { type Emulator, startEmulator } from "../emulator/emulator.ts";
 import { describeError, ExitError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { print, untilSignal } from "../system/process.ts";

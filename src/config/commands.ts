@@ -35,7 +35,7 @@ export interface CommandFacts {
 
 const NOT_ASKED = "no plugin at the socket, no answer, or a refusal";
 
-/** The commands. Help, completion, REFERENCE.md and the parser are made from this table. */
+/** The commands. Help, REFERENCE.md and the parser are made from this table. */
 const TABLE = {
   serve: {
     purpose: "serve both KMS APIs on a unix socket (the default command)",
@@ -150,21 +150,6 @@ const TABLE = {
         1: "address or data file cannot be used; with an ACTION: no emulator that allows it answers",
       },
     ],
-  },
-  completion: {
-    purpose: "print the completion of a shell: bash, zsh or fish",
-    operand: {
-      shown: "SHELL",
-      values: {
-        bash: "source <(key4c-kms-plugin completion bash)",
-        zsh: "source <(key4c-kms-plugin completion zsh)",
-        fish: "key4c-kms-plugin completion fish | source",
-      },
-    },
-    reads: "nothing",
-    writes: "a script, for the shell to read at its start",
-    example: "completion bash > /usr/share/bash-completion/completions/key4c-kms-plugin",
-    exits: [{ 0: "printed", 1: "not printed" }],
   },
   version: {
     purpose: "print the version",

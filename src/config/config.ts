@@ -1,5 +1,6 @@
+import { PluginError } from "../failures/plugin-error.ts";
 import { DEFAULT_PROFILE, sends } from "../key4c/profile.ts";
-import { ExitError, PluginError } from "../system/errors.ts";
+import { ExitError } from "../system/errors.ts";
 import { credentialFile } from "../system/systemd.ts";
 import { readArguments, unknownCommand, unknownOperand } from "./arguments.ts";
 import { COMMANDS, type Command, USAGE_EXIT_CODE } from "./commands.ts";
@@ -16,7 +17,7 @@ export type Config = {
 export interface CommandLine {
   readonly command: Command;
   readonly config: Config;
-  /** The word behind `manifest`, `emulator`, `completion` or `help`. */
+  /** The word behind `manifest`, `emulator` or `help`. */
   readonly operand: string | undefined;
   /** The texts that were given, not defaults, by environment name. */
   readonly given: ReadonlyMap<string, string>;

@@ -1,3 +1,4 @@
+import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import type { KeyDescription } from "../key4c/client.ts";
 import { fingerprintOf, type Snapshot } from "../keys/held.ts";
 import type { KeySet } from "../keys/key-set.ts";
@@ -6,7 +7,7 @@ import { expectedOf } from "../keys/local-kek.ts";
 import { OLDER_VERSION_MS, type Standing, type Standings, type State } from "../keys/standing.ts";
 import type { CallOptions } from "../keys/wrapping.ts";
 import { type Clock, systemClock } from "../system/clock.ts";
-import { describeError, PluginError, toPluginError } from "../system/errors.ts";
+import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { ChangeLog } from "./change-log.ts";
 import { ProbeLoop } from "./probe-loop.ts";

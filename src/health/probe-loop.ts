@@ -1,6 +1,6 @@
+import { toPluginError } from "../failures/plugin-error.ts";
 import type { Standing } from "../keys/standing.ts";
 import type { Clock } from "../system/clock.ts";
-import { toPluginError } from "../system/errors.ts";
 
 /**
  * Each probe is moved by up to this part of the interval. That does not spread plugins that begin together. So the first

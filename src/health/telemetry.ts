@@ -1,10 +1,10 @@
 import { X509Certificate } from "node:crypto";
 import { readdirSync, statSync } from "node:fs";
+import { KINDS } from "../failures/kinds.ts";
 import { formatKeyId, keyNameHash, NO_KCV } from "../keys/key-id.ts";
 import type { KeySet } from "../keys/key-set.ts";
 import type { Keyring } from "../keys/keyring.ts";
 import { STATES, type Standings } from "../keys/standing.ts";
-import { KINDS } from "../system/errors.ts";
 import { stderr } from "../system/stderr.ts";
 import type { Health } from "./health.ts";
 import type { Metrics } from "./metrics.ts";

@@ -1,5 +1,6 @@
+import type { ErrorKind } from "../failures/kinds.ts";
+import { PluginError } from "../failures/plugin-error.ts";
 import { LOCAL_KEK_BYTES, MAX_KEY_VERSION, MAX_WRAPPED_KEK_BYTES } from "../keys/wrapping.ts";
-import { type ErrorKind, PluginError } from "../system/errors.ts";
 import { resolvePointer } from "./json.ts";
 import type { BytesPointer, Profile, RemoteErrorKind } from "./profile.ts";
 import { decodeBytes } from "./template.ts";

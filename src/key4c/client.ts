@@ -1,7 +1,8 @@
 import { randomUUID } from "node:crypto";
+import { type ErrorKind, KINDS } from "../failures/kinds.ts";
+import { PluginError } from "../failures/plugin-error.ts";
 import type { CallOptions, WrappedKek, WrappingService } from "../keys/wrapping.ts";
 import { type Clock, sleep, systemClock } from "../system/clock.ts";
-import { type ErrorKind, KINDS, PluginError } from "../system/errors.ts";
 import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
 import {

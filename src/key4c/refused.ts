@@ -1,5 +1,6 @@
+import type { ErrorKind } from "../failures/kinds.ts";
+import { PluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
-import { type ErrorKind, PluginError } from "../system/errors.ts";
 
 /** A secret that Key4C refused is tried again after this time, or when it changes: tokens of HSMs lock. */
 const DENIED_PAUSE_MS = 30_000;

@@ -1,4 +1,4 @@
-import { PluginError } from "../system/errors.ts";
+import { PluginError } from "../failures/plugin-error.ts";
 import { oncePer } from "../system/once-per.ts";
 import type { KekHeader } from "./envelope.ts";
 

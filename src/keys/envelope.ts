@@ -6,8 +6,8 @@ import {
   timingSafeEqual,
 } from "node:crypto";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { PluginError } from "../failures/plugin-error.ts";
 import { EnvelopeSchema } from "../gen/key4c/envelope/v1/envelope_pb.ts";
-import { PluginError } from "../system/errors.ts";
 import { oncePer } from "../system/once-per.ts";
 import { bytesField, hasMoreFields, joined } from "../system/protobuf.ts";
 import { KCV_HASH_BYTES, KEY_NAME_HASH_BYTES, type KeyIdentity } from "./key-id.ts";

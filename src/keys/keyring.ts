@@ -1,5 +1,6 @@
+import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import { type Clock, settledWithin, systemClock } from "../system/clock.ts";
-import { describeError, PluginError, toPluginError } from "../system/errors.ts";
+import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { type Envelope, type KekHeader, type LocalKek, MAX_PLAINTEXT_BYTES } from "./envelope.ts";
 import { fingerprintOf, HeldKeks, type Snapshot, snapshotOf } from "./held.ts";

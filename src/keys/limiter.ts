@@ -1,4 +1,4 @@
-import { PluginError } from "../system/errors.ts";
+import { PluginError } from "../failures/plugin-error.ts";
 
 /** Runs at most `width` tasks at once, first come first served, and remembers at most `queue` more. */
 export class Limiter {

@@ -1,6 +1,6 @@
 /** How a local KEK is made, and how Key4C proves that it would give it back. */
 import { randomBytes } from "node:crypto";
-import { PluginError, toPluginError } from "../system/errors.ts";
+import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import { type KekHeader, kekHeader, LocalKek } from "./envelope.ts";
 import { kcvHash, keyNameHash } from "./key-id.ts";
 import { type CallOptions, LOCAL_KEK_BYTES, type WrappingService } from "./wrapping.ts";

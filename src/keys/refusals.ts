@@ -1,5 +1,5 @@
+import { PluginError } from "../failures/plugin-error.ts";
 import { type Clock, sleep } from "../system/clock.ts";
-import { PluginError } from "../system/errors.ts";
 
 /** How long the plugin itself refuses a wrapped local KEK that Key4C has refused, without asking again. */
 const REFUSAL_MS = 10_000;

@@ -2,8 +2,10 @@
  * The state of one key: what Key4C's answers lead to, and what they drop. {@link RULES} and {@link hear} are the whole of
  * it. The probe reports what it heard; everything else only reads the state.
  */
+
+import type { ErrorKind } from "../failures/kinds.ts";
+import { PluginError } from "../failures/plugin-error.ts";
 import { type Clock, systemClock } from "../system/clock.ts";
-import { type ErrorKind, PluginError } from "../system/errors.ts";
 
 export const STATES = ["starting", "ok", "degraded", "expired", "mismatch", "revoked"] as const;
 /**

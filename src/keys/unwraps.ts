@@ -1,5 +1,6 @@
+import { KINDS } from "../failures/kinds.ts";
+import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
-import { KINDS, PluginError, toPluginError } from "../system/errors.ts";
 import { type KekHeader, LocalKek } from "./envelope.ts";
 import type { HeldKeks } from "./held.ts";
 import { cacheKey } from "./kek-cache.ts";

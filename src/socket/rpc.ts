@@ -9,8 +9,10 @@ import type {
 import { fromBinary } from "@bufbuild/protobuf";
 import type { GenService } from "@bufbuild/protobuf/codegenv2";
 import { type Server, status, type UntypedServiceImplementation } from "@grpc/grpc-js";
+import { KINDS } from "../failures/kinds.ts";
+import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import { type Clock, systemClock } from "../system/clock.ts";
-import { describeError, KINDS, PluginError, toPluginError } from "../system/errors.ts";
+import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { hasMoreFields } from "../system/protobuf.ts";
 import { encoderOf } from "./encoder.ts";

@@ -5,8 +5,8 @@
  */
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Client, credentials } from "@grpc/grpc-js";
+import { startEmulator } from "../../src/emulator/emulator.ts";
 import * as v1 from "../../src/gen/v1beta1/api_pb.ts";
-import { startEmulator } from "../../src/key4c/emulator.ts";
 import { startPlugin, stop, type Target, untilOk } from "./servers.ts";
 
 const LATENCIES_MS = [0, 20, 100];

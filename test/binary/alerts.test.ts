@@ -2,9 +2,9 @@
 import { expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { KINDS } from "../../src/failures/kinds.ts";
 import { STATES } from "../../src/keys/standing.ts";
-import { KINDS } from "../../src/system/errors.ts";
-import { type Rule, rulesOf } from "../monitoring-tables.ts";
+import { type Rule, rulesOf } from "../documents/monitoring-tables.ts";
 import { testWith } from "../needs.ts";
 import { BINARY, temporaryDirectory } from "../support.ts";
 

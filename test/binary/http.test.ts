@@ -4,7 +4,7 @@ import { renameSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
-import { registeredMetrics } from "../monitoring-tables.ts";
+import { registeredMetrics } from "../documents/monitoring-tables.ts";
 import { testWith } from "../needs.ts";
 import {
   callRaw,

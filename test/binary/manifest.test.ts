@@ -2,9 +2,9 @@
 import { expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { KINDS } from "../../src/failures/kinds.ts";
 import { PROFILE_SCHEMA } from "../../src/key4c/profile.ts";
 import { STATES } from "../../src/keys/standing.ts";
-import { KINDS } from "../../src/system/errors.ts";
 import { testWith } from "../needs.ts";
 import { BINARY, emulator, startPlugin, startProcess, temporaryDirectory } from "../support.ts";
 

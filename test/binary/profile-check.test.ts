@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Check } from "../../src/commands/doctor/check.ts";
-import { commandsOf, filledIn } from "../blocks.ts";
+import { commandsOf, filledIn } from "../documents/blocks.ts";
 import { expectNoSecret, secret } from "../secrets.ts";
 import { API_KEY, hsm, kes, nhn, PIN, ServiceKey, vault } from "../services.ts";
 import {
@@ -119,7 +119,7 @@ test("a right profile: what was sent, what came back, and what each pointer foun
 });
 
 test("the commands of PROFILES.md, where its files are", async () => {
-  const [typed = ""] = commandsOf("PROFILES.md", "How to work");
+  const [typed = ""] = commandsOf("docs/PROFILES.md", "How to work");
   const directory = temporaryDirectory();
   const files = { "hsm.json": HSM, "api-key": API_KEY, pin: PIN };
   for (const [name, text] of Object.entries(files)) {
@@ -139,7 +139,7 @@ test("the commands of PROFILES.md, where its files are", async () => {
 });
 
 test("the example in PROFILES.md is what doctor says at each step", async () => {
-  const profiles = readFileSync(join(import.meta.dir, "../../PROFILES.md"), "utf8");
+  const profiles = readFileSync(join(import.meta.dir, "../../docs/PROFILES.md"), "utf8");
   const [, section = ""] = profiles.split("\n## An example\n");
   const blocks = [...section.matchAll(/```(\w+)\n([\s\S]*?)```/g)];
   const blocksOf = (kind: string) => blocks.filter(([, one]) => one === kind).map(([, , t]) => t);

@@ -7,8 +7,8 @@ import { randomBytes } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
+import { startEmulator } from "../../src/emulator/emulator.ts";
 import { type EncryptResponse, KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
-import { startEmulator } from "../../src/key4c/emulator.ts";
 import {
   callRpc,
   failureOf,

@@ -181,7 +181,6 @@ test.each([
   [["help", "hlep"], 'unknown COMMAND "hlep"; did you mean help?'],
   [["help", "encrypt", "decrypt"], "help takes one argument, [COMMAND]: 2 given"],
   [["version", "two"], "version takes no argument: 1 given"],
-  [["completion", "zhs"], 'unknown SHELL "zhs"; did you mean zsh?'],
   [["emulator", "stop"], "unknown ACTION: one of rotate, disable, enable, outage, heal"],
   [
     ["status", "--endpiont=unix:///x"],

@@ -11,7 +11,7 @@ export interface Breakage {
 }
 
 const ROOT = join(import.meta.dir, "../..");
-const COPIED = ["src", "test", "proto", "package.json", "tsconfig.json", "bunfig.toml"];
+const COPIED = ["src", "test", "docs", "proto", "package.json", "tsconfig.json", "bunfig.toml"];
 const DOCUMENTS = [...new Bun.Glob("*.md").scanSync(ROOT)]; // tests compare them with the source
 
 /**

@@ -1,9 +1,9 @@
 /** Callers of a plugin, and what they saw. */
 import type { Client, ServiceError } from "@grpc/grpc-js";
 import { Metadata, status } from "@grpc/grpc-js";
+import { KINDS } from "../../src/failures/kinds.ts";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
-import { KINDS } from "../../src/system/errors.ts";
 import { callRpc } from "../support.ts";
 import type { Wrapped } from "./material.ts";
 

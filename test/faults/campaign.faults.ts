@@ -5,7 +5,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
-import { startEmulator } from "../../src/key4c/emulator.ts";
+import { startEmulator } from "../../src/emulator/emulator.ts";
 import { missing, testWith } from "../needs.ts";
 import { makePki } from "../pki.ts";
 import { temporaryDirectory } from "../support.ts";

@@ -1,10 +1,10 @@
 /** Faults that last, in the test's time: keyring and probes together, as `serve` joins them. */
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { KeySet } from "../../src/keys/key-set.ts";
 import type { Wrapped } from "../../src/keys/keyring.ts";
 import type { State } from "../../src/keys/standing.ts";
-import { PluginError } from "../../src/system/errors.ts";
 import { within } from "../clock.ts";
 import { FakeKey4C, plugin, ready, verdict } from "../keys/fake-key4c.ts";
 import { kindOf } from "../support.ts";

@@ -1,7 +1,8 @@
 import { expect, test } from "bun:test";
+import type { ErrorKind } from "../../src/failures/kinds.ts";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { ChangeLog } from "../../src/health/change-log.ts";
 import { Standing } from "../../src/keys/standing.ts";
-import { type ErrorKind, PluginError } from "../../src/system/errors.ts";
 import { TestClock } from "../clock.ts";
 import { recordingLog } from "../support.ts";
 

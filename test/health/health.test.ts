@@ -1,11 +1,11 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { Health } from "../../src/health/health.ts";
 import { DEFAULT_PROFILE, type Profile } from "../../src/key4c/profile.ts";
 import { expectedOf } from "../../src/keys/local-kek.ts";
 import type { Limits, State } from "../../src/keys/standing.ts";
 import { type Clock, systemClock } from "../../src/system/clock.ts";
-import { PluginError } from "../../src/system/errors.ts";
 import { ringParts } from "../keys/fake-key4c.ts";
 import { emulator, fakeServer, key4cClient, kindOf, onTestEnd, recordingLog } from "../support.ts";
 

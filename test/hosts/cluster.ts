@@ -1,6 +1,6 @@
 /** Two control planes that kubeadm makes: what their tests share. */
 
-import { commandsOf, filledIn } from "../blocks.ts";
+import { commandsOf, filledIn } from "../documents/blocks.ts";
 import { builtClusterTools, builtServers } from "../e2e/build.ts";
 import { eventually } from "../e2e/process.ts";
 import { PLUGIN } from "./images.ts";
@@ -72,11 +72,13 @@ export const type = ({ machine }: ClusterNode, script: string) =>
   machine.run(`set -o pipefail\n${SHELL}${script}`);
 
 /** The blocks of "As a static pod": the pod, a new cluster, a cluster that exists. */
-export const [POD = ""] = commandsOf("OPERATIONS.md", "As a static pod (kubeadm)").map((block) =>
-  filledIn(block, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN }),
+export const [POD = ""] = commandsOf("docs/OPERATIONS.md", "As a static pod (kubeadm)").map(
+  (block) => filledIn(block, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN }),
 );
-export const [NEW_CLUSTER = ""] = commandsOf("OPERATIONS.md", "A new cluster");
-export const EXISTING_CLUSTER = commandsOf("OPERATIONS.md", "A cluster that exists").join("\n");
+export const [NEW_CLUSTER = ""] = commandsOf("docs/OPERATIONS.md", "A new cluster");
+export const EXISTING_CLUSTER = commandsOf("docs/OPERATIONS.md", "A cluster that exists").join(
+  "\n",
+);
 
 /** What the reader is to replace in each block with an InitConfiguration. */
 const initAddress = ({ name, address }: ClusterNode) => ({
@@ -138,7 +140,7 @@ export async function writingAndReading(
 }
 
 const [TRY = "", REWRITE = "", PROVE = ""] = commandsOf(
-  "OPERATIONS.md",
+  "docs/OPERATIONS.md",
   "Move to KMS (from plaintext, from another provider, from another KMS plugin)",
 );
 

@@ -1,6 +1,6 @@
 /** A kubelet without an API server, and the static pod that `manifest` prints. */
 import { afterAll, beforeAll, expect } from "bun:test";
-import { commandsOf, filledIn } from "../blocks.ts";
+import { commandsOf, filledIn } from "../documents/blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
 import { tearDownContainers } from "../ship/podman.ts";
 import { vendorPod } from "../vendor-pod.ts";
@@ -69,7 +69,7 @@ const manifest = (flags: string) =>
     key4c-kms-plugin manifest static-pod --output ${MANIFEST} ${flags}`);
 
 hostCase("install, as OPERATIONS.md has it", async () => {
-  const [pod = ""] = commandsOf("OPERATIONS.md", "As a static pod (kubeadm)");
+  const [pod = ""] = commandsOf("docs/OPERATIONS.md", "As a static pod (kubeadm)");
   await machine.run(`${INSTALL}\n${filledIn(pod, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
   figure(`ok ${await seconds(() => isOk("120s"))} after the manifest was written`);
   await running(0);
@@ -179,7 +179,7 @@ hostCase(
 
 hostCase("--run-as-user, as OPERATIONS.md has it", async () => {
   await removePod();
-  const [prepare = ""] = commandsOf("OPERATIONS.md", "Without root in the pod");
+  const [prepare = ""] = commandsOf("docs/OPERATIONS.md", "Without root in the pod");
   await machine.run(`rm -r /run/key4c-kms\n${prepare}`);
   await manifest(`--image ${PLUGIN} --run-as-user 65532`);
   await isOk("120s");
@@ -200,7 +200,7 @@ hostCase("the vendor's pod, with KEY4C_URL and without `volumes` in the containe
 });
 
 hostCase("ours beside it, as VENDOR-PLUGIN.md has it: both serve", async () => {
-  const [beside = ""] = commandsOf("VENDOR-PLUGIN.md", "The move");
+  const [beside = ""] = commandsOf("docs/VENDOR-PLUGIN.md", "The move");
   await machine.run(`chown root /etc/key4c-kms /etc/key4c-kms/user-id /run/key4c-kms
     . /etc/key4c-kms/env\n${filledIn(beside, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
   await machine.run("KMS_ENDPOINT=unix:///tmp/kms.sock key4c-kms-plugin status");

@@ -3,7 +3,7 @@ import { copyFileSync, mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { version } from "../../package.json";
 import { tarGz } from "../../src/build/archive.ts";
-import { commandsOf, filledIn, ROOT } from "../blocks.ts";
+import { commandsOf, filledIn, ROOT } from "../documents/blocks.ts";
 import { BINARY } from "../support.ts";
 import { KEY4C_URL } from "./key4c.ts";
 
@@ -22,7 +22,7 @@ export async function releaseArchive(): Promise<string> {
   return archive;
 }
 
-const [, BINARY_AND_SECRET = "", SETTINGS = ""] = commandsOf("OPERATIONS.md", "Install");
+const [, BINARY_AND_SECRET = "", SETTINGS = ""] = commandsOf("docs/OPERATIONS.md", "Install");
 
 /** "Install", typed where the release is: the binary, its credential and its settings. */
 export const INSTALL = `cd ${dirname(RELEASE)}

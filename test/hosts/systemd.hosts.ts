@@ -1,7 +1,7 @@
 /** A machine that systemd boots, the plugin installed as OPERATIONS.md says. */
 import { afterAll, beforeAll, expect } from "bun:test";
 import { dirname } from "node:path";
-import { commandsOf } from "../blocks.ts";
+import { commandsOf } from "../documents/blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
 import { callersDuring, callersFile } from "./callers.ts";
 import { cases } from "./cases.ts";
@@ -37,7 +37,10 @@ const mainPid = async () => Number(await machine.run(`systemctl show -P MainPID 
 const isOk = (wait: string) => machine.run(`key4c-kms-plugin status --wait ${wait}`);
 
 hostCase("install, as OPERATIONS.md has it", async () => {
-  const [units = ""] = commandsOf("OPERATIONS.md", "As a systemd service (bare metal, k3s, RKE2)");
+  const [units = ""] = commandsOf(
+    "docs/OPERATIONS.md",
+    "As a systemd service (bare metal, k3s, RKE2)",
+  );
   const output = await machine.run(`${INSTALL}\n${units}`);
   expect(output).toContain('"healthz":"ok"');
   expect(await machine.run(`systemctl is-active ${SERVICE} key4c-kms-plugin.socket`)).toBe(
@@ -133,7 +136,7 @@ hostCase("a renewed credential is the service's after a restart, which fails no 
 hostCase("upgrade: the binary replaced under callers, no call fails", async () => {
   const before = await mainPid();
   const { failures } = await callersDuring(machine, () =>
-    machine.run(`cd ${dirname(RELEASE)}\n${commandsOf("OPERATIONS.md", "Upgrade")[0]}`),
+    machine.run(`cd ${dirname(RELEASE)}\n${commandsOf("docs/OPERATIONS.md", "Upgrade")[0]}`),
   );
   expect(failures).toEqual([]);
   expect(await mainPid()).not.toBe(before);
@@ -143,7 +146,7 @@ hostCase(
   "as systemd below 247 needs it: the credential from a file that systemd reads",
   async () => {
     const [, older = ""] = commandsOf(
-      "OPERATIONS.md",
+      "docs/OPERATIONS.md",
       "As a systemd service (bare metal, k3s, RKE2)",
     );
     await machine.run(`. /etc/key4c-kms/env\n${older}
@@ -173,7 +176,7 @@ hostCase("power lost: up again, over the socket file that it left", async () => 
 });
 
 hostCase("uninstall, as OPERATIONS.md has it: nothing is left", async () => {
-  const [, , service = ""] = commandsOf("OPERATIONS.md", "Uninstall");
+  const [, , service = ""] = commandsOf("docs/OPERATIONS.md", "Uninstall");
   await machine.run(`exec 2>&1\n${service}`);
   expect((await machine.try("ls /run/key4c-kms/kms.sock")).exitCode).not.toBe(0);
   expect(await machine.run("pgrep -xc key4c-kms-plugi || true")).toBe("0\n");

@@ -4,8 +4,8 @@
  */
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { loadConfiguration } from "../../src/commands/doctor/encryption/load.ts";
-import { providersOf, storedPrefix } from "../../src/commands/doctor/encryption/providers.ts";
+import { loadConfiguration } from "../../src/kubernetes/encryption/load.ts";
+import { providersOf, storedPrefix } from "../../src/kubernetes/encryption/providers.ts";
 
 const directory = process.argv[2] ?? "";
 for (const file of readdirSync(directory)) {

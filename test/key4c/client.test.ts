@@ -1,7 +1,8 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import type { ErrorKind } from "../../src/failures/kinds.ts";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { DEFAULT_PROFILE, parseProfile } from "../../src/key4c/profile.ts";
-import { type ErrorKind, PluginError } from "../../src/system/errors.ts";
 import { TestClock, within } from "../clock.ts";
 import { emulator, fakeServer, key4cClient, kindOf, onTestEnd, recordingLog } from "../support.ts";
 

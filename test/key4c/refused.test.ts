@@ -1,8 +1,9 @@
 import { expect, test } from "bun:test";
+import type { ErrorKind } from "../../src/failures/kinds.ts";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
 import { parseProfile } from "../../src/key4c/profile.ts";
 import { type Credentials, RefusedSecrets } from "../../src/key4c/refused.ts";
-import { type ErrorKind, PluginError } from "../../src/system/errors.ts";
 import { fakeServer, key4cClient, kindOf } from "../support.ts";
 
 /** A guard under a clock that the test sets, and a Key4C whose answers it gives one by one. */

@@ -1,3 +1,4 @@
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { Health } from "../../src/health/health.ts";
 import type { KeyDescription } from "../../src/key4c/client.ts";
 import type { Snapshot } from "../../src/keys/held.ts";
@@ -6,7 +7,6 @@ import { KeySet } from "../../src/keys/key-set.ts";
 import { Keyring, type KeyringOptions } from "../../src/keys/keyring.ts";
 import { type Limits, Standings } from "../../src/keys/standing.ts";
 import type { CallOptions, WrappedKek, WrappingService } from "../../src/keys/wrapping.ts";
-import { PluginError } from "../../src/system/errors.ts";
 import { TestClock } from "../clock.ts";
 import { onTestEnd, recordingLog, silentLog } from "../support.ts";
 

@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { base32, keyNameHash } from "../../src/keys/key-id.ts";
 import { KeySet } from "../../src/keys/key-set.ts";
-import { PluginError } from "../../src/system/errors.ts";
 import { kindOf } from "../support.ts";
 import { adopt, FakeKey4C, readyParts } from "./fake-key4c.ts";
 

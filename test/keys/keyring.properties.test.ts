@@ -5,9 +5,10 @@
 import { expect } from "bun:test";
 import { randomBytes } from "node:crypto";
 import fc from "fast-check";
+import type { ErrorKind } from "../../src/failures/kinds.ts";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import type { Envelope } from "../../src/keys/envelope.ts";
 import { formatKeyId, keyNameHash } from "../../src/keys/key-id.ts";
-import { type ErrorKind, PluginError } from "../../src/system/errors.ts";
 import { TestClock, turn } from "../clock.ts";
 import { holds } from "../properties.ts";
 import { kindOf } from "../support.ts";

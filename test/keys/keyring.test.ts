@@ -1,9 +1,9 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { type Envelope, encodeEnvelope, kekHeader } from "../../src/keys/envelope.ts";
 import { keyNameHash } from "../../src/keys/key-id.ts";
 import type { Keyring } from "../../src/keys/keyring.ts";
-import { PluginError } from "../../src/system/errors.ts";
 import { TestClock, turn, within } from "../clock.ts";
 import { kindOf, recordingLog } from "../support.ts";
 import { adopt, FakeKey4C, keyring, ready, readyParts, revoke, ringParts } from "./fake-key4c.ts";

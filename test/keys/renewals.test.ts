@@ -1,10 +1,10 @@
 /** KMS_LOCAL_KEK_MAX_USES=1 as a mode: a local KEK for each Encrypt, made side by side, and nobody waits for long. */
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { LocalKek } from "../../src/keys/envelope.ts";
 import { Renewals } from "../../src/keys/renewals.ts";
 import { sleep } from "../../src/system/clock.ts";
-import { PluginError } from "../../src/system/errors.ts";
 import { TestClock, turn, within } from "../clock.ts";
 import { kindOf } from "../support.ts";
 import { FakeKey4C, readyParts } from "./fake-key4c.ts";

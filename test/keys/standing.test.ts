@@ -4,6 +4,8 @@
  */
 import { expect, test } from "bun:test";
 import fc from "fast-check";
+import type { ErrorKind } from "../../src/failures/kinds.ts";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import {
   type Limits,
   MISMATCH_MS,
@@ -13,7 +15,6 @@ import {
   type State,
   VERDICT_ANSWERS,
 } from "../../src/keys/standing.ts";
-import { type ErrorKind, PluginError } from "../../src/system/errors.ts";
 import { TestClock } from "../clock.ts";
 import { holds } from "../properties.ts";
 

@@ -1,9 +1,9 @@
 /** What is acknowledged must be readable: the witness, what is missing, and the local KEKs that nobody gives back. */
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import type { Envelope } from "../../src/keys/envelope.ts";
 import type { Snapshot } from "../../src/keys/held.ts";
-import { PluginError } from "../../src/system/errors.ts";
 import { TestClock, turn } from "../clock.ts";
 import { kindOf, recordingLog } from "../support.ts";
 import { adopt, FakeKey4C, type RingParts, ready, readyParts, revoke } from "./fake-key4c.ts";

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { chmodSync, chownSync, lstatSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join, relative } from "node:path";
 import { version } from "../../package.json";
-import { commandsOf, filledIn, ROOT } from "../blocks.ts";
+import { commandsOf, filledIn, ROOT } from "../documents/blocks.ts";
 import { eventually, freePort, run } from "../e2e/process.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";
@@ -32,7 +32,7 @@ const CONFINED = [
 
 beforeAll(async () => {
   await setUpContainers();
-  const [build = ""] = commandsOf("OPERATIONS.md", "Make the image yourself");
+  const [build = ""] = commandsOf("docs/OPERATIONS.md", "Make the image yourself");
   const typed = filledIn(build, {
     "https://…": KEY4C_URL,
     "NAME@sha256:…": BASE,

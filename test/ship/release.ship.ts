@@ -15,7 +15,7 @@ import { join } from "node:path";
 import { version } from "../../package.json";
 import { changesOf } from "../../src/build/notes.ts";
 import { imageArchive } from "../../src/build/oci.ts";
-import { commandsOf } from "../blocks.ts";
+import { commandsOf } from "../documents/blocks.ts";
 import { run } from "../e2e/process.ts";
 import { BINARY, onTestEnd, startProcess, temporaryDirectory } from "../support.ts";
 import {
@@ -87,7 +87,7 @@ test("the printed command verifies all of it, and notes and OPERATIONS.md have t
   expect(lines).toEqual(["Verified OK", ...SUMMED.map((file) => `${file}: OK`)]);
   const [, command = ""] = output.match(/^ {2}(openssl dgst .*)$/m) ?? [];
   expect(read("RELEASE-NOTES.md")).toContain(`\`\`\`sh\n${command}\n\`\`\``);
-  expect(commandsOf("OPERATIONS.md", "Install")[0]).toBe(`${command}\n`);
+  expect(commandsOf("docs/OPERATIONS.md", "Install")[0]).toBe(`${command}\n`);
   const [, fingerprint = ""] = output.match(/SHA-256 of the public key: (\w{64})/) ?? [];
   expect(read("RELEASE-NOTES.md")).toContain(`\n${fingerprint}\n`);
   const told = "openssl pkey -pubin -in SHA256SUMS.pub -outform DER | sha256sum";

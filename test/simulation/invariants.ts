@@ -1,9 +1,9 @@
 /** What must hold, whatever happens: S1 to S8, with the bounds that we state. */
 import { status } from "@grpc/grpc-js";
+import type { PluginError } from "../../src/failures/plugin-error.ts";
 import type { Snapshot } from "../../src/keys/held.ts";
 import { parseKeyId } from "../../src/keys/key-id.ts";
 import type { Standing, State } from "../../src/keys/standing.ts";
-import type { PluginError } from "../../src/system/errors.ts";
 import {
   type ApiServer,
   type ApiServerEvents,

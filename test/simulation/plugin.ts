@@ -10,6 +10,7 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import { type ServerUnaryCall, type sendUnaryData, status } from "@grpc/grpc-js";
+import type { PluginError } from "../../src/failures/plugin-error.ts";
 import { KeyManagementService as KmsV1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "../../src/gen/v2/api_pb.ts";
 import { Health } from "../../src/health/health.ts";
@@ -22,7 +23,6 @@ import { Keyring } from "../../src/keys/keyring.ts";
 import { Standing, Standings, type State } from "../../src/keys/standing.ts";
 import { kmsV1, kmsV2 } from "../../src/main.ts";
 import { addService } from "../../src/socket/rpc.ts";
-import type { PluginError } from "../../src/system/errors.ts";
 import type { Log, LogFields } from "../../src/system/log.ts";
 import { ProcessClock, type Random, type SimulatedTime } from "./clock.ts";
 import type { Settings } from "./faults.ts";

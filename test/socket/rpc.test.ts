@@ -1,11 +1,11 @@
 import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { Metadata, status } from "@grpc/grpc-js";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { listen } from "../../src/socket/listen.ts";
 import { addService, type Call, type Handlers } from "../../src/socket/rpc.ts";
 import { type UnaryHandler, UnaryServer } from "../../src/socket/unary-server.ts";
-import { PluginError } from "../../src/system/errors.ts";
 import {
   callRpc,
   failureOf,

@@ -6,8 +6,8 @@ import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
+import { type ErrorKind, KINDS } from "../../src/failures/kinds.ts";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
-import { type ErrorKind, KINDS } from "../../src/system/errors.ts";
 import { type Breakage, withMutant } from "../conformance/mutant.ts";
 import { builtEtcd } from "../e2e/build.ts";
 import { missing } from "../needs.ts";

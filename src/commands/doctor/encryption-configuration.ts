@@ -1,11 +1,12 @@
 /** Checks an EncryptionConfiguration: what kube-apiserver would refuse, and what it would load and should not. */
+
+import type { Kms, Server } from "../../kubernetes/encryption/kms.ts";
+import { type Group, loadConfiguration, type Provider } from "../../kubernetes/encryption/load.ts";
+import { providersOf } from "../../kubernetes/encryption/providers.ts";
 import { connectTo } from "../../socket/unix-socket.ts";
 import { describeError } from "../../system/errors.ts";
 import { readSmallBytes } from "../../system/files.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
-import type { Kms, Server } from "./encryption/kms.ts";
-import { type Group, loadConfiguration, type Provider } from "./encryption/load.ts";
-import { providersOf } from "./encryption/providers.ts";
 import { leadsTo } from "./paths.ts";
 
 export interface EncryptionConfigurationOptions {

@@ -1,10 +1,11 @@
 /** Checks Key4C: the way to it, the credential, the key, and a real wrap and unwrap. */
 import { type Config, keyIdOf, previousKeyIdsOf } from "../../config/config.ts";
+import { type PluginError, toPluginError } from "../../failures/plugin-error.ts";
 import { Metrics } from "../../health/metrics.ts";
 import type { Key4C, KeyDescription } from "../../key4c/client.ts";
 import { formatKeyId } from "../../keys/key-id.ts";
 import { expectedOf, makeLocalKek } from "../../keys/local-kek.ts";
-import { describeError, type PluginError, toPluginError } from "../../system/errors.ts";
+import { describeError } from "../../system/errors.ts";
 import { createLog } from "../../system/log.ts";
 import { API_SERVER_TIMEOUT_MS, SLOW_MS } from "../client.ts";
 import { key4cClient } from "../configured.ts";

@@ -2,10 +2,10 @@
 import { existsSync } from "node:fs";
 import { dirname } from "node:path";
 import { parse } from "yaml";
+import type { Server } from "../../kubernetes/encryption/kms.ts";
 import { describeError } from "../../system/errors.ts";
 import { readSmallFile } from "../../system/files.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
-import type { Server } from "./encryption/kms.ts";
 import { leadsTo } from "./paths.ts";
 
 const KUBEADM_MANIFEST = "/etc/kubernetes/manifests/kube-apiserver.yaml";

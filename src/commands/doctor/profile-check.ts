@@ -4,18 +4,15 @@
  */
 import { randomBytes, timingSafeEqual } from "node:crypto";
 import type { Config } from "../../config/config.ts";
+import type { ErrorKind } from "../../failures/kinds.ts";
+import { type PluginError, toPluginError } from "../../failures/plugin-error.ts";
 import { type OperationName, readKcv } from "../../key4c/answer.ts";
 import { Key4C, type Key4COptions } from "../../key4c/client.ts";
 import { resolvePointer } from "../../key4c/json.ts";
 import type { Profile } from "../../key4c/profile.ts";
 import { uses } from "../../key4c/template.ts";
 import { LOCAL_KEK_BYTES } from "../../keys/wrapping.ts";
-import {
-  describeError,
-  type ErrorKind,
-  type PluginError,
-  toPluginError,
-} from "../../system/errors.ts";
+import { describeError } from "../../system/errors.ts";
 import { createLog } from "../../system/log.ts";
 import { configuredKeys, key4cOptions } from "../configured.ts";
 import { Blackout } from "./blackout.ts";

@@ -1,7 +1,7 @@
 import type { Keyring } from "../../keys/keyring.ts";
+import { type EtcdValue, openObject, parseEtcdValue } from "../../kubernetes/etcd-value.ts";
+import type { EtcdPair } from "../../kubernetes/etcdctl.ts";
 import { printable } from "../printable.ts";
-import { type EtcdValue, openObject, parseEtcdValue } from "./etcd-value.ts";
-import type { EtcdPair } from "./etcdctl.ts";
 
 export type Verdict =
   /** Under the key_id that counts as current. */

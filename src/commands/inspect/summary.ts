@@ -1,5 +1,5 @@
 /** The summary of an inspect: counts, and what to do. */
-import type { Group } from "../doctor/encryption/load.ts";
+import type { Group } from "../../kubernetes/encryption/load.ts";
 import { printable } from "../printable.ts";
 import type { Inspected } from "./inspect.ts";
 

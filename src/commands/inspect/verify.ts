@@ -1,8 +1,10 @@
+import type { ErrorKind } from "../../failures/kinds.ts";
+import { toPluginError } from "../../failures/plugin-error.ts";
 import type { Keyring } from "../../keys/keyring.ts";
-import { describeError, type ErrorKind, toPluginError } from "../../system/errors.ts";
+import { type OurObject, parseEtcdValue } from "../../kubernetes/etcd-value.ts";
+import type { EtcdPair } from "../../kubernetes/etcdctl.ts";
+import { describeError } from "../../system/errors.ts";
 import { printable } from "../printable.ts";
-import { type OurObject, parseEtcdValue } from "./etcd-value.ts";
-import type { EtcdPair } from "./etcdctl.ts";
 
 /** Enough to hide the latency to Key4C, and few for its HSM, which serves others too. */
 const MAX_CALLS_AT_ONCE = 8;

@@ -30,7 +30,7 @@ const (
 	// nobody is seen to write, which is counted.
 	judgingTimeout = 5 * time.Second
 
-	corpus       = "../../commands/doctor/corpus"
+	corpus       = "../../kubernetes/corpus"
 	corpusSocket = "/run/key4c-kms/kms.sock"
 	bun          = "../../../node_modules/.bin/bun"
 )

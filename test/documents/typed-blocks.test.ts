@@ -2,16 +2,14 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { COMMANDS } from "../src/config/commands.ts";
-import { parseCommandLine } from "../src/config/config.ts";
-import { blocksOf, ROOT } from "./blocks.ts";
-
-const DOCUMENTS = [...new Bun.Glob("*.md").scanSync(ROOT)].sort();
+import { COMMANDS } from "../../src/config/commands.ts";
+import { parseCommandLine } from "../../src/config/config.ts";
+import { blocksOf, DOCUMENTS, ROOT } from "./blocks.ts";
 
 /** The tests that type the blocks of shell below a heading, in their order; `*.long.ts` only with `-- --all`. */
 const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
-  "README.md": { "Try it": ["documents.test.ts", "documents.test.ts"] },
-  "OPERATIONS.md": {
+  "README.md": { "Try it": ["documents/documents.test.ts", "documents/documents.test.ts"] },
+  "docs/OPERATIONS.md": {
     Install: ["ship/release.ship.ts", "hosts/runbook.ts", "hosts/runbook.ts"],
     "As a static pod (kubeadm)": ["hosts/kubelet.hosts.ts"],
     "A new cluster": ["hosts/cluster.ts"],
@@ -47,8 +45,8 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
     "Restore etcd on a new machine": ["hosts/cluster.long.ts"],
     "Objects that cannot be decrypted any more": ["hosts/cluster.long.ts"],
   },
-  "VENDOR-PLUGIN.md": { "The move": ["hosts/kubelet.hosts.ts", "hosts/cluster.long.ts"] },
-  "PROFILES.md": { "How to work": ["binary/profile-check.test.ts"] },
+  "docs/VENDOR-PLUGIN.md": { "The move": ["hosts/kubelet.hosts.ts", "hosts/cluster.long.ts"] },
+  "docs/PROFILES.md": { "How to work": ["binary/profile-check.test.ts"] },
 };
 
 test.each(DOCUMENTS)("%s: a test types each block of shell as it stands", (document) => {
@@ -64,7 +62,10 @@ test.each(DOCUMENTS)("%s: a test types each block of shell as it stands", (docum
     const call = `commandsOf("${document}", "${heading}"`;
     for (const file of files) {
       // As Biome breaks a long line.
-      const source = readFileSync(join(import.meta.dir, file), "utf8").replaceAll(/\(\s+/g, "(");
+      const source = readFileSync(join(import.meta.dir, "..", file), "utf8").replaceAll(
+        /\(\s+/g,
+        "(",
+      );
       const calls = source.replaceAll(/,\s+/g, ", ").includes(call);
       expect([file, heading, calls]).toEqual([file, heading, true]);
     }

@@ -2,7 +2,12 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
-export const ROOT = join(import.meta.dir, "..");
+export const ROOT = join(import.meta.dir, "../..");
+
+/** The documents, by their paths below the root. */
+export const DOCUMENTS: readonly string[] = ["*.md", "docs/**/*.md"]
+  .flatMap((pattern) => [...new Bun.Glob(pattern).scanSync(ROOT)])
+  .sort();
 
 export interface Block {
   /** The last heading before it, without its `#`. */
@@ -10,7 +15,7 @@ export interface Block {
   readonly shell: string;
 }
 
-/** @param document such as `OPERATIONS.md` */
+/** @param document such as `docs/OPERATIONS.md` */
 export function blocksOf(document: string): Block[] {
   const text = readFileSync(join(ROOT, document), "utf8");
   let heading = "";

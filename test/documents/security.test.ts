@@ -2,9 +2,9 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { OPTIONS } from "../src/config/options.ts";
+import { OPTIONS } from "../../src/config/options.ts";
 
-const ROOT = join(import.meta.dir, "..");
+const ROOT = join(import.meta.dir, "../..");
 const SECURITY = readFileSync(join(ROOT, "SECURITY.md"), "utf8");
 
 /** Rows of the table under a heading: cells without their backquotes. */

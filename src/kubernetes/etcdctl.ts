@@ -1,4 +1,4 @@
-import { ExitError } from "../../system/errors.ts";
+import { ExitError } from "../system/errors.ts";
 
 /** A key and its value as they stand in etcd. */
 export interface EtcdPair {

@@ -1,18 +1,19 @@
 /** The tables of REFERENCE.md that say what the plugin tells of itself, made from where it is said. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { LEVELS } from "../src/health/change-log.ts";
-import { Metrics } from "../src/health/metrics.ts";
+import { KINDS } from "../../src/failures/kinds.ts";
+import { LEVELS } from "../../src/health/change-log.ts";
+import { Metrics } from "../../src/health/metrics.ts";
 import {
   addStateMetrics,
   key4cCallDurations,
   rpcDurations,
   type TelemetrySources,
-} from "../src/health/telemetry.ts";
-import { CAUSES, LEADS_TO } from "../src/health/words.ts";
-import { STATES } from "../src/keys/standing.ts";
+} from "../../src/health/telemetry.ts";
+import { LEADS_TO } from "../../src/health/words.ts";
+import { STATES } from "../../src/keys/standing.ts";
 
-const ROOT = join(import.meta.dir, "..");
+const ROOT = join(import.meta.dir, "../..");
 
 function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
   const line = (cells: readonly string[]) =>
@@ -84,11 +85,9 @@ function link(target: string): string {
 
 /** How the line of a change of state begins: with its cause. */
 export function causesTable(): string {
-  const rows = Object.entries(CAUSES).map(([kind, { what, remedy }]) => [
-    `\`${kind}\``,
-    `\`${what}\``,
-    remedy,
-  ]);
+  const rows = Object.entries(KINDS)
+    .filter(([, { headline }]) => headline !== undefined)
+    .map(([kind, { headline, remedy }]) => [`\`${kind}\``, `\`${headline}\``, remedy]);
   return table(["kind", "the message begins with", "remedy"], rows);
 }
 

@@ -5,8 +5,8 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { loadConfiguration } from "../../../src/commands/doctor/encryption/load.ts";
-import { providersOf } from "../../../src/commands/doctor/encryption/providers.ts";
+import { loadConfiguration } from "../../src/kubernetes/encryption/load.ts";
+import { providersOf } from "../../src/kubernetes/encryption/providers.ts";
 
 const CORPUS = join(import.meta.dir, "corpus");
 /** Of `file`, with KMSv1=true, with default gates. */

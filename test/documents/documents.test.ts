@@ -1,18 +1,18 @@
 /** What the documents say is what the product does. */
 import { expect, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
-import { join } from "node:path";
-import { profileTable } from "../src/key4c/profile.ts";
-import { commandsOf } from "./blocks.ts";
-import { DEBIAN_PACKAGES } from "./needs.ts";
+import { dirname, join } from "node:path";
+import { profileTable } from "../../src/key4c/profile.ts";
+import { DEBIAN_PACKAGES } from "../needs.ts";
+import { startBinary, temporaryDirectory } from "../support.ts";
+import { NEWEST, OLDER } from "../upstream/generate.ts";
+import { commandsOf, DOCUMENTS } from "./blocks.ts";
 import { exitCodeTable, optionTables } from "./reference-tables.ts";
-import { startBinary, temporaryDirectory } from "./support.ts";
-import { NEWEST, OLDER } from "./upstream/generate.ts";
 
-const ROOT = join(import.meta.dir, "..");
+const ROOT = join(import.meta.dir, "../..");
 const document = (name: string) => readFileSync(join(ROOT, name), "utf8");
 const README = document("README.md");
-const REFERENCE = document("REFERENCE.md");
+const REFERENCE = document("docs/REFERENCE.md");
 
 test.each([
   ["options", optionTables()],
@@ -40,7 +40,7 @@ test("the releases whose own tests are run are those of the compatibility table"
 
 test("a case of the conformance list has a test, or stands in the limits", () => {
   const cases: { case: number; limit?: string; test?: object }[] = JSON.parse(
-    readFileSync(join(import.meta.dir, "conformance/cases.json"), "utf8"),
+    readFileSync(join(import.meta.dir, "../conformance/cases.json"), "utf8"),
   );
   const limits = REFERENCE.slice(REFERENCE.indexOf("## Limits"));
   for (const { case: number, limit, test } of cases) {
@@ -61,11 +61,11 @@ function anchor(heading: string): string {
 
 test("a link between the documents leads somewhere", () => {
   const broken: string[] = [];
-  for (const name of new Bun.Glob("*.md").scanSync(ROOT)) {
+  for (const name of DOCUMENTS) {
     const links = document(name).matchAll(/(?:\]\(|^\[\w+\]: )(?!https?:)([^)\n]*)/gm);
     for (const [, target = ""] of links) {
       const [file = "", place] = target.split("#");
-      const linked = file === "" ? name : file;
+      const linked = file === "" ? name : join(dirname(name), file);
       const anchors = () =>
         [...document(linked).matchAll(/^#+ (.*)$/gm)].map(([, h = ""]) => anchor(h));
       if (!existsSync(join(ROOT, linked)) || (place !== undefined && !anchors().includes(place))) {

@@ -1,11 +1,11 @@
 /** Writes the tables that the source makes into REFERENCE.md; `npm run generate` calls it after Buf. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { profileTable } from "../src/key4c/profile.ts";
+import { profileTable } from "../../src/key4c/profile.ts";
 import { MONITORING_TABLES } from "./monitoring-tables.ts";
 import { exitCodeTable, optionTables } from "./reference-tables.ts";
 
-const path = join(import.meta.dir, "../REFERENCE.md");
+const path = join(import.meta.dir, "../../docs/REFERENCE.md");
 let text = readFileSync(path, "utf8");
 for (const [name, table] of [
   ["options", optionTables()],

@@ -4,11 +4,11 @@ import {
   EncryptedObjectSchema,
   SecretSchema,
   UnknownSchema,
-} from "../../gen/kubernetes/storage/v1/storage_pb.ts";
-import { wrappedKekOf } from "../../keys/annotations.ts";
-import { decodeEnvelope, type Envelope } from "../../keys/envelope.ts";
-import { fingerprintOf } from "../../keys/held.ts";
-import { formatKeyId } from "../../keys/key-id.ts";
+} from "../gen/kubernetes/storage/v1/storage_pb.ts";
+import { wrappedKekOf } from "../keys/annotations.ts";
+import { decodeEnvelope, type Envelope } from "../keys/envelope.ts";
+import { fingerprintOf } from "../keys/held.ts";
+import { formatKeyId } from "../keys/key-id.ts";
 
 const KMS_PREFIX = /^k8s:enc:kms:(v1|v2):([^:]*):/;
 const ANY_PREFIX = /^k8s:enc:([a-z0-9]+:v\d+:[^:]*):/;

@@ -1,10 +1,6 @@
 /** Texts as Go reads them: what Go 1.26's own time, net/url and encoding/base64 said of each. */
 import { expect, test } from "bun:test";
-import {
-  base64Length,
-  parseDuration,
-  parseEndpoint,
-} from "../../../src/commands/doctor/encryption/go.ts";
+import { base64Length, parseDuration, parseEndpoint } from "../../src/kubernetes/encryption/go.ts";
 
 /** In nanoseconds; undefined is an error. */
 const DURATIONS: readonly (readonly [string, number | undefined])[] = [

@@ -1,8 +1,8 @@
 /** The tables of REFERENCE.md that are made from the tables of commands and options, in Markdown. */
-import { flagOf, groupsOf } from "../src/commands/help.ts";
-import { COMMAND_FACTS, COMMANDS, type Command } from "../src/config/commands.ts";
-import { helpOf, OPTION_LIST, optionsOf } from "../src/config/config.ts";
-import { GROUPS, type Option } from "../src/config/options.ts";
+import { flagOf, groupsOf } from "../../src/commands/help.ts";
+import { COMMAND_FACTS, COMMANDS, type Command } from "../../src/config/commands.ts";
+import { helpOf, OPTION_LIST, optionsOf } from "../../src/config/config.ts";
+import { GROUPS, type Option } from "../../src/config/options.ts";
 
 /** Those of serve by group, and of every other command what serve does not have, or means otherwise. */
 export function optionTables(): string {
