@@ -6,6 +6,18 @@ interface PluginErrorOptions {
   readonly retryAfterMs?: number;
   /** Whether Key4C itself said so of the key, by a code or a state of its contract; a status is none. */
   readonly isVerdict?: boolean;
+  /**
+   * Of a `denied` only: what was refused. `secret`: the secret, so no call of any key will be accepted before it changes.
+   * `call`: this operation on this key, while the same secret is accepted elsewhere. undefined: nobody knows, because the
+   * secret has not been accepted for anything yet.
+   */
+  readonly about?: "secret" | "call" | undefined;
+  /**
+   * Whether the service answered in the contract's own form with a code that the profile does not list, and a status of
+   * 4xx that asks for no other try (so not 408, 425, 429). The kind is `unavailable`. It says nothing about the service's
+   * health, and the same call will have the same answer.
+   */
+  readonly isUnlisted?: boolean;
 }
 
 /** An error with a kind. Its message is for the log and never holds key material or credentials. */
@@ -13,6 +25,8 @@ export class PluginError extends Error {
   readonly kind: ErrorKind;
   readonly retryAfterMs: number | undefined;
   readonly isVerdict: boolean;
+  readonly about: "secret" | "call" | undefined;
+  readonly isUnlisted: boolean;
 
   constructor(kind: ErrorKind, message: string, options: PluginErrorOptions = {}) {
     super(message, { cause: options.cause });
@@ -20,6 +34,8 @@ export class PluginError extends Error {
     this.kind = kind;
     this.retryAfterMs = options.retryAfterMs;
     this.isVerdict = options.isVerdict ?? false;
+    this.about = options.about;
+    this.isUnlisted = options.isUnlisted ?? false;
   }
 }
 
