@@ -272,7 +272,7 @@ test("a path that is no socket is called that", async () => {
   const file = temporaryFile("");
   for (const path of [file, dirname(file)]) {
     const { stderr } = await runBinary(["status", "--endpoint", `unix://${path}`]);
-    expect(stderr.toString()).toContain(`unix://${path} is no socket\n`);
+    expect(stderr.toString()).toContain(`unix://${path} is not a socket\n`);
   }
 });
 

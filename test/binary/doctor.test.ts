@@ -202,7 +202,7 @@ test("credential, key and answers that are not the service's", async () => {
       typeof body === "string" ? new Response(body, { status }) : Response.json(body, { status }),
     ).url;
   const denied = refusing(401, { code: "DENIED" });
-  await expectFault(setup(denied), ["credential", /401 DENIED/, /correct KMS_USER_ID/]);
+  await expectFault(setup(denied), ["credential", /401 DENIED/, /renew KMS_USER_ID/]);
   const { control, url } = emulator();
   await control("POST", "keys/demo/disable");
   await expectFault(setup(url), [
@@ -210,14 +210,18 @@ test("credential, key and answers that are not the service's", async () => {
     /the state of the key is DISABLED/,
     /enable the key in Key4C/,
   ]);
-  await expectFault(setup(url, { KMS_KEY_ID: "absent" }), ["key", /404/, /check KMS_KEY_ID/]);
+  await expectFault(setup(url, { KMS_KEY_ID: "absent" }), ["key", /404/, /and KMS_KEY_ID/]);
   for (const other of [
     refusing(200, "<html>"),
     refusing(404, "<html>"),
     refusing(404, { message: "Not Found" }),
     refusing(200, { message: "hello" }),
   ]) {
-    await expectFault(setup(other), ["key", /not JSON|404|version/, /is this the service\?/]);
+    await expectFault(setup(other), [
+      "key",
+      /not JSON|404|version/,
+      /KEY4C_PROFILE that of the service\?/,
+    ]);
     expect((await doctor(setup(other))).of("credential")).toMatchObject({ result: "skip" });
   }
   const rsa = refusing(200, { version: 1, state: "ENABLED", algorithm: "RSA" });
@@ -269,7 +273,7 @@ test("a slow Key4C is called slow, and warned of before it is too slow", async (
   const warned = await doctor(setup(key4c.url));
   expect(warned.of("key")).toMatchObject({ result: "warn", remedy: expect.stringMatching(/slow/) });
   await key4c.control("PUT", "latency", { ms: 30_000 });
-  await expectFault(setup(key4c.url), ["key", /no answer in [\d.]+ s: Key4C is slow/, /network/]);
+  await expectFault(setup(key4c.url), ["key", /no answer in [\d.]+ s/, /what makes Key4C slow/]);
 }, 60_000);
 
 /** A proxy that opens tunnels to loopback only for whoever has its credential, if it wants one. */
@@ -356,7 +360,7 @@ test("directory and socket that others could use, or that are not what they shou
 
   const file = join(temporaryDirectory(), "file");
   writeFileSync(file, "");
-  await expectFault(at(file), ["socket", /is not a socket/, /remove it/]);
+  await expectFault(at(file), ["socket", /is not a socket/, /KMS_ENDPOINT/]);
   await expectFault(at(join(file, "kms.sock")), [
     "directory",
     /is not a directory/,
@@ -371,15 +375,15 @@ test("directory and socket that others could use, or that are not what they shou
   await new Promise<void>((resolve) => holder.listen(held, resolve));
   onTestEnd(() => holder.close());
   chmodSync(held, 0o600);
-  const { failed } = await doctor(at(held));
-  expect(failed).toMatchObject([
-    { check: "socket", detail: expect.stringContaining("answers nothing") },
-    { check: "plugin, Status", detail: expect.stringContaining("did not answer within 3 s") },
-  ]);
+  await expectFault(at(held), ["socket", /did not answer within 3 s/, /systemd holds the socket/]);
 
   const killed = await startPlugin(url);
   await killed.stop("SIGKILL");
-  await expectFault(at(killed.socket), ["socket", /nobody listens/, /start the plugin/]);
+  await expectFault(at(killed.socket), [
+    "socket",
+    /the process that made it has ended/,
+    /a plugin that starts replaces it/,
+  ]);
 });
 
 testWith("root", "setpriv")(

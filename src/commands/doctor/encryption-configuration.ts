@@ -3,9 +3,9 @@
 import type { Kms, Server } from "../../kubernetes/encryption/kms.ts";
 import { type Group, loadConfiguration, type Provider } from "../../kubernetes/encryption/load.ts";
 import { providersOf } from "../../kubernetes/encryption/providers.ts";
-import { connectTo } from "../../socket/unix-socket.ts";
 import { describeError } from "../../system/errors.ts";
 import { readSmallBytes } from "../../system/files.ts";
+import { unansweredAt } from "../unanswered.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
 import { leadsTo } from "./paths.ts";
 
@@ -178,15 +178,15 @@ async function checkOther(
   toHost: (path: string) => string,
 ): Promise<Check> {
   const check = named(`provider ${name}`);
-  const answer = path === undefined ? "not a path" : await connectTo(toHost(path));
-  return answer === "connected"
+  const why = path === undefined ? "not a path" : (await unansweredAt(toHost(path)))?.reason;
+  return why === undefined
     ? pass(
         check,
         `${endpoint} accepts connections: keep it until no data is under it (see inspect)`,
       )
     : fail(
         check,
-        `${endpoint}: ${answer}: what is under it cannot be read`,
+        `${endpoint}: ${why}: what is under it cannot be read`,
         "start that plugin; remove the provider only when `inspect` finds nothing of it",
       );
 }

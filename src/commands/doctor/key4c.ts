@@ -1,5 +1,6 @@
 /** Checks Key4C: the way to it, the credential, the key, and a real wrap and unwrap. */
 import { type Config, keyIdOf, previousKeyIdsOf } from "../../config/config.ts";
+import { KINDS } from "../../failures/kinds.ts";
 import { type PluginError, toPluginError } from "../../failures/plugin-error.ts";
 import { Metrics } from "../../health/metrics.ts";
 import type { Key4C, KeyDescription } from "../../key4c/client.ts";
@@ -13,6 +14,8 @@ import { type Check, fail, pass, skip, warn } from "./check.ts";
 import { checkClientCertificate, checkWay } from "./way.ts";
 
 const KEY4C_CHECKS = ["name", "connection", "credential", "key", "wrap and unwrap"] as const;
+
+const SLOW = "find out what makes Key4C slow: network, proxy, HSM";
 
 /** Client and keyring log nothing here: the checks say it in their own words. */
 const SILENT = createLog({ level: "error", format: "text", write: () => {} });
@@ -84,11 +87,7 @@ function keyChecks(kmsKeyId: string, description: KeyDescription, ms: number): C
     credential,
     ms < SLOW_MS
       ? pass("key", told)
-      : warn(
-          "key",
-          `${told}; the answer took ${ms.toFixed(0)} ms`,
-          "find out what makes Key4C slow",
-        ),
+      : warn("key", `${told}; the answer took ${ms.toFixed(0)} ms`, SLOW),
   ];
 }
 
@@ -100,49 +99,24 @@ function keyCheckValue({ kcv }: KeyDescription): string[] {
 function refusalChecks(failure: PluginError, ms: number): Check[] {
   const { kind, isVerdict } = failure;
   const detail = describeError(failure);
+  const { remedy } = KINDS[kind];
   if (kind === "denied") {
-    const remedy = "correct KMS_USER_ID (and KMS_API_KEY, if the service wants it)";
-    return [
-      fail(
-        "credential",
-        detail,
-        isVerdict ? remedy : `${remedy}, or KEY4C_URL: is it the service?`,
-      ),
-      skip("key", "the credential is refused"),
-    ];
+    const maybe = isVerdict ? "" : "; or correct KEY4C_URL: is it the service?";
+    return [fail("credential", detail, remedy + maybe), skip("key", "the credential is refused")];
   }
   if (isVerdict && kind === "keyNotFound") {
-    return [
-      skip(
-        "credential",
-        'not known: Key4C may say "no such key" to another tenant\'s credential too',
-      ),
-      fail("key", detail, "check KMS_KEY_ID, KMS_USER_ID (another tenant?) and KEY4C_URL"),
-    ];
+    const why = 'not known: Key4C may say "no such key" to another tenant\'s credential too';
+    return [skip("credential", why), fail("key", detail, remedy)];
   }
   if (isVerdict) {
-    return [
-      pass("credential", "accepted"),
-      fail(
-        "key",
-        detail,
-        "enable the key in Key4C, unless it was disabled on purpose; for a new installation name another one in KMS_KEY_ID",
-      ),
-    ];
+    const other = "; for a new installation name another one in KMS_KEY_ID";
+    return [pass("credential", "accepted"), fail("key", detail, remedy + other)];
   }
   return [
     skip("credential", "not known without an answer"),
-    ms >= SLOW_MS
-      ? fail(
-          "key",
-          `no answer in ${(ms / 1000).toFixed(1)} s: Key4C is slow (${detail})`,
-          "find out what makes it slow: network, proxy, HSM; KEY4C_URL leads to something that listens",
-        )
-      : fail(
-          "key",
-          detail,
-          "check KEY4C_URL and KEY4C_PROFILE: is this the service? Do not restart a plugin that runs: it serves what it knows",
-        ),
+    ms < SLOW_MS
+      ? fail("key", detail, `${remedy}; is KEY4C_PROFILE that of the service?`)
+      : fail("key", `no answer in ${(ms / 1000).toFixed(1)} s (${detail})`, `${SLOW}; ${remedy}`),
   ];
 }
 
@@ -160,8 +134,7 @@ async function checkWrap(
     const keyId = formatKeyId(header);
     const ms = performance.now() - startMs;
     const detail = `${ms.toFixed(0)} ms for both, of the ${API_SERVER_TIMEOUT_MS} ms that the API server waits; key_id ${keyId}`;
-    const remedy = "find out what makes Key4C slow: network, proxy, HSM";
-    return { check: judgeTime(ms, check, detail, remedy), keyId };
+    return { check: judgeTime(ms, check, detail, SLOW), keyId };
   } catch (error) {
     const ms = performance.now() - startMs;
     const detail = describeError(error);

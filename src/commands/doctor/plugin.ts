@@ -9,34 +9,33 @@ import { standsFor } from "../../keys/key-id.ts";
 import { describeError } from "../../system/errors.ts";
 import { CallError } from "../call-error.ts";
 import { API_SERVER_TIMEOUT_MS, callPlugin, runtimeVersion, SLOW_MS } from "../client.ts";
+import type { Unanswered } from "../unanswered.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
 
 const DEK_BYTES = 32;
-const STATUS = "plugin, Status";
-const SILENT = /did not answer within/;
 
-/** Whether the plugin accepted the connection and then did not answer. */
-export function isSilent(plugin: readonly Check[]): boolean {
-  return plugin.some(
-    ({ check, result, detail }) => check === STATUS && result === "fail" && SILENT.test(detail),
-  );
-}
-
-/** @param freshKeyId the key_id that a wrap by Key4C gives now; undefined when there was none */
+/**
+ * What it answers; or why it does not.
+ * @param freshKeyId the key_id that a wrap by Key4C gives now; undefined when there was none
+ */
 export async function checkPlugin(
   path: string,
   config: Config,
   freshKeyId: string | undefined,
-): Promise<Check[]> {
-  const status = await tried(STATUS, "see its log: it names cause and remedy", async () => {
-    const { version, healthz, keyId } = await callPlugin(path, V2.method.status, {});
-    if (healthz !== "ok") {
-      throw new Error(`healthz is not "ok"`);
-    }
-    return { keyId, detail: `ok, ${version}, key_id ${keyId}` };
-  });
-  if (isSilent([status.check])) {
-    return [status.check];
+): Promise<Check[] | Unanswered> {
+  const status = await tried(
+    "plugin, Status",
+    "see its log: it names cause and remedy",
+    async () => {
+      const { version, healthz, keyId } = await callPlugin(path, V2.method.status, {});
+      if (healthz !== "ok") {
+        throw new Error(`healthz is not "ok"`);
+      }
+      return { keyId, detail: `ok, ${version}, key_id ${keyId}` };
+    },
+  );
+  if (status.unanswered !== undefined) {
+    return status.unanswered;
   }
   return [
     status.check,
@@ -195,20 +194,23 @@ async function checkAuthorities(path: string): Promise<Check> {
   ).check;
 }
 
+interface Tried<T> {
+  readonly check: Check;
+  readonly value?: T;
+  readonly unanswered?: Unanswered | undefined;
+}
+
 async function tried<T extends { readonly detail: string }>(
   check: string,
   remedy: string,
   work: () => Promise<T>,
-): Promise<{ readonly check: Check; readonly value?: T }> {
+): Promise<Tried<T>> {
   try {
     const value = await work();
     return { check: pass(check, value.detail), value };
   } catch (error) {
-    return {
-      check:
-        error instanceof CallError
-          ? fail(check, error.what, error.remedy)
-          : fail(check, describeError(error), remedy),
-    };
+    return error instanceof CallError
+      ? { check: fail(check, error.what, error.remedy), unanswered: error.unanswered }
+      : { check: fail(check, describeError(error), remedy) };
   }
 }

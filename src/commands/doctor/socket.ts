@@ -2,10 +2,10 @@
 import { lstatSync, type Stats, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Config } from "../../config/config.ts";
-import { connectTo } from "../../socket/unix-socket.ts";
 import { errorCode } from "../../system/files.ts";
+import { type Unanswered, unansweredAt } from "../unanswered.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
-import { checkPlugin, isSilent } from "./plugin.ts";
+import { checkPlugin } from "./plugin.ts";
 
 /** @param freshKeyId the key_id that a wrap by Key4C gives now; undefined when there was none */
 export async function checkSocket(
@@ -16,12 +16,12 @@ export async function checkSocket(
   if (path === undefined) {
     return ["directory", "socket"].map((check) => skip(check, "KMS_ENDPOINT is not usable"));
   }
-  const answer = await connectTo(path);
-  const plugin = answer === "connected" ? await checkPlugin(path, config, freshKeyId) : [];
+  const answer = (await unansweredAt(path)) ?? (await checkPlugin(path, config, freshKeyId));
+  const isAnswered = Array.isArray(answer);
   return [
     checkDirectory(dirname(path), config),
-    checkSocketFile(path, isSilent(plugin) ? "silent" : answer, config),
-    ...plugin,
+    checkSocketFile(path, isAnswered ? undefined : answer, config),
+    ...(isAnswered ? answer : []),
   ];
 }
 
@@ -64,47 +64,27 @@ function notAllowed(check: string, path: string, code: string): Check {
   );
 }
 
-/** @param answer the result of a connect; "silent" if the connection was accepted and nothing answered */
-function checkSocketFile(path: string, answer: string, config: Config): Check {
+/** @param unanswered undefined: a plugin answers */
+function checkSocketFile(path: string, unanswered: Unanswered | undefined, config: Config): Check {
   const check = "socket";
-  const found = whatIs(() => lstatSync(path));
-  if (found === "ENOENT" || found === "ENOTDIR") {
+  if (unanswered?.reason === "absent") {
     return skip(check, `${path} is not there: no plugin runs yet`);
   }
+  const found = whatIs(() => lstatSync(path));
   if (typeof found === "string") {
     return notAllowed(check, path, found);
   }
-  if (!found.isSocket()) {
-    return fail(check, `${path} is not a socket`, "remove it, or change KMS_ENDPOINT");
-  }
   const mode = `0${(found.mode & 0o777).toString(8)}`;
-  if ((found.mode & 0o002) !== 0) {
+  if (found.isSocket() && (found.mode & 0o002) !== 0) {
     return fail(
       check,
       `${path} ${mode}: every user of this machine can have DEKs unwrapped`,
       "set KMS_SOCKET_MODE=0600 (systemd: SocketMode=0600)",
     );
   }
-  switch (answer) {
-    case "connected":
-      return checkGroup(check, `${path} ${mode}, uid ${found.uid}, answers`, found, config);
-    case "silent":
-      return fail(
-        check,
-        `${path} ${mode} accepts connections and answers nothing: it is held, by systemd for example, for a plugin that does not run`,
-        "find out why the plugin's service does not run: systemctl status, and its log",
-      );
-    case "ECONNREFUSED":
-      return fail(
-        check,
-        `${path}: nobody listens; a killed process left it`,
-        "start the plugin: it replaces the socket",
-      );
-    case "EACCES":
-      return fail(check, `${path} ${mode}: this user may not connect`, "run the doctor as root");
-    default:
-      return fail(check, `${path}: ${answer}`, "restart the plugin");
-  }
+  return unanswered === undefined
+    ? checkGroup(check, `${path} ${mode}, uid ${found.uid}, answers`, found, config)
+    : fail(check, unanswered.what, unanswered.remedies.join("; "));
 }
 
 /** KMS_SOCKET_GROUP must be able to connect, for which Linux requires write permission. */

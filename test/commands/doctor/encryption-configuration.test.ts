@@ -92,7 +92,7 @@ const BROKEN: readonly (readonly [string, string | RegExp, string, RegExp, RegEx
     "another plugin that is gone",
     "      - identity",
     "      - kms: { apiVersion: v2, name: vendor, endpoint: unix:///nowhere/kms.sock }\n      - identity",
-    /provider vendor: unix:\/\/\/nowhere\/kms\.sock: ENOENT/,
+    /provider vendor: unix:\/\/\/nowhere\/kms\.sock: absent/,
     /start that plugin/,
   ],
 ];
