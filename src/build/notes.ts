@@ -40,7 +40,7 @@ export function releaseNotes({ changes, sums, fingerprint, image }: NotesInput):
     "## Verify",
     ...verify(fingerprint),
     "## Install",
-    "One archive for each processor and C library: glibc, or musl with libstdc++. The binary, its licences and the\ndocuments are in it; docs/OPERATIONS.md continues from here.",
+    "One archive for each processor and C library: glibc, or musl with libstdc++. The binary, its licences and the\ndocuments are in it; docs/install.md continues from here.",
     shell(
       `tar -xzf ${NAME}-${version}-linux-x64.tar.gz`,
       `install -m 0755 ${NAME}-${version}-linux-x64/${NAME} /usr/local/bin/${NAME}`,

@@ -43,7 +43,7 @@ function overview(version: string): string {
     ...rows([
       ["Try it:", `${NAME} serve --emulator`],
       ["Options, exit codes:", `${NAME} help COMMAND`],
-      ["Install, run:", "OPERATIONS.md of this release"],
+      ["Install, run:", "docs/install.md and docs/runbooks of this release"],
       ["All options, metrics:", "REFERENCE.md of this release"],
     ]),
   );

@@ -592,7 +592,7 @@ export const OPTIONS = {
     flag: "runbook-url",
     commands: MANIFEST,
     value: "URL",
-    help: "Directory that has OPERATIONS.md and REFERENCE.md, for the links of alerts (default: their names alone)",
+    help: "Address of the directory docs of this release, for the links of alerts (default: paths below it)",
     parse: directoryUrl,
   },
   wait: {

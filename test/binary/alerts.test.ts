@@ -392,7 +392,7 @@ testWith("promtool")("without a label for clusters all plugins count as one", as
               exp_annotations: {
                 summary: "No KMS plugin is scraped any more",
                 description: gone?.annotations.description,
-                runbook_url: "https://docs.example/v1/REFERENCE.md#alerts",
+                runbook_url: "https://docs.example/v1/runbooks/gone.md",
               },
             },
           ],
@@ -434,7 +434,7 @@ test("each alert says how bad it is, what to do and where to read on", async () 
     expect([alert, annotations.description]).toEqual([alert, expect.stringMatching(/\.$/)]);
     expect([alert, annotations.runbook_url]).toEqual([
       alert,
-      expect.stringMatching(/^[A-Z]+\.md#[a-z-]/),
+      expect.stringMatching(/^runbooks\/[a-z-]+\.md$/),
     ]);
   }
 });

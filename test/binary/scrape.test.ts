@@ -23,8 +23,8 @@ async function run(...command: string[]): Promise<string> {
   return stdout;
 }
 
-const [AGENT = "", ELSEWHERE = ""] = commandsOf("docs/OPERATIONS.md", "Scrape");
-const [RULES = ""] = commandsOf("docs/OPERATIONS.md", "Alerts and dashboard");
+const [AGENT = "", ELSEWHERE = ""] = commandsOf("docs/monitor.md", "Scrape");
+const [RULES = ""] = commandsOf("docs/monitor.md", "Alerts and dashboard");
 
 /** What a block of shell prints, with the binary in its path. */
 function typed(block: string): Promise<string> {
@@ -40,7 +40,7 @@ interface ScrapeConfig {
 }
 
 test("the file that the agent's pod mounts is the one that is printed", () => {
-  const monitor = readFileSync(join(ROOT, "docs/OPERATIONS.md"), "utf8").split("\n## Monitor\n")[1];
+  const monitor = readFileSync(join(ROOT, "docs/monitor.md"), "utf8");
   const spec = Bun.YAML.parse(/```yaml\n([\s\S]*?)```/.exec(monitor ?? "")?.[1] ?? "") as {
     containers: [{ volumeMounts: [{ name: string; mountPath: string }] }];
     volumes: [{ name: string; hostPath: { path: string } }];

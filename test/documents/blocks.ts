@@ -15,7 +15,7 @@ export interface Block {
   readonly shell: string;
 }
 
-/** @param document such as `docs/OPERATIONS.md` */
+/** @param document such as `docs/install.md` */
 export function blocksOf(document: string): Block[] {
   const text = readFileSync(join(ROOT, document), "utf8");
   let heading = "";

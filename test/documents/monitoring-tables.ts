@@ -66,7 +66,7 @@ export function alertsTable(): string {
     annotations.description,
     link(annotations.runbook_url.replace("{{documents}}", "")),
   ]);
-  return table(["alert", "severity", "for", "it says", "what to do", "read on"], rows);
+  return table(["alert", "severity", "for", "it says", "what to do", "runbook"], rows);
 }
 
 /** A template of Prometheus for a reader: `{{ $labels.instance }}` becomes INSTANCE. */
@@ -77,10 +77,11 @@ function inWords(template: string): string {
     .replaceAll(/\{\{ \$labels\.(\w+) \}\}/g, (_, label: string) => label.toUpperCase());
 }
 
-function link(target: string): string {
-  const [file = "", place = ""] = target.split("#");
-  const text = place.replaceAll("-", " ");
-  return `[${text}](${file === "REFERENCE.md" ? "" : file}#${place})`;
+/** The heading of a runbook, as a link to it. */
+function link(runbook: string): string {
+  const [, heading = ""] =
+    /^# (.*)$/m.exec(readFileSync(join(ROOT, "docs", runbook), "utf8")) ?? [];
+  return `[${heading}](${runbook})`;
 }
 
 /** How the line of a change of state begins: with its cause. */

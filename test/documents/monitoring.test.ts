@@ -137,23 +137,3 @@ test("doctor warns of a certificate as early as the alert, and REFERENCE.md says
   expect(alert).toBeDefined();
   expect([doctor, told]).toEqual([alert, alert]);
 });
-
-/** As GitHub names the place of a heading. */
-function anchors(document: string): string[] {
-  return [...text(document).matchAll(/^#+ (.*)$/gm)].map(([, heading = ""]) =>
-    heading
-      .toLowerCase()
-      .replaceAll(/[^\p{L}\p{N} _-]/gu, "")
-      .replaceAll(" ", "-"),
-  );
-}
-
-test("each alert's runbook is a section that exists", () => {
-  const rules = text("src/commands/manifest/templates/prometheus-rules.yaml.txt");
-  const links = [...rules.matchAll(/runbook_url: "\{\{documents\}\}(\w+\.md)#([\w-]+)"$/gm)];
-  expect(links.length).toBe(rules.match(/alert: /g)?.length ?? 0);
-  const broken = links.filter(
-    ([, file = "", place = ""]) => !anchors(`docs/${file}`).includes(place),
-  );
-  expect(broken.map(([line]) => line)).toEqual([]);
-});

@@ -9,17 +9,21 @@ import { blocksOf, DOCUMENTS, ROOT } from "./blocks.ts";
 /** The tests that type the blocks of shell below a heading, in their order; `*.long.ts` only with `-- --all`. */
 const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
   "README.md": { "Try it": ["documents/documents.test.ts", "documents/documents.test.ts"] },
-  "docs/OPERATIONS.md": {
-    Install: ["ship/release.ship.ts", "hosts/runbook.ts", "hosts/runbook.ts"],
+  "docs/install.md": {
+    "Verify the release": ["ship/release.ship.ts"],
+    "Binary, credential, settings": ["hosts/runbook.ts", "hosts/runbook.ts"],
     "As a static pod (kubeadm)": ["hosts/kubelet.hosts.ts"],
     "A new cluster": ["hosts/cluster.ts"],
     "A cluster that exists": ["hosts/cluster.ts", "hosts/cluster.ts"],
-    "Without root in the pod": ["hosts/kubelet.hosts.ts"],
-    "As a systemd service (bare metal, k3s, RKE2)": [
-      "hosts/systemd.hosts.ts",
-      "hosts/systemd.hosts.ts",
-    ],
+    "As a systemd service (bare metal, k3s, RKE2)": ["hosts/systemd.hosts.ts"],
     Verify: ["hosts/cluster.long.ts"],
+  },
+  "docs/install-special.md": {
+    "Without root in the pod": ["hosts/kubelet.hosts.ts"],
+    "systemd below 247": ["hosts/systemd.hosts.ts"],
+    "Make the image yourself": ["ship/image.ship.ts"],
+  },
+  "docs/upgrade.md": {
     Upgrade: ["hosts/systemd.hosts.ts"],
     Uninstall: [
       "hosts/cluster.long.ts",
@@ -28,23 +32,24 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
       "hosts/cluster.long.ts",
       "hosts/cluster.long.ts",
     ],
-    "Make the image yourself": ["ship/image.ship.ts"],
+  },
+  "docs/monitor.md": {
     Scrape: ["binary/scrape.test.ts", "binary/scrape.test.ts"],
     "Alerts and dashboard": ["binary/scrape.test.ts"],
-    "Move to KMS (from plaintext, from another provider, from another KMS plugin)": [
-      "hosts/cluster.ts",
-      "hosts/cluster.ts",
-      "hosts/cluster.ts",
-    ],
+  },
+  "docs/move.md": {
+    "Move to KMS": ["hosts/cluster.ts", "hosts/cluster.ts", "hosts/cluster.ts"],
+  },
+  "docs/keys.md": {
     "The fire drill": ["hosts/cluster.long.ts"],
     "Change to another key": [
       "hosts/cluster.long.ts",
       "hosts/cluster.long.ts",
       "hosts/cluster.long.ts",
     ],
-    "Restore etcd on a new machine": ["hosts/cluster.long.ts"],
-    "Objects that cannot be decrypted any more": ["hosts/cluster.long.ts"],
   },
+  "docs/restore.md": { "Restore etcd on a new machine": ["hosts/cluster.long.ts"] },
+  "docs/runbooks/undecryptable.md": { "Do now": ["hosts/cluster.long.ts"] },
   "docs/VENDOR-PLUGIN.md": { "The move": ["hosts/kubelet.hosts.ts", "hosts/cluster.long.ts"] },
   "docs/PROFILES.md": { "How to work": ["binary/profile-check.test.ts"] },
 };

@@ -1,4 +1,4 @@
-/** kubeadm, kubectl, etcdctl, two control planes, and the runbooks of OPERATIONS.md as they stand. Run by hand: `-- --all`. */
+/** kubeadm, kubectl, etcdctl, two control planes, and the documents as they stand. Run by hand: `-- --all`. */
 import { afterAll, beforeAll, expect } from "bun:test";
 import { commandsOf, filledIn } from "../documents/blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
@@ -75,14 +75,14 @@ hostCase("a new cluster: kubeadm init with `manifest kubeadm-config`", async () 
 });
 
 hostCase("verify", async () => {
-  const [verify = ""] = commandsOf("docs/OPERATIONS.md", "Verify");
+  const [verify = ""] = commandsOf("docs/install.md", "Verify");
   const output = await type(one, verify);
   expect(output).toContain("/registry/secrets/default/key4c-check");
   expect(output).toContain("current");
 });
 
 const [PLAINTEXT = "", NO_FLAGS = "", , NO_POD = "", NO_FILES = ""] = commandsOf(
-  "docs/OPERATIONS.md",
+  "docs/upgrade.md",
   "Uninstall",
 );
 
@@ -194,7 +194,7 @@ hostCase(
 
 hostCase("change to another key on two nodes, while one writes and the other reads", async () => {
   const [everywhere = "", oneByOne = "", forgotten = ""] = commandsOf(
-    "docs/OPERATIONS.md",
+    "docs/keys.md",
     "Change to another key",
   ).map((block) => block.replaceAll("OLD-ID", "demo").replaceAll("NEW-ID", "next"));
   const before = await currentKeyId(one);
@@ -214,7 +214,7 @@ hostCase("change to another key on two nodes, while one writes and the other rea
 });
 
 hostCase("the fire drill", async () => {
-  const [drill = ""] = commandsOf("docs/OPERATIONS.md", "The fire drill");
+  const [drill = ""] = commandsOf("docs/keys.md", "The fire drill");
   const { exitCode, stdout, stderr } = await one.machine.try(`${SHELL}set -o pipefail\n${drill}`);
   expect({ exitCode, stdout, stderr }).toMatchObject({ exitCode: 0 });
 });
@@ -246,10 +246,7 @@ hostCase(
 hostCase(
   "objects that nothing decrypts: found, deleted in etcd, and the others are read again",
   async () => {
-    const [list = ""] = commandsOf(
-      "docs/OPERATIONS.md",
-      "Objects that cannot be decrypted any more",
-    );
+    const [list = ""] = commandsOf("docs/runbooks/undecryptable.md", "Do now");
     const lost = "/registry/secrets/default/s7";
     // One byte of it is another.
     await type(
@@ -297,7 +294,7 @@ hostCase("restore of etcd on a new machine, with a plugin that has never been th
     await third.machine.run(INSTALL);
     await third.machine.run("echo next > /etc/key4c-kms/key-id");
     await type(third, POD.replace(/^key4c-kms-plugin manifest encryption-configuration.*\n/m, ""));
-    const [restore = ""] = commandsOf("docs/OPERATIONS.md", "Restore etcd on a new machine");
+    const [restore = ""] = commandsOf("docs/restore.md", "Restore etcd on a new machine");
     await type(
       third,
       restore

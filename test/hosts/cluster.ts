@@ -11,7 +11,7 @@ import { RELEASE, releaseArchive } from "./runbook.ts";
 
 export const CONFIGURATION = "/etc/kubernetes/pki/encryption-configuration.yaml";
 
-/** What a shell of whoever operates the cluster has, as OPERATIONS.md says. */
+/** What a shell of whoever operates the cluster has, as install.md says. */
 export const SHELL = `[ ! -e /etc/key4c-kms/env ] || . /etc/key4c-kms/env
 export KUBECONFIG=/etc/kubernetes/admin.conf ETCDCTL_ENDPOINTS=https://127.0.0.1:2379
 export ETCDCTL_CACERT=/etc/kubernetes/pki/etcd/ca.crt
@@ -19,7 +19,7 @@ export ETCDCTL_CERT=/etc/kubernetes/pki/etcd/healthcheck-client.crt ETCDCTL_KEY=
 cd /root
 `;
 
-/** What this sandbox needs of kubeadm beside what OPERATIONS.md says. */
+/** What this sandbox needs of kubeadm beside what the documents say. */
 function kubeadmNode(name: string, address: string): string {
   return `localAPIEndpoint: { advertiseAddress: ${address} }
 nodeRegistration:
@@ -72,13 +72,11 @@ export const type = ({ machine }: ClusterNode, script: string) =>
   machine.run(`set -o pipefail\n${SHELL}${script}`);
 
 /** The blocks of "As a static pod": the pod, a new cluster, a cluster that exists. */
-export const [POD = ""] = commandsOf("docs/OPERATIONS.md", "As a static pod (kubeadm)").map(
-  (block) => filledIn(block, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN }),
+export const [POD = ""] = commandsOf("docs/install.md", "As a static pod (kubeadm)").map((block) =>
+  filledIn(block, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN }),
 );
-export const [NEW_CLUSTER = ""] = commandsOf("docs/OPERATIONS.md", "A new cluster");
-export const EXISTING_CLUSTER = commandsOf("docs/OPERATIONS.md", "A cluster that exists").join(
-  "\n",
-);
+export const [NEW_CLUSTER = ""] = commandsOf("docs/install.md", "A new cluster");
+export const EXISTING_CLUSTER = commandsOf("docs/install.md", "A cluster that exists").join("\n");
 
 /** What the reader is to replace in each block with an InitConfiguration. */
 const initAddress = ({ name, address }: ClusterNode) => ({
@@ -139,10 +137,7 @@ export async function writingAndReading(
   };
 }
 
-const [TRY = "", REWRITE = "", PROVE = ""] = commandsOf(
-  "docs/OPERATIONS.md",
-  "Move to KMS (from plaintext, from another provider, from another KMS plugin)",
-);
+const [TRY = "", REWRITE = "", PROVE = ""] = commandsOf("docs/move.md", "Move to KMS");
 
 export const rewrite = (node: ClusterNode) => type(node, REWRITE);
 

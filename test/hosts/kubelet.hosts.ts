@@ -68,8 +68,8 @@ const manifest = (flags: string) =>
   machine.run(`. /etc/key4c-kms/env
     key4c-kms-plugin manifest static-pod --output ${MANIFEST} ${flags}`);
 
-hostCase("install, as OPERATIONS.md has it", async () => {
-  const [pod = ""] = commandsOf("docs/OPERATIONS.md", "As a static pod (kubeadm)");
+hostCase("install, as install.md has it", async () => {
+  const [pod = ""] = commandsOf("docs/install.md", "As a static pod (kubeadm)");
   await machine.run(`${INSTALL}\n${filledIn(pod, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
   figure(`ok ${await seconds(() => isOk("120s"))} after the manifest was written`);
   await running(0);
@@ -177,9 +177,9 @@ hostCase(
   },
 );
 
-hostCase("--run-as-user, as OPERATIONS.md has it", async () => {
+hostCase("--run-as-user, as install-special.md has it", async () => {
   await removePod();
-  const [prepare = ""] = commandsOf("docs/OPERATIONS.md", "Without root in the pod");
+  const [prepare = ""] = commandsOf("docs/install-special.md", "Without root in the pod");
   await machine.run(`rm -r /run/key4c-kms\n${prepare}`);
   await manifest(`--image ${PLUGIN} --run-as-user 65532`);
   await isOk("120s");

@@ -1,4 +1,4 @@
-/** What is typed on a machine before anything else, as OPERATIONS.md has it. */
+/** What is typed on a machine before anything else, as install.md has it. */
 import { copyFileSync, mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { version } from "../../package.json";
@@ -22,7 +22,10 @@ export async function releaseArchive(): Promise<string> {
   return archive;
 }
 
-const [, BINARY_AND_SECRET = "", SETTINGS = ""] = commandsOf("docs/OPERATIONS.md", "Install");
+const [BINARY_AND_SECRET = "", SETTINGS = ""] = commandsOf(
+  "docs/install.md",
+  "Binary, credential, settings",
+);
 
 /** "Install", typed where the release is: the binary, its credential and its settings. */
 export const INSTALL = `cd ${dirname(RELEASE)}

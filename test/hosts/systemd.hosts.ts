@@ -1,4 +1,4 @@
-/** A machine that systemd boots, the plugin installed as OPERATIONS.md says. */
+/** A machine that systemd boots, the plugin installed as install.md says. */
 import { afterAll, beforeAll, expect } from "bun:test";
 import { dirname } from "node:path";
 import { commandsOf } from "../documents/blocks.ts";
@@ -36,9 +36,9 @@ const restarts = async () => Number(await machine.run(`systemctl show -P NRestar
 const mainPid = async () => Number(await machine.run(`systemctl show -P MainPID ${SERVICE}`));
 const isOk = (wait: string) => machine.run(`key4c-kms-plugin status --wait ${wait}`);
 
-hostCase("install, as OPERATIONS.md has it", async () => {
+hostCase("install, as install.md has it", async () => {
   const [units = ""] = commandsOf(
-    "docs/OPERATIONS.md",
+    "docs/install.md",
     "As a systemd service (bare metal, k3s, RKE2)",
   );
   const output = await machine.run(`${INSTALL}\n${units}`);
@@ -136,7 +136,7 @@ hostCase("a renewed credential is the service's after a restart, which fails no 
 hostCase("upgrade: the binary replaced under callers, no call fails", async () => {
   const before = await mainPid();
   const { failures } = await callersDuring(machine, () =>
-    machine.run(`cd ${dirname(RELEASE)}\n${commandsOf("docs/OPERATIONS.md", "Upgrade")[0]}`),
+    machine.run(`cd ${dirname(RELEASE)}\n${commandsOf("docs/upgrade.md", "Upgrade")[0]}`),
   );
   expect(failures).toEqual([]);
   expect(await mainPid()).not.toBe(before);
@@ -145,10 +145,7 @@ hostCase("upgrade: the binary replaced under callers, no call fails", async () =
 hostCase(
   "as systemd below 247 needs it: the credential from a file that systemd reads",
   async () => {
-    const [, older = ""] = commandsOf(
-      "docs/OPERATIONS.md",
-      "As a systemd service (bare metal, k3s, RKE2)",
-    );
+    const [older = ""] = commandsOf("docs/install-special.md", "systemd below 247");
     await machine.run(`. /etc/key4c-kms/env\n${older}
     systemctl daemon-reload; systemctl restart ${SERVICE}`);
     await isOk("60s");
@@ -175,8 +172,8 @@ hostCase("power lost: up again, over the socket file that it left", async () => 
   await isOk("60s");
 });
 
-hostCase("uninstall, as OPERATIONS.md has it: nothing is left", async () => {
-  const [, , service = ""] = commandsOf("docs/OPERATIONS.md", "Uninstall");
+hostCase("uninstall, as install.md has it: nothing is left", async () => {
+  const [, , service = ""] = commandsOf("docs/upgrade.md", "Uninstall");
   await machine.run(`exec 2>&1\n${service}`);
   expect((await machine.try("ls /run/key4c-kms/kms.sock")).exitCode).not.toBe(0);
   expect(await machine.run("pgrep -xc key4c-kms-plugi || true")).toBe("0\n");

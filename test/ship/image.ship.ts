@@ -32,7 +32,7 @@ const CONFINED = [
 
 beforeAll(async () => {
   await setUpContainers();
-  const [build = ""] = commandsOf("docs/OPERATIONS.md", "Make the image yourself");
+  const [build = ""] = commandsOf("docs/install-special.md", "Make the image yourself");
   const typed = filledIn(build, {
     "https://…": KEY4C_URL,
     "NAME@sha256:…": BASE,

@@ -82,12 +82,12 @@ function verify(directory: string): Promise<string> {
   return run(["sh", "-c", `exec 2>&1; ${command}`], { PATH, LC_ALL: "C" }, "", directory);
 }
 
-test("the printed command verifies all of it, and notes and OPERATIONS.md have the same one", async () => {
+test("the printed command verifies all of it, and notes and install.md have the same one", async () => {
   const lines = (await verify(made)).trim().split("\n");
   expect(lines).toEqual(["Verified OK", ...SUMMED.map((file) => `${file}: OK`)]);
   const [, command = ""] = output.match(/^ {2}(openssl dgst .*)$/m) ?? [];
   expect(read("RELEASE-NOTES.md")).toContain(`\`\`\`sh\n${command}\n\`\`\``);
-  expect(commandsOf("docs/OPERATIONS.md", "Install")[0]).toBe(`${command}\n`);
+  expect(commandsOf("docs/install.md", "Verify the release")[0]).toBe(`${command}\n`);
   const [, fingerprint = ""] = output.match(/SHA-256 of the public key: (\w{64})/) ?? [];
   expect(read("RELEASE-NOTES.md")).toContain(`\n${fingerprint}\n`);
   const told = "openssl pkey -pubin -in SHA256SUMS.pub -outform DER | sha256sum";

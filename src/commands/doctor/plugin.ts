@@ -127,7 +127,7 @@ function checkFreshKeyId(
         fail(
           check,
           `its key_id is ${keyId}, and Key4C wraps under ${freshKeyId} now`,
-          'after a rotation ask again in a minute; otherwise the key was replaced or restored: restart nothing, follow "Mismatch" in OPERATIONS.md, and compare the key check value',
+          "after a rotation ask again in a minute; otherwise the key was replaced or restored: restart nothing, follow docs/runbooks/mismatch.md, and compare the key check value",
         ),
       ];
 }
