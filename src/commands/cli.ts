@@ -36,7 +36,7 @@ export async function statusCommand(config: Config): Promise<string> {
       }
       if (kmsKeyId !== undefined && !standsFor(keyId, kmsKeyId)) {
         const told = `its key_id ${keyId} does not stand for KMS_KEY_ID (${kmsKeyId})`;
-        throw new ExitError(1, printable(`the plugin is ok, and of another key: ${told}`));
+        throw new ExitError(1, printable(`the plugin is ok, and uses another key: ${told}`));
       }
       const pluginVersion = await runtimeVersion(socketOf(config)).catch(() => undefined);
       return `${JSON.stringify({ version, healthz, keyId, kmsKeyId, pluginVersion })}\n`;

@@ -18,7 +18,7 @@ export async function changeEmulator(action: string, config: Config): Promise<st
     const wanted = "the loopback address that the emulator printed";
     throw new ExitError(USAGE_EXIT_CODE, `KEY4C_URL (--key4c-url) must be ${wanted}`);
   }
-  if (action === "outage" || action === "heal") {
+  if (action === "outage" || action === "recover") {
     await ask(url, "PUT", "outage", { on: action === "outage" });
     return action === "outage" ? "Key4C answers nothing but 503\n" : "Key4C answers again\n";
   }

@@ -61,10 +61,10 @@ plugin() { ${quoted(process.execPath)} "$@"; }
 dek=$(mktemp); echo a-data-key | plugin encrypt > $dek; plugin decrypt < $dek
 # 2. Rotate the key: key_id changes from .v1 to .v2. What was wrapped under .v1 is still read.
 plugin status; plugin emulator rotate${key}; sleep 2; plugin status; plugin decrypt < $dek
-# 3. Key4C is away: the log says so. Status and Decrypt go on, from memory.
+# 3. Key4C is unreachable: the log says so. Status and Decrypt continue to work, from memory.
 plugin emulator outage; sleep 2; plugin status; plugin decrypt < $dek
-# 4. Key4C is back: the log says that it is ok.
-plugin emulator heal; sleep 2; plugin status
+# 4. Key4C is reachable again: the log says that it is ok.
+plugin emulator recover; sleep 2; plugin status
 # 5. Disable the key: a few seconds later it counts as revoked, and both are refused.
 plugin emulator disable${key}; sleep 6; plugin status; plugin decrypt < $dek
 # 6. Enable it: both work again, and nothing was restarted.

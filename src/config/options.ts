@@ -260,7 +260,7 @@ export const OPTIONS = {
     group: "localKek",
     value: "N",
     default: String(2 ** 20),
-    help: "DEKs wrapped under one local KEK; 1 asks Key4C for every DEK (while it is away, the last one goes on)",
+    help: "DEKs wrapped under one local KEK; 1 asks Key4C for every DEK (while it is unreachable, the last local KEK is used further)",
     parse: integer(1, 2 ** 32),
   },
   localKekMaxAge: {
@@ -299,7 +299,7 @@ export const OPTIONS = {
     commands: SERVE,
     group: "outage",
     value: "DURATION",
-    help: "How long Status and Encrypt go on while Key4C is away (default: without limit)",
+    help: "How long Status and Encrypt continue to work while Key4C is unreachable (default: without limit)",
     parse: duration(0, MAX_DURATION_MS),
   },
   revocationGrace: {
@@ -437,7 +437,7 @@ export const OPTIONS = {
   stale: {
     flag: "stale",
     commands: ["inspect"],
-    help: "List only what is not under the current key; with --verify, what is not given back",
+    help: "List only what is not under the current key; with --verify, what Key4C does not unwrap",
     parse: yes,
   },
   json: {

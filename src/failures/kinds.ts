@@ -13,9 +13,9 @@ export type ErrorKind =
   | "denied"
   /** Key4C says that the key is disabled or deleted. */
   | "keyUnusable"
-  /** Key4C knows no such key: of the address or the credential, mostly, and not of the key. */
+  /** Key4C knows no such key. Mostly the address or the credential is wrong, and not the key. */
   | "keyNotFound"
-  /** Key4C is well, and does not give back a local KEK that it has wrapped: other key material. */
+  /** Key4C answers, and does not unwrap a local KEK that it has wrapped: other key material. */
   | "mismatch"
   /** Key4C tells an older version of the key than it did, or two at once. */
   | "olderVersion"
@@ -52,9 +52,9 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     code: status.UNAVAILABLE,
     text: "Key4C is not available",
     retry: true,
-    headline: "Key4C is away",
+    headline: "Key4C is unreachable",
     remedy:
-      "check KEY4C_URL, the network, the proxy and the CA; do not restart a plugin that knows local KEKs: it would lose them until Key4C is back",
+      "check KEY4C_URL, the network, the proxy and the CA; do not restart a plugin that knows local KEKs: it would lose them until Key4C is reachable again",
   },
   throttled: {
     code: status.RESOURCE_EXHAUSTED,
@@ -65,7 +65,7 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
   },
   denied: {
     code: status.FAILED_PRECONDITION,
-    text: "Key4C denied access",
+    text: "Key4C refuses access",
     retry: false,
     headline: "Key4C refuses the credential",
     remedy:
@@ -88,9 +88,9 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
   },
   mismatch: {
     code: status.FAILED_PRECONDITION,
-    text: "Key4C does not give back what it wrapped",
+    text: "Key4C does not unwrap what it wrapped",
     retry: false,
-    headline: "Key4C does not give back a local KEK that it wrapped",
+    headline: "Key4C does not unwrap a local KEK that it wrapped",
     remedy:
       "restore the key material, or rotate the key in Key4C or name another one; then rewrite all objects and prove it with inspect --verify; do not restart plugin or API server before that: only they can still read the data (docs/runbooks/mismatch.md)",
   },

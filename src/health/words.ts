@@ -6,7 +6,7 @@ import type { State } from "../keys/standing.ts";
 export const LEADS_TO: Readonly<Record<State, string>> = {
   starting: "there is no local KEK yet: Status, Encrypt and Decrypt fail",
   ok: "",
-  degraded: "known local KEKs go on",
+  degraded: "known local KEKs continue to work",
   expired: "longer than KMS_OUTAGE_GRACE: Status and Encrypt fail, known local KEKs still decrypt",
   mismatch: "Status and Encrypt fail, so that nothing more is lost; known local KEKs still decrypt",
   revoked: "the key is revoked: its local KEKs are dropped, every RPC on it fails",

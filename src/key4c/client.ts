@@ -62,7 +62,7 @@ export interface KeyDescription {
 }
 
 /**
- * The client of Key4C: a profile over HTTPS. A call has its own time budget and does not end with its callers: it goes on
+ * The client of Key4C: a profile over HTTPS. A call has its own time budget and does not end with its callers: it continues
  * after they have left. Every failure is a PluginError.
  */
 export class Key4C implements WrappingService {
@@ -203,7 +203,7 @@ export class Key4C implements WrappingService {
           throw failure;
         }
         options.onFailedAttempt?.();
-        await sleep(this.#clock, delayMs); // with jitter, so that a fleet does not come back all at once
+        await sleep(this.#clock, delayMs); // with jitter, so that a fleet does not return all at once
         mayTryAgain();
       }
     }

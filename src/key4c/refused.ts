@@ -17,7 +17,7 @@ interface Refusal {
   readonly error: PluginError;
 }
 
-/** These kinds say nothing about the service or the secret, so calls that waited for such a call go on. */
+/** These kinds say nothing about the service or the secret, so calls that waited for such a call continue. */
 const OF_ONE_CALL: readonly ErrorKind[] = ["invalid", "keyUnusable", "keyNotFound"];
 
 /**

@@ -13,7 +13,7 @@ export interface Shape<T> {
   readonly schema: Schema;
   /** Of an object with fixed names. */
   readonly members?: Members;
-  /** Records faults and goes on, so that a user sees all of them at once. The result is valid if there is no fault. */
+  /** Records faults and continues, so that a user sees all of them at once. The result is valid if there is no fault. */
   read(value: Json | undefined, at: Pointer, faults: Faults): T;
 }
 

@@ -40,7 +40,7 @@ export class AuthorityFilter {
   #fragmentLeft = 0;
   #restLeft = 0;
 
-  // The header block, which may go on in CONTINUATION frames.
+  // The header block, which may continue in CONTINUATION frames.
   #step: Step = "representation";
   #integerAfterFirstByte = false;
   #integer = 0;

@@ -110,7 +110,7 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
 }
 
 /**
- * Checks regularly that the path still leads to our socket. Open connections go on in any case.
+ * Checks regularly that the path still leads to our socket. Open connections continue in any case.
  * @param bindAgain undefined when only systemd can bind the path
  * @returns a function that ends it
  */

@@ -91,7 +91,7 @@ export async function fleet(quick: boolean): Promise<void> {
   });
   await phase("the minutes after", 240, () => {});
   await phase("at rest", 300, () => {});
-  await phase("Key4C is away", 60, () => {
+  await phase("Key4C is unreachable", 60, () => {
     key.isAway = true;
   });
   await phase("it is back", 30, () => {

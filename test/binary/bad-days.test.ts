@@ -406,7 +406,7 @@ const DAMAGED_AND_SAID = {
     const key4c = key4cOf();
     const plugin = await launchOk(key4c.url);
     for (const [behaviour, kind, words] of [
-      [page(503), "unavailable", "Key4C is away; known local KEKs go on"],
+      [page(503), "unavailable", "Key4C is unreachable; known local KEKs continue to work"],
       [DISABLED, "keyUnusable", "Key4C says that the key is disabled or deleted; known"],
       [NOT_FOUND, "keyNotFound", "Key4C knows no such key; known"],
       [says(401, { code: "DENIED" }), "denied", "Key4C refuses the credential; known"],

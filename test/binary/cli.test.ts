@@ -103,7 +103,7 @@ test("status: one line of JSON and exit code 0 only if ok; --wait waits", async 
   const other = await runBinary(["status"], { env: { ...env, KMS_KEY_ID: "other" } });
   expect([other.exitCode, other.stderr, other.stdout.length]).toEqual([
     1,
-    expect.stringContaining("ok, and of another key"),
+    expect.stringContaining("ok, and uses another key"),
     0,
   ]);
 });

@@ -1,4 +1,4 @@
-/** The demo that `npm start` prints, typed into a shell: rotate, outage, heal, revoke, enable. */
+/** The demo that `npm start` prints, typed into a shell: rotate, outage, recover, revoke, enable. */
 import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { emulatorInside } from "../../src/commands/emulator.ts";
@@ -79,7 +79,7 @@ test.each([[], ["--emulator-control"]])(
 
 test("nobody changes an emulator that was not told to allow it", async () => {
   const { url } = emulator({ control: false });
-  for (const action of ["rotate", "disable", "enable", "outage", "heal"]) {
+  for (const action of ["rotate", "disable", "enable", "outage", "recover"]) {
     const { stderr, exitCode } = await runBinary(["emulator", action, "--key4c-url", url]);
     expect([exitCode, stderr]).toEqual([1, expect.stringContaining("it runs without --control")]);
   }

@@ -117,7 +117,7 @@ test("ready follows Status, live follows the socket, and neither is the other", 
   expect(await get("readyz")).toEqual([
     503,
     expect.stringMatching(
-      /^expired since .*: unavailable: Key4C is away; longer than KMS_OUTAGE_GRACE/,
+      /^expired since .*: unavailable: Key4C is unreachable; longer than KMS_OUTAGE_GRACE/,
     ),
   ]);
   expect(await get("livez")).toEqual([200, "ok\n"]);

@@ -323,15 +323,15 @@ test("--verify: Key4C itself gives back each local KEK once, without a plugin", 
   const after = await key4c.control("GET", "stats");
   expect([all.exitCode, all.stderr]).toEqual([
     0,
-    expect.stringContaining("2 local KEKs: 2 given back, 0 refused"),
+    expect.stringContaining("2 local KEKs: 2 unwrapped, 0 refused"),
   ]);
   expect((after["decrypt"] ?? 0) - (before["decrypt"] ?? 0)).toBe(2);
   expect(
     fields(all.stdout).map(([keyId, , objects, verdict]) => [keyId, objects, verdict]),
   ).toEqual(
     expect.arrayContaining([
-      [keyId, "2", "given back"],
-      [expect.stringMatching(/\.v1\.k/), "1", "given back"],
+      [keyId, "2", "unwrapped"],
+      [expect.stringMatching(/\.v1\.k/), "1", "unwrapped"],
     ]),
   );
 

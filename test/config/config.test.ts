@@ -181,7 +181,7 @@ test.each([
   [["help", "hlep"], 'unknown COMMAND "hlep"; did you mean help?'],
   [["help", "encrypt", "decrypt"], "help takes one argument, [COMMAND]: 2 given"],
   [["version", "two"], "version takes no argument: 1 given"],
-  [["emulator", "stop"], "unknown ACTION: one of rotate, disable, enable, outage, heal"],
+  [["emulator", "stop"], "unknown ACTION: one of rotate, disable, enable, outage, recover"],
   [
     ["status", "--endpiont=unix:///x"],
     "unknown option --endpiont of status; did you mean --endpoint?",

@@ -64,7 +64,7 @@ test("a key that is deleted: said, nothing is dropped; made anew it is another o
   const callers = keepCalling(plugin, known);
   await openbao.deleteKey("demo");
   await plugin.untilLogged(
-    /"msg":"Key4C knows no such key; known local KEKs go on".*"state":"degraded"/,
+    /"msg":"Key4C knows no such key; known local KEKs continue to work".*"state":"degraded"/,
   );
   await Bun.sleep(15_000);
   expect(await plugin.state()).toBe("degraded");

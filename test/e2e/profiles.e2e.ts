@@ -73,7 +73,7 @@ test(
       return Buffer.from((await callRpc(client, V2.method.decrypt, request)).plaintext);
     };
 
-    await plugin.until(/Key4C refuses the credential; known local KEKs go on/);
+    await plugin.until(/Key4C refuses the credential; known local KEKs continue to work/);
     expect(await decrypt()).toEqual(DEK);
     expect((await encrypt()).keyId).toBe(keyId);
     expect((await callRpc(client, V2.method.status, {})).healthz).toBe("ok");

@@ -39,7 +39,7 @@ test("one line a change of state, and none while nothing changes", async () => {
   expect(lines[1]).toEqual({
     time: expect.any(String),
     level: "warn",
-    msg: "Key4C is away; known local KEKs go on",
+    msg: "Key4C is unreachable; known local KEKs continue to work",
     state: "degraded",
     kmsKeyId: "demo",
     keyId: "k4c-x.v1",
@@ -56,7 +56,7 @@ test("a new cause within one state is a line, with its own words", () => {
   expect(hears("keyUnusable", "disabled", true)).toEqual(["warn degraded keyUnusable"]);
   expect(hears("keyUnusable", "another text", true)).toEqual(["warn degraded keyUnusable"]);
   expect(lines.map(({ msg }) => String(msg).split(";")[0])).toEqual([
-    "Key4C is away",
+    "Key4C is unreachable",
     "Key4C refuses the credential",
     "Key4C says that the key is disabled or deleted",
     "Key4C says that the key is disabled or deleted",

@@ -94,7 +94,7 @@ test("one line a change of state, however many probes", async () => {
   const told = lines.map(({ level, msg }) => `${level} ${msg}`);
   expect(told.filter((one, index) => one !== told[index - 1])).toEqual([
     "info Key4C is ok",
-    "warn Key4C says that the key is disabled or deleted; known local KEKs go on",
+    "warn Key4C says that the key is disabled or deleted; known local KEKs continue to work",
     "info Key4C is ok",
   ]);
   const remedy = expect.stringContaining("enable the key");

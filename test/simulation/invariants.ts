@@ -173,7 +173,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
       ({ header }) => !this.#key4c.wouldGiveBack(header.wrappedLocalKek, node),
     );
     if (isLost && state !== "mismatch") {
-      this.fail("S1", `${where}: Key4C does not give back what it wrapped, state ${state}`);
+      this.fail("S1", `${where}: Key4C does not unwrap what it wrapped, state ${state}`);
       return;
     }
     if (isLost && plugin.errors.length === 0) {

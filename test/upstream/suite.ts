@@ -29,7 +29,7 @@ const LONG: readonly string[] = [
 /** What upstream calls the failed state of a plugin, and how ours answers in it. */
 const FAILURES = {
   disabled: { is: "key is disabled", kind: "keyUnusable" },
-  away: { is: "Key4C is away", kind: "unavailable" },
+  away: { is: "Key4C is unreachable", kind: "unavailable" },
 } as const satisfies Record<string, { is: string; kind: ErrorKind }>;
 type Failure = keyof typeof FAILURES;
 

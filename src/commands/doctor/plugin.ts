@@ -69,7 +69,7 @@ async function checkState({ httpAddress }: Config): Promise<Check[]> {
     return [
       response.status === 200 && /^ok\b/.test(state)
         ? pass(check, state)
-        : warn(check, state, "its log names cause and remedy; what still works goes on"),
+        : warn(check, state, "its log names cause and remedy; what worked continues to work"),
     ];
   } catch {
     return [skip(check, `nothing at ${url}`)];

@@ -106,7 +106,7 @@ class Walk {
     const decrypted = await this.#decrypt(ciphertext);
     done.push(decrypted);
     if (decrypted.result === "fail") {
-      return rest("nothing is given back");
+      return rest("nothing is unwrapped");
     }
     done.push(await this.#anotherAad(ciphertext));
     done.push(await this.#damaged(ciphertext));
@@ -149,7 +149,7 @@ class Walk {
     const told = "the very bytes that were wrapped";
     const check = this.#judge("decrypt", outcome, { plaintext: pointer }, told);
     if ("result" in outcome && !timingSafeEqual(outcome.result, this.#localKek)) {
-      const detail = "other bytes than were wrapped come back";
+      const detail = "Key4C unwraps other bytes than were wrapped";
       const remedy = "compare the encodings of /encrypt/body and /decrypt/result";
       return { ...check, ...fail("decrypt", detail, remedy) };
     }

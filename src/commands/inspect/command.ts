@@ -42,7 +42,7 @@ export async function inspectCommand(config: Config, log: Log): Promise<void> {
   if (config.verify === true) {
     const { localKeks, text, exitCode } = await verify(pairs, keyringOf(config, log));
     const isShown = ({ verdict }: (typeof localKeks)[number]) =>
-      config.stale !== true || verdict !== "given back";
+      config.stale !== true || verdict !== "unwrapped";
     await lines(localKeks.filter(isShown), verifiedLine);
     stderr.write(text);
     process.exitCode = exitCode;

@@ -16,8 +16,8 @@ export interface Verified {
   readonly keyId: string;
   /** How many values in etcd need it. */
   readonly objects: number;
-  /** `away`: Key4C did not answer, so nothing is known. */
-  readonly verdict: "given back" | "refused" | "away";
+  /** `unknown`: Key4C did not answer. */
+  readonly verdict: "unwrapped" | "refused" | "unknown";
   /** Of the failure, where there is one. */
   readonly kind?: ErrorKind;
   readonly why?: string;
@@ -26,7 +26,7 @@ export interface Verified {
 export interface Verification {
   readonly localKeks: readonly Verified[];
   readonly text: string;
-  /** 0: all are given back; 3: one is not, or a value is broken; 1: nothing is proven. */
+  /** 0: all are unwrapped; 3: one is not, or a value is broken; 1: nothing is proven. */
   readonly exitCode: 0 | 1 | 3;
 }
 
@@ -73,11 +73,11 @@ async function verifyOne(
 ): Promise<Verified> {
   try {
     (await keyring.unwrap(envelope)).fill(0);
-    return { fingerprint, keyId, objects, verdict: "given back" };
+    return { fingerprint, keyId, objects, verdict: "unwrapped" };
   } catch (error) {
     const { kind } = toPluginError(error);
-    const isAway = kind === "unavailable" || kind === "throttled";
-    const verdict = isAway ? "away" : "refused";
+    const hasNoAnswer = kind === "unavailable" || kind === "throttled";
+    const verdict = hasNoAnswer ? "unknown" : "refused";
     return { fingerprint, keyId, objects, verdict, kind, why: describeError(error) };
   }
 }
@@ -87,19 +87,19 @@ function conclude(
   others: ReadonlyMap<string, number>,
 ): Verification {
   const of = (verdict: Verified["verdict"]) => localKeks.filter((one) => one.verdict === verdict);
-  const [refused, away] = [of("refused"), of("away")];
+  const [refused, unanswered] = [of("refused"), of("unknown")];
   const broken = others.get("broken") ?? 0;
   const unknown = others.get("unknown") ?? 0;
-  const isAnswer = localKeks.length > 0 && unknown === 0 && away.length === 0;
+  const isAnswer = localKeks.length > 0 && unknown === 0 && unanswered.length === 0;
   const exitCode = refused.length + broken > 0 ? 3 : isAnswer ? 0 : 1;
   const lines = [
-    `${localKeks.length} local KEKs: ${of("given back").length} given back, ${refused.length} refused, ${away.length} unknown because Key4C did not answer`,
+    `${localKeks.length} local KEKs: ${of("unwrapped").length} unwrapped, ${refused.length} refused, ${unanswered.length} unknown because Key4C did not answer`,
     ...[...others].map(
-      ([kind, count]) => `  ${count} values are ${kind}: Key4C has nothing to give back for them`,
+      ([kind, count]) => `  ${count} values are ${kind}: they have no local KEK to unwrap`,
     ),
-    ...(exitCode === 0 ? ["Key4C gives back every local KEK in the input"] : []),
+    ...(exitCode === 0 ? ["Key4C unwraps every local KEK in the input"] : []),
     ...refusals(refused),
-    ...(away.length > 0
+    ...(unanswered.length > 0
       ? ["ask again when Key4C answers: until then nothing is proven about these"]
       : []),
     ...(unknown > 0
@@ -116,14 +116,14 @@ function conclude(
 /** What is wrong with the key or with this shell, and not with the local KEK. */
 const REMEDIES: { readonly [K in ErrorKind]?: string } = {
   unknownKey:
-    "are under a key that is neither KMS_KEY_ID nor one of KMS_PREVIOUS_KEY_IDS here: is it the plugin's configuration (. /etc/key4c-kms/env)? Name the key and ask again, or rewrite the objects before it is given up",
+    "are under a key that is neither KMS_KEY_ID nor one of KMS_PREVIOUS_KEY_IDS here: is it the plugin's configuration (. /etc/key4c-kms/env)? Name the key and ask again, or rewrite the objects before that key is abandoned",
   keyUnusable: "are under a key that is disabled or deleted: enable it in Key4C, then ask again",
   keyNotFound:
     "are under a key that Key4C does not know here: check KEY4C_URL, KMS_USER_ID (another tenant?) and KMS_KEY_ID, then ask again",
   denied: "are not verified, because Key4C refuses the credential: renew it, then ask again",
 };
 const LOST =
-  "are readable only while a plugin that knows their local KEKs runs, if at all: rewrite them now, or give Key4C back the key's material";
+  "are readable only while a plugin that knows their local KEKs runs, if at all: rewrite them now, or restore the key's material in Key4C";
 
 /** A line for each reason. */
 function refusals(refused: readonly Verified[]): string[] {

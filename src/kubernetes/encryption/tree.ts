@@ -129,13 +129,13 @@ function checkYaml(text: string, document: Document | undefined): void {
     if (error.pos[0] >= (endOfRoot ?? (marker < 0 ? text.length + 1 : marker))) {
       throw new Unclear("something is wrong after its end");
     }
-    // libyaml lets them go on at any indentation, as long as they end somewhere.
+    // libyaml lets them continue at any indentation, as long as they end somewhere.
     const [, bracket, quote] =
       /^Flow .* (?:indented|end with a ([\]}]))|^Missing closing (["'])/.exec(error.message) ?? [];
     const isOfIndentation = error.message.startsWith("Flow ") || quote !== undefined;
     if (isOfIndentation && text.includes(bracket ?? quote ?? "", error.pos[0])) {
       throw new Unclear(
-        `brackets or quotes of line ${place?.line ?? 1} go on further left, or do not end`,
+        `brackets or quotes of line ${place?.line ?? 1} continue further left, or do not end`,
       );
     }
     if (error.code === "RESOURCE_EXHAUSTION") {
