@@ -9,6 +9,7 @@ import { inspectCommand } from "./commands/inspect/command.ts";
 import { licences } from "./commands/licences.ts";
 import { manifestCommand } from "./commands/manifest/manifest.ts";
 import { type Config, parseCommandLine, required } from "./config/config.ts";
+import { DEFAULT_CONFIG_FILE, proxiesOf } from "./config/config-file.ts";
 import { PluginError } from "./failures/plugin-error.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
@@ -232,12 +233,20 @@ async function untilReplaced(listener: Listener): Promise<never> {
 }
 
 async function run(argv: readonly string[]): Promise<void> {
-  const line = parseCommandLine(argv, process.env);
+  const line = parseCommandLine(argv, process.env, DEFAULT_CONFIG_FILE);
   const { command, config } = line;
   const log = createLog({
     level: config.logLevel ?? "info",
     format: config.logFormat ?? (isatty(2) ? "text" : "json"), // process.stderr would touch the descriptor
   });
+  for (const warning of command === "doctor" ? [] : line.warnings) {
+    command === "serve"
+      ? log.warn("the file of settings is not read", { cause: warning })
+      : stderr.write(`key4c-kms-plugin: ${warning}\n`);
+  }
+  if (command !== "manifest") {
+    Object.assign(process.env, proxiesOf(line.configFile, process.env)); // where Bun's fetch looks for them
+  }
   if (command !== "serve" && command !== "emulator") {
     endOnSignal();
   }
@@ -255,14 +264,14 @@ async function run(argv: readonly string[]): Promise<void> {
     case "manifest":
       return print(manifestCommand(line, process.env));
     case "status":
-      return print(await statusCommand(config));
+      return print(await statusCommand(line));
     case "encrypt":
-      return print(await encryptCommand(config));
+      return print(await encryptCommand(line));
     case "decrypt":
-      return print(await decryptCommand(config));
+      return print(await decryptCommand(line));
     case "inspect":
       hardenProcess(log);
-      return inspectCommand(config, log);
+      return inspectCommand(line, log);
     case "version":
       return print(config.licences ? await licences() : `key4c-kms-plugin ${VERSION}\n`);
     case "help":

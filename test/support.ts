@@ -26,6 +26,7 @@ import { PluginError } from "../src/failures/plugin-error.ts";
 import { Key4C, type Key4COptions } from "../src/key4c/client.ts";
 import { DEFAULT_PROFILE } from "../src/key4c/profile.ts";
 import { createLog } from "../src/system/log.ts";
+import { NO_CONFIG_FILE } from "./no-config.ts";
 import {
   allowFile,
   emulatorKeys,
@@ -298,7 +299,7 @@ export function startProcess(
   const log = join(directory, "output");
   const descriptor = openSync(log, "a");
   const child = Bun.spawn([...command], {
-    env,
+    env: { ...NO_CONFIG_FILE, ...env },
     cwd: directory,
     stdin: "ignore",
     stdout: descriptor,
@@ -380,7 +381,7 @@ export async function runBinary(
   { env = {}, input = "", cwd = "/" }: RunOptions = {},
 ) {
   const child = Bun.spawn([BINARY, ...args], {
-    env,
+    env: { ...NO_CONFIG_FILE, ...env },
     cwd,
     stdin: Buffer.from(input),
     stdout: "pipe",

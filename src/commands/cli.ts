@@ -1,11 +1,19 @@
 import { isatty } from "node:tty";
-import { type Config, keyIdOf, required } from "../config/config.ts";
+import type { DescMethodUnary, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
+import {
+  COMMAND_LINE,
+  type CommandLine,
+  type Config,
+  keyIdOf,
+  required,
+} from "../config/config.ts";
 import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../gen/v2/api_pb.ts";
 import { MAX_PLAINTEXT_BYTES } from "../keys/envelope.ts";
 import { standsFor } from "../keys/key-id.ts";
 import { ExitError } from "../system/errors.ts";
 import { stderr } from "../system/stderr.ts";
+import { CallError } from "./call-error.ts";
 import { callPlugin, runtimeVersion } from "./client.ts";
 import { printable } from "./printable.ts";
 
@@ -22,20 +30,22 @@ const LIVE_TIMEOUT_MS = 1_500;
  * One line of JSON with what Status says, and the plugin's version; with --live what Version says.
  * @throws ExitError 1 unless it says ok, of KMS_KEY_ID where that is set
  */
-export async function statusCommand(config: Config): Promise<string> {
+export async function statusCommand(line: CommandLine): Promise<string> {
+  const { config, origins } = line;
   const endMs = performance.now() + (config.wait ?? 0);
   for (;;) {
     try {
       if (config.live === true) {
-        return `${JSON.stringify(await fetchVersion(config))}\n`;
+        return `${JSON.stringify(await fetchVersion(line))}\n`;
       }
-      const { version, healthz, keyId } = await fetchStatus(config);
+      const { version, healthz, keyId } = await fetchStatus(line);
       const kmsKeyId = keyIdOf(config);
       if (healthz !== "ok") {
         throw new ExitError(1, printable(`the plugin is not ok: ${healthz}`));
       }
       if (kmsKeyId !== undefined && !standsFor(keyId, kmsKeyId)) {
-        const told = `its key_id ${keyId} does not stand for KMS_KEY_ID (${kmsKeyId})`;
+        const origin = origins.get("KMS_KEY_ID") ?? origins.get("KMS_KEY_ID_FILE");
+        const told = `its key_id ${keyId} does not stand for KMS_KEY_ID (${kmsKeyId}, from ${origin})`;
         throw new ExitError(1, printable(`the plugin is ok, and uses another key: ${told}`));
       }
       const pluginVersion = await runtimeVersion(socketOf(config)).catch(() => undefined);
@@ -50,16 +60,35 @@ export async function statusCommand(config: Config): Promise<string> {
 }
 
 /** What a plugin that serves the socket answers, whatever Key4C does. */
-async function fetchVersion(config: Config) {
+async function fetchVersion(line: CommandLine) {
   const request = { version: "v1beta1" };
-  const { runtimeName, runtimeVersion } = await callPlugin(
-    socketOf(config),
+  const { runtimeName, runtimeVersion } = await ask(
+    line,
     V1.method.version,
     request,
-    undefined,
     LIVE_TIMEOUT_MS,
   );
   return { live: true, runtimeName, runtimeVersion };
+}
+
+/** A call to the plugin at KMS_ENDPOINT. @throws CallError which says where that came from, unless it is the default */
+async function ask<I extends DescMethodUnary["input"], O extends DescMethodUnary["output"]>(
+  { config, origins }: CommandLine,
+  method: { readonly input: I; readonly output: O } & DescMethodUnary,
+  request: MessageInitShape<I>,
+  timeoutMs?: number,
+): Promise<MessageShape<O>> {
+  try {
+    return await callPlugin(socketOf(config), method, request, undefined, timeoutMs);
+  } catch (error) {
+    const origin = origins.get("KMS_ENDPOINT");
+    const isTold = origin !== undefined && origin !== COMMAND_LINE;
+    if (!(error instanceof CallError) || error.unanswered === undefined || !isTold) {
+      throw error;
+    }
+    const what = `${error.what} (KMS_ENDPOINT is from ${origin})`;
+    throw new CallError({ ...error.unanswered, what });
+  }
 }
 
 function socketOf(config: Config): string {
@@ -67,25 +96,25 @@ function socketOf(config: Config): string {
 }
 
 /** What Status answers. */
-export function fetchStatus(config: Config) {
-  return callPlugin(socketOf(config), V2.method.status, {});
+export function fetchStatus(line: CommandLine) {
+  return ask(line, V2.method.status, {});
 }
 
 /** Wraps standard input: the raw cipher of KMS v1, or one line of JSON for v2. */
-export async function encryptCommand(config: Config): Promise<Uint8Array | string> {
+export async function encryptCommand(line: CommandLine): Promise<Uint8Array | string> {
   const plaintext = await readStdin(MAX_PLAINTEXT_BYTES);
   if (plaintext.length === 0) {
     throw new ExitError(1, "standard input is empty: there is nothing to wrap"); // mostly a broken pipeline
   }
-  if (config.api === "v1") {
-    const { cipher } = await callPlugin(socketOf(config), V1.method.encrypt, {
+  if (line.config.api === "v1") {
+    const { cipher } = await ask(line, V1.method.encrypt, {
       version: "v1beta1",
       plain: plaintext,
     });
     return cipher;
   }
   const uid = crypto.randomUUID();
-  const response = await callPlugin(socketOf(config), V2.method.encrypt, {
+  const response = await ask(line, V2.method.encrypt, {
     plaintext,
     uid,
   });
@@ -99,11 +128,11 @@ export async function encryptCommand(config: Config): Promise<Uint8Array | strin
 }
 
 /** Unwraps standard input; the line of JSON that encrypt made starts with "{", a v1 cipher does not. */
-export async function decryptCommand(config: Config): Promise<Uint8Array> {
+export async function decryptCommand(line: CommandLine): Promise<Uint8Array> {
   const input = await readStdin(MAX_CIPHERTEXT_BYTES);
   if (input[0] !== "{".charCodeAt(0)) {
     return (
-      await callPlugin(socketOf(config), V1.method.decrypt, {
+      await ask(line, V1.method.decrypt, {
         version: "v1beta1",
         cipher: input,
       })
@@ -112,7 +141,7 @@ export async function decryptCommand(config: Config): Promise<Uint8Array> {
   const { ciphertext, keyId, annotations } = parseV2(input);
   const uid = crypto.randomUUID();
   return (
-    await callPlugin(socketOf(config), V2.method.decrypt, {
+    await ask(line, V2.method.decrypt, {
       ciphertext,
       keyId,
       annotations,

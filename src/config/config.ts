@@ -4,6 +4,7 @@ import { ExitError } from "../system/errors.ts";
 import { credentialFile } from "../system/systemd.ts";
 import { readArguments, unknownCommand, unknownOperand } from "./arguments.ts";
 import { COMMANDS, type Command, USAGE_EXIT_CODE } from "./commands.ts";
+import { type ConfigFile, type Loaded, loadConfigFile } from "./config-file.ts";
 import { fitTogether } from "./option-types.ts";
 import { OPTIONS, type Option } from "./options.ts";
 
@@ -21,11 +22,27 @@ export interface CommandLine {
   readonly operand: string | undefined;
   /** The texts that were given, not defaults, by environment name. */
   readonly given: ReadonlyMap<string, string>;
+  /** Where each of them came from, in words. */
+  readonly origins: ReadonlyMap<string, string>;
   /** What was given and where, one line each; secrets only by name. */
   readonly sources: readonly string[];
   /** One line each; empty but for `doctor`, which reports them. */
   readonly problems: readonly string[];
+  /** Likewise, for every command: nothing is wrong, and something may be missed. */
+  readonly warnings: readonly string[];
+  /** undefined: there is none. */
+  readonly configFile?: ConfigFile | undefined;
 }
+
+/** The text of an option, and where it came from. */
+interface Given {
+  readonly text: string;
+  readonly origin: string;
+}
+
+/** The origin of a flag. */
+export const COMMAND_LINE = "the command line";
+const ENVIRONMENT = "the environment";
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -51,12 +68,17 @@ export function optionsOf(command: Command): readonly (readonly [OptionName, Opt
 const LOCAL_VALUES: readonly (string | undefined)[] = ["FILE", "GROUP"];
 
 /**
- * Reads the command, its flags and the environment. A flag wins over its environment name, and an empty
- * environment value counts as unset.
+ * Reads the command, its flags, the environment and the file of settings, of which the first that names an option, or
+ * its file, wins. An empty environment value counts as unset.
  * @param argv without the names of runtime and script
+ * @param defaultConfigFile read where it is there; undefined: none but the one that is named
  * @throws ExitError 2 with one line for each problem, and one that says where to read on
  */
-export function parseCommandLine(argv: readonly string[], env: Environment): CommandLine {
+export function parseCommandLine(
+  argv: readonly string[],
+  env: Environment,
+  defaultConfigFile?: string | ConfigFile,
+): CommandLine {
   const named = argv[0] !== undefined && !argv[0].startsWith("-") ? argv[0] : undefined;
   const command = COMMANDS.find((one) => one === (named ?? "serve"));
   if (command === undefined) {
@@ -74,14 +96,47 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
   const { flags, operands } = readArguments(words, command, own, OPTION_LIST, problems);
   const operand = operands[0];
   problems.push(...unknownOperand(operand, command));
-  const config: Partial<Record<OptionName, unknown>> = {};
-  const given = new Map<OptionName, string>();
-  for (const [name, option] of own) {
-    const text = flags.get(name) ?? textOf(option, env, command);
-    if (text !== undefined) {
-      given.set(name, text);
+  const { file, warnings, ...loaded } = settingsFile(
+    own,
+    flags.get("config"),
+    env,
+    defaultConfigFile,
+  );
+  problems.push(...loaded.problems);
+  const sourcesOfText = [
+    { origin: COMMAND_LINE, textOf: (name: OptionName) => flags.get(name) },
+    {
+      origin: ENVIRONMENT,
+      textOf: (name: OptionName) => env[OPTIONS_BY_NAME[name].env ?? ""] || undefined,
+    },
+    {
+      origin: "a credential of systemd",
+      textOf: (name: OptionName) => credentialOf(OPTIONS_BY_NAME[name], env, command),
+    },
+    {
+      origin: file?.path ?? "",
+      textOf: (name: OptionName) =>
+        file?.settings.get(OPTIONS_BY_NAME[name].env ?? "") || undefined,
+    },
+  ];
+  const lookUp = (name: OptionName): Given | undefined => {
+    const twin = TWINS.get(name);
+    for (const { origin, textOf } of sourcesOfText) {
+      const text = textOf(name);
+      if (text !== undefined || (twin !== undefined && textOf(twin) !== undefined)) {
+        return text === undefined ? undefined : { text, origin };
+      }
     }
-    const value = text ?? option.default;
+    return undefined;
+  };
+  const config: Partial<Record<OptionName, unknown>> = {};
+  const given = new Map<OptionName, Given>();
+  for (const [name, option] of own) {
+    const found = lookUp(name);
+    if (found !== undefined) {
+      given.set(name, found);
+    }
+    const value = found?.text ?? option.default;
     if (value === undefined) {
       continue;
     }
@@ -89,24 +144,54 @@ export function parseCommandLine(argv: readonly string[], env: Environment): Com
       const isElsewhere = command === "manifest" && LOCAL_VALUES.includes(option.value);
       config[name] = isElsewhere ? value : option.parse(value);
     } catch (error) {
-      problems.push(`${optionLabel(option)} ${(error as Error).message}`); // parse throws Errors
+      const isTyped = found === undefined || found.origin === COMMAND_LINE;
+      const origin = isTyped ? "" : ` (from ${found.origin})`;
+      problems.push(`${optionLabel(option)} ${(error as Error).message}${origin}`); // parse throws Errors
     }
   }
-  problems.push(...missingOrConflicting(command, config as Config, given, env)); // filled just above
+  problems.push(...missingOrConflicting(command, config as Config, given, env, file)); // filled just above
   if (problems.length > 0 && command !== "doctor") {
-    throw usageError(problems, command);
+    throw usageError([...warnings, ...problems], command);
   }
   return {
     command,
     config: Object.freeze(config) as Config,
     operand,
-    given: byEnvironmentName(given),
+    given: byEnvironmentName(given, ({ text }) => text),
+    origins: byEnvironmentName(given, ({ origin }) => origin),
     sources: own.flatMap(([name, option]) => {
-      const text = given.get(name);
-      return text === undefined ? [] : [sourceOf(option, text, flags.has(name))];
+      const found = given.get(name);
+      return found === undefined || name === "config" ? [] : [sourceOf(option, found)];
     }),
     problems,
+    warnings,
+    configFile: file,
   };
+}
+
+const OPTIONS_BY_NAME: Readonly<Record<OptionName, Option>> = OPTIONS;
+
+/** Of X that of X_FILE, and the other way round. */
+const TWINS: ReadonlyMap<OptionName, OptionName> = new Map(
+  OPTION_LIST.flatMap(([name, { env }]) => {
+    const twin = OPTION_LIST.find(([, other]) => env !== undefined && other.env === `${env}_FILE`);
+    return twin === undefined ? [] : [[name, twin[0]] as const, [twin[0], name] as const];
+  }),
+);
+
+/** The file of settings, for a command that takes one. @param fallback its path, or itself */
+function settingsFile(
+  own: readonly (readonly [OptionName, Option])[],
+  flag: string | undefined,
+  env: Environment,
+  fallback: string | ConfigFile | undefined,
+): Loaded {
+  if (!own.some(([name]) => name === "config")) {
+    return { problems: [], warnings: [] };
+  }
+  return typeof fallback === "object"
+    ? { file: fallback, problems: [], warnings: [] }
+    : loadConfigFile(flag, env, fallback);
 }
 
 function usageError(problems: readonly string[], command: Command): ExitError {
@@ -114,23 +199,17 @@ function usageError(problems: readonly string[], command: Command): ExitError {
   return new ExitError(USAGE_EXIT_CODE, [...problems, more].join("\n"));
 }
 
-function sourceOf({ env, flag, value }: Option, text: string, isFlag: boolean): string {
-  if (isFlag) {
+function sourceOf({ env, flag, value }: Option, { text, origin }: Given): string {
+  if (origin === COMMAND_LINE) {
     return value === undefined ? `--${flag}` : `--${flag} ${text}`;
   }
-  return flag === undefined ? `${env} (environment)` : `${env}=${text} (environment)`;
+  const where = origin.replace(/^the /, "");
+  return flag === undefined ? `${env} (${where})` : `${env}=${text} (${where})`;
 }
 
-/** What the environment, or else a credential of systemd, says of an option. */
-function textOf({ env, value }: Option, from: Environment, command: Command) {
-  if (env === undefined) {
-    return undefined;
-  }
-  const variable = from[env];
-  if (variable !== undefined && variable !== "") {
-    return variable;
-  }
-  return value === "FILE" && command !== "manifest"
+/** What a credential of systemd says of an option: its path is not the same at each start. */
+function credentialOf({ env, value }: Option, from: Environment, command: Command) {
+  return env !== undefined && value === "FILE" && command !== "manifest"
     ? credentialFile(from, credentialName(env))
     : undefined;
 }
@@ -143,18 +222,22 @@ export function credentialName(env: string): string {
     .replaceAll("_", "-");
 }
 
-function byEnvironmentName(given: ReadonlyMap<OptionName, string>): ReadonlyMap<string, string> {
+function byEnvironmentName(
+  given: ReadonlyMap<OptionName, Given>,
+  told: (one: Given) => string,
+): ReadonlyMap<string, string> {
   return new Map(
-    [...given].flatMap(([name, text]) => {
-      const { env }: Option = OPTIONS[name];
-      return env === undefined ? [] : [[env, text] as const];
+    [...given].flatMap(([name, one]) => {
+      const { env } = OPTIONS_BY_NAME[name];
+      return env === undefined ? [] : [[env, told(one)] as const];
     }),
   );
 }
 
 function emptyCommandLine(command: Command, operand?: string): CommandLine {
   const config = {} as Config; // no option applies
-  return { command, config, operand, given: new Map(), sources: [], problems: [] };
+  const none = { given: new Map(), origins: new Map(), sources: [], problems: [], warnings: [] };
+  return { command, config, operand, ...none };
 }
 
 /** A unit whose LoadCredential= did nothing. */
@@ -169,13 +252,14 @@ function hintOf(env: Environment): string {
 function missingOrConflicting(
   command: Command,
   config: Config,
-  given: ReadonlyMap<OptionName, string>,
+  given: ReadonlyMap<OptionName, Given>,
   env: Environment,
+  file: ConfigFile | undefined,
 ): string[] {
   const problems: string[] = [];
   const need = (names: readonly OptionName[], text: string) => {
     if (names.every((name) => !given.has(name))) {
-      problems.push(text);
+      problems.push(file === undefined ? text : `${text} (${file.path} has none)`);
     }
   };
   const notBoth = (one: OptionName, other: OptionName) => {

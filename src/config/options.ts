@@ -76,6 +76,14 @@ const MAX_DURATION_MS = 365 * NAMED_UNITS_MS.d;
 
 /** The options of all commands. Help, REFERENCE.md and the parser are made from this table. */
 export const OPTIONS = {
+  config: {
+    env: "KMS_CONFIG",
+    flag: "config",
+    commands: [...KEY4C, "doctor", "manifest", "status", "encrypt", "decrypt", "emulator"],
+    value: "FILE",
+    help: "File of settings, NAME=VALUE with the names of the environment, below flags and environment (default: /etc/key4c-kms/config, where it is there)",
+    parse: text,
+  },
   kmsEndpoint: {
     env: "KMS_ENDPOINT",
     flag: "endpoint",

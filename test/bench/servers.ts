@@ -6,6 +6,7 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Client, credentials } from "@grpc/grpc-js";
 import { compile, ROOT } from "../../src/build/compile.ts";
 import { StatusRequestSchema, StatusResponseSchema } from "../../src/gen/v2/api_pb.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 
 export const BINARY = join(ROOT, "dist/key4c-kms-plugin");
 export const scratch = mkdtempSync(join(tmpdir(), "k4c-bench-"));
@@ -30,7 +31,7 @@ export async function cleanUp(): Promise<void> {
 function start(name: string, command: (socket: string) => string[], env = {}): Target {
   const socket = join(scratch, `${started++}.sock`);
   const child = Bun.spawn(command(socket), {
-    env: { KMS_ENDPOINT: `unix://${socket}`, KMS_HTTP_ADDRESS: "", ...env },
+    env: { ...NO_CONFIG_FILE, KMS_ENDPOINT: `unix://${socket}`, KMS_HTTP_ADDRESS: "", ...env },
     stdout: "ignore",
     stderr: "ignore",
   });
@@ -49,7 +50,7 @@ export async function startEmulator(
   latencyMs: number,
 ): Promise<{ readonly url: string; readonly process: Bun.Subprocess }> {
   const command = [BINARY, "emulator", "--control", "--listen", "127.0.0.1:0"];
-  const child = Bun.spawn(command, { stdout: "pipe", stderr: "ignore" });
+  const child = Bun.spawn(command, { env: NO_CONFIG_FILE, stdout: "pipe", stderr: "ignore" });
   children.push(child);
   const { value } = await child.stdout.getReader().read();
   const url = /http\S+/.exec(new TextDecoder().decode(value))?.[0] ?? "";

@@ -12,6 +12,7 @@ import { compile, NAME, ROOT } from "../../src/build/compile.ts";
 import { scriptArguments } from "../../src/build/usage.ts";
 import { makePki } from "../e2e/pki.ts";
 import { eventually, freePort } from "../e2e/process.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 
 const SAMPLE_INTERVAL_MS = 5_000;
 const ROTATION_INTERVAL_MS = 45_000;
@@ -75,7 +76,7 @@ function startEmulator(): Bun.Subprocess {
   const files = ["--tls-cert-file", pki.serverCert, "--tls-key-file", pki.serverKey];
   const data = ["--data", join(scratch, "key4c.json")];
   return Bun.spawn([binary, "emulator", ...listen, ...files, ...data], {
-    env: {},
+    env: NO_CONFIG_FILE,
     stdout: "ignore",
     stderr: "ignore",
   });
@@ -102,6 +103,7 @@ let emulator = startEmulator();
 const log = openSync(pluginLog, "w");
 const plugin = Bun.spawn([binary, "serve"], {
   env: {
+    ...NO_CONFIG_FILE,
     KMS_ENDPOINT: `unix://${socket}`,
     KEY4C_URL: emulatorUrl,
     KEY4C_CA_FILE: pki.ca,

@@ -6,6 +6,7 @@ import { KINDS } from "../../src/failures/kinds.ts";
 import { STATES } from "../../src/keys/standing.ts";
 import { type Rule, rulesOf } from "../documents/monitoring-tables.ts";
 import { testWith } from "../needs.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 import { BINARY, temporaryDirectory } from "../support.ts";
 
 const DAY_S = 86_400;
@@ -273,7 +274,7 @@ const CASES: readonly Case[] = [
 
 async function printed(...flags: string[]): Promise<{ text: string; rules: Rule[] }> {
   const child = Bun.spawn([BINARY, "manifest", "prometheus-rules", ...flags], {
-    env: {},
+    env: NO_CONFIG_FILE,
     stdout: "pipe",
   });
   const text = await child.stdout.text();

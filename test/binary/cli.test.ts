@@ -6,6 +6,7 @@ import { createServer } from "node:net";
 import { dirname, join } from "node:path";
 import { version as VERSION, version } from "../../package.json";
 import { testWith } from "../needs.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 import {
   BINARY,
   emulator,
@@ -113,7 +114,9 @@ test("status --live: one line of JSON, whatever Key4C does; without a plugin exi
   const env = { KMS_ENDPOINT: `unix://${socket}` };
   const nobody = await runBinary(["status", "--live"], { env });
   expect(nobody.exitCode).toBe(1);
-  expect(nobody.stderr).toContain("kms.sock: there is no such socket\n");
+  expect(nobody.stderr).toContain(
+    "kms.sock: there is no such socket (KMS_ENDPOINT is from the environment)\n",
+  );
   startBinary(["serve"], {
     ...env,
     KEY4C_URL: "http://127.0.0.1:9", // nobody listens there
@@ -136,7 +139,7 @@ test("status --live does not wait for a plugin that is stuck", async () => {
     env: { KMS_ENDPOINT: `unix://${socket}` },
   });
   expect(exitCode).toBe(1);
-  expect(stderr).toContain("did not answer within 1.5 s\n");
+  expect(stderr).toContain("did not answer within 1.5 s (KMS_ENDPOINT is from the environment)\n");
 });
 
 test("encrypt says how much it takes before it asks a plugin", async () => {
@@ -221,7 +224,9 @@ test("serve --emulator prints what to paste into a second shell, and warns", asy
   await plugin.until(/Key4C is ok/);
   expect(plugin.output()).toContain(`export KMS_ENDPOINT=unix://${socket}\n`);
   const lines = (await plugin.until(/# Ready[\s\S]* decrypt\n/))[0];
-  const shell = Bun.spawn(["sh", "-ec", lines], { env: { PATH: process.env["PATH"] ?? "" } });
+  const shell = Bun.spawn(["sh", "-ec", lines], {
+    env: { ...NO_CONFIG_FILE, PATH: process.env["PATH"] ?? "" },
+  });
   expect(await shell.stdout.text()).toMatch(/^\{"version":"v2","healthz":"ok".*\na-data-key\n$/);
   expect(plugin.output()).toMatch(/"warn".*EMULATOR.*lost at exit/);
 });

@@ -3,6 +3,7 @@ import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { emulatorInside } from "../../src/commands/emulator.ts";
 import { parseCommandLine } from "../../src/config/config.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 import {
   emulator,
   onTestEnd,
@@ -32,7 +33,7 @@ test("the steps that npm start prints do what they say", async () => {
   expect(lines.every((line) => line.length <= 100 || line.startsWith("export "))).toBe(true);
 
   const shell = Bun.spawn(["sh"], {
-    env: { PATH: process.env["PATH"] ?? "", TMPDIR: temporaryDirectory() },
+    env: { ...NO_CONFIG_FILE, PATH: process.env["PATH"] ?? "", TMPDIR: temporaryDirectory() },
     stdin: "pipe",
     stdout: "pipe",
     stderr: "pipe",

@@ -9,6 +9,7 @@ import type { Check } from "../../src/commands/doctor/check.ts";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { addService } from "../../src/socket/rpc.ts";
 import { testWith } from "../needs.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import {
   BINARY,
@@ -26,7 +27,10 @@ const pki = makePki();
 
 /** Runs the doctor with nothing in its environment but `env`. */
 async function doctor(env: Record<string, string>, ...flags: string[]) {
-  const child = Bun.spawn([BINARY, "doctor", "--json", ...flags], { env, stderr: "pipe" });
+  const child = Bun.spawn([BINARY, "doctor", "--json", ...flags], {
+    env: { ...NO_CONFIG_FILE, ...env },
+    stderr: "pipe",
+  });
   const checks = (await child.stdout.json()) as Check[];
   return {
     exitCode: await child.exited,
@@ -106,7 +110,7 @@ test("after it: the plugin serves both APIs and every authority", async () => {
     result: "pass",
     detail: `serves ${socket}, ${encodeURIComponent(socket)}, localhost`,
   });
-  const text = Bun.spawn([BINARY, "doctor"], { env });
+  const text = Bun.spawn([BINARY, "doctor"], { env: { ...NO_CONFIG_FILE, ...env } });
   const lines = (await text.stdout.text()).split("\n").filter(Boolean);
   expect(lines.every((line) => /^[✓–] [^:]+: .+$/.test(line))).toBe(true);
   expect(of("plugin, version")).toMatchObject({ result: "pass", detail: VERSION });
@@ -396,7 +400,11 @@ testWith("root", "setpriv")(
     chmodSync(binary, 0o755);
     const drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
     const child = Bun.spawn([...drop, binary, "doctor", "--json"], {
-      env: { KMS_ENDPOINT: `unix://${closed}/inside/kms.sock`, PATH: process.env["PATH"] ?? "" },
+      env: {
+        ...NO_CONFIG_FILE,
+        KMS_ENDPOINT: `unix://${closed}/inside/kms.sock`,
+        PATH: process.env["PATH"] ?? "",
+      },
       cwd: "/",
     });
     const checks = (await child.stdout.json()) as Check[];

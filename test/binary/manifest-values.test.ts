@@ -1,14 +1,16 @@
 /** Whatever the values are: a manifest says them, in the syntax of its reader, or there is no manifest. */
 import { expect, test } from "bun:test";
 import {
+  chmodSync,
   mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
   statSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { testWith } from "../needs.ts";
 import { BINARY, runBinary, temporaryDirectory } from "../support.ts";
 
@@ -185,10 +187,46 @@ test("YAML takes every text for a text, and Kubernetes replaces no $(NAME)", asy
   }
 });
 
+test("a file of settings is mounted or loaded, and what is in it stands nowhere else", async () => {
+  const path = join(temporaryDirectory(), "config");
+  const key = "KMS_KEY_ID_FILE=/etc/key4c-kms/key-id\nKEY4C_CA_FILE=/etc/key4c-tls/ca.pem\n";
+  writeFileSync(path, `KEY4C_URL=https://key4c.example\n${key}KMS_OUTAGE_GRACE=1h\n`);
+  const env = { KMS_CONFIG: path, KMS_PROBE_INTERVAL: "1m" };
+  const { env: inPod, mounts } = await pod([], env);
+  expect(inPod).toEqual({
+    KMS_CONFIG: path,
+    KEY4C_URL: "", // whatever the image has
+    KMS_ENDPOINT: "unix:///run/key4c-kms/kms.sock",
+    KMS_HTTP_ADDRESS: "127.0.0.1:9640",
+    KMS_PROBE_INTERVAL: "1m",
+    KMS_USER_ID_FILE: "/etc/key4c-kms/user-id",
+  });
+  expect(mounts).toEqual(["/run/key4c-kms", dirname(path), "/etc/key4c-kms", "/etc/key4c-tls"]);
+  const unit = await printed("systemd-service", [], env);
+  expect(unit.match(/^LoadCredential=.*$/gm)).toEqual([
+    `LoadCredential=config:${path}`,
+    "LoadCredential=key4c-ca:/etc/key4c-tls/ca.pem",
+    "LoadCredential=kms-user-id:/etc/key4c-kms/user-id",
+  ]);
+  expect(unit.match(/^Environment=.*$/gm)).toEqual([
+    'Environment="KMS_ENDPOINT=unix:///run/key4c-kms/kms.sock"',
+    'Environment="KMS_HTTP_ADDRESS=127.0.0.1:9640"',
+    'Environment="KMS_PROBE_INTERVAL=1m"',
+  ]);
+  const older = await printed("systemd-service", ["--environment-file", "/etc/k/e"], env);
+  expect(older).toContain(`Environment="KMS_CONFIG=${path}"`);
+  // A secret in it needs no file of its own.
+  writeFileSync(path, `KEY4C_URL=https://key4c.example\n${key}KMS_USER_ID=hidden\n`);
+  chmodSync(path, 0o600);
+  const text = await printed("systemd-service", [], { KMS_CONFIG: path });
+  expect(text).not.toMatch(/kms-user-id|hidden/);
+  rmSync(path);
+});
+
 test("what serve would refuse is not printed", async () => {
-  expect(await refusal("static-pod", ["--key-id-file", "/etc/key4c-kms/key-id"])).toContain(
-    "KMS_KEY_ID (--key-id) and KMS_KEY_ID_FILE (--key-id-file): give one of them",
-  );
+  expect(
+    await refusal("static-pod", ["--key-id-file", "/etc/key4c-kms/key-id", "--key-id", "demo"]),
+  ).toContain("KMS_KEY_ID (--key-id) and KMS_KEY_ID_FILE (--key-id-file): give one of them");
   expect(await refusal("static-pod", ["--key4c-cert-file", "/etc/k/c.pem"])).toContain(
     "both or none",
   );

@@ -6,12 +6,17 @@ import { KINDS } from "../../src/failures/kinds.ts";
 import { PROFILE_SCHEMA } from "../../src/key4c/profile.ts";
 import { STATES } from "../../src/keys/standing.ts";
 import { testWith } from "../needs.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 import { BINARY, emulator, startPlugin, startProcess, temporaryDirectory } from "../support.ts";
 
 const SERVE = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "demo" };
 
 async function run(command: readonly string[], env: Record<string, string> = {}) {
-  const child = Bun.spawn([...command], { env, stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn([...command], {
+    env: { ...NO_CONFIG_FILE, ...env },
+    stdout: "pipe",
+    stderr: "pipe",
+  });
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
   return { stdout, stderr, exitCode: await child.exited };
 }

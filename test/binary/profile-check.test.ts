@@ -4,6 +4,7 @@ import { readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Check } from "../../src/commands/doctor/check.ts";
 import { commandsOf, filledIn } from "../documents/blocks.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 import { expectNoSecret, secret } from "../secrets.ts";
 import { API_KEY, hsm, kes, nhn, PIN, ServiceKey, vault } from "../services.ts";
 import {
@@ -129,7 +130,11 @@ test("the commands of PROFILES.md, where its files are", async () => {
   symlinkSync(BINARY, join(directory, "key4c-kms-plugin"));
   const shell = Bun.spawn(
     ["sh", "-ec", filledIn(typed, { "https://hsm.example": hsmServer().url })],
-    { cwd: directory, env: { PATH: `${directory}:${process.env["PATH"]}` }, stdout: "pipe" },
+    {
+      cwd: directory,
+      env: { ...NO_CONFIG_FILE, PATH: `${directory}:${process.env["PATH"]}` },
+      stdout: "pipe",
+    },
   );
   expect(await shell.stdout.text()).toContain("✓ decrypt: the very bytes that were wrapped\n");
   expect(await shell.exited).toBe(0);

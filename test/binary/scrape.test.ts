@@ -6,6 +6,7 @@ import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { commandsOf, filledIn, ROOT } from "../documents/blocks.ts";
 import { testWith } from "../needs.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 import {
   BINARY,
   emulator,
@@ -17,7 +18,7 @@ import {
 } from "../support.ts";
 
 async function run(...command: string[]): Promise<string> {
-  const child = Bun.spawn(command, { env: {}, stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn(command, { env: NO_CONFIG_FILE, stdout: "pipe", stderr: "pipe" });
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
   expect([await child.exited, stderr]).toEqual([0, ""]);
   return stdout;

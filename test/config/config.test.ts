@@ -229,13 +229,13 @@ test("a credential of systemd stands for an option that names a file", () => {
   expect(config.kmsUserIdFile?.current).toBe("from-file");
   writeFileSync(join(directory, "kms-api-key"), "two words");
   expect(problems([], env)).toEqual([
-    `KMS_API_KEY_FILE (--api-key-file) the content of ${join(directory, "kms-api-key")} must be 1 to 4096 visible ASCII characters`,
+    `KMS_API_KEY_FILE (--api-key-file) the content of ${join(directory, "kms-api-key")} must be 1 to 4096 visible ASCII characters (from a credential of systemd)`,
   ]);
 });
 
 test("a path in the place of an ID is told, and what may be a secret in the place of a path is not shown", () => {
   expect(problems([], { ...GOOD, KMS_KEY_ID: "/etc/key4c-kms/key-id" })).toEqual([
-    "KMS_KEY_ID (--key-id) must be the ID of a key, and this is a path: KMS_KEY_ID_FILE takes a path",
+    "KMS_KEY_ID (--key-id) must be the ID of a key, and this is a path: KMS_KEY_ID_FILE takes a path (from the environment)",
   ]);
   const { KMS_USER_ID, ...without } = GOOD;
   expect(problems(["--user-id-file", "the-token-itself"], without)).toEqual([

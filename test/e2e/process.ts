@@ -1,4 +1,6 @@
 /** Programs that run to their end, and waiting for what those that stay do. */
+import { NO_CONFIG_FILE } from "../no-config.ts";
+
 /**
  * Runs a program to its end and returns its stdout.
  * @param answers exit codes that are no failure
@@ -12,7 +14,13 @@ export async function run(
   answers: readonly number[] = [0],
 ): Promise<string> {
   const stdin = Buffer.from(input);
-  const child = Bun.spawn([...command], { env, cwd, stdin, stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn([...command], {
+    env: { ...NO_CONFIG_FILE, ...env },
+    cwd,
+    stdin,
+    stdout: "pipe",
+    stderr: "pipe",
+  });
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
   if (!answers.includes(await child.exited)) {
     throw new Error(`${command.join(" ")}: ${stdout}${stderr}`.slice(0, 2_000));

@@ -3,7 +3,7 @@ import type { CommandLine, Config } from "../../config/config.ts";
 import type { Log } from "../../system/log.ts";
 import { forbiddenEnvironment, hardenProcess } from "../../system/process.ts";
 import { printable, printableJson } from "../printable.ts";
-import { type Check, fail, pass } from "./check.ts";
+import { type Check, fail, pass, warn } from "./check.ts";
 import { checkEncryptionConfiguration } from "./encryption-configuration.ts";
 import { checkKey4C } from "./key4c.ts";
 import { checkKubeApiserver, findKubeApiserver, hostPaths } from "./kube-apiserver.ts";
@@ -12,7 +12,7 @@ import { checkSocket } from "./socket.ts";
 
 /** All checks, in the order in which their faults should be repaired. */
 export async function doctorCommand(
-  { config, problems }: CommandLine,
+  { config, problems, warnings, configFile }: CommandLine,
   log: Log,
 ): Promise<{
   readonly text: string;
@@ -22,7 +22,10 @@ export async function doctorCommand(
   if (forbidden.length === 0) {
     hardenProcess(log);
   }
-  const configuration = checkConfiguration(problems, forbidden);
+  const configuration = [
+    ...warnings.map((one) => warn("configuration", one, "run the doctor as root")),
+    ...checkConfiguration(problems, forbidden, configFile?.path),
+  ];
   const isUsable = problems.length + forbidden.length === 0;
   const checks = [
     ...configuration,
@@ -56,7 +59,11 @@ async function checkInstallation(config: Config, isUsable: boolean): Promise<Che
   ];
 }
 
-function checkConfiguration(problems: readonly string[], forbidden: readonly string[]): Check[] {
+function checkConfiguration(
+  problems: readonly string[],
+  forbidden: readonly string[],
+  file: string | undefined,
+): Check[] {
   return [
     ...problems.map((one) =>
       fail(
@@ -69,7 +76,7 @@ function checkConfiguration(problems: readonly string[], forbidden: readonly str
       fail("configuration", `${name} is set, and serve refuses to start with it`, `unset ${name}`),
     ),
     ...(problems.length + forbidden.length === 0
-      ? [pass("configuration", "complete and well-formed")]
+      ? [pass("configuration", `complete and well-formed${file ? `, with ${file}` : ""}`)]
       : []),
   ];
 }

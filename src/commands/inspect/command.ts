@@ -1,4 +1,4 @@
-import type { Config } from "../../config/config.ts";
+import type { CommandLine, Config } from "../../config/config.ts";
 import { Metrics } from "../../health/metrics.ts";
 import { Keyring } from "../../keys/keyring.ts";
 import { Standings } from "../../keys/standing.ts";
@@ -26,7 +26,8 @@ const INSPECT_CACHE_SIZE = 16_384;
  * Reads values of etcd on stdin and says which key each is under. With --decrypt it shows what they hold, with --verify
  * it says whether Key4C can still open them. For its exit codes see {@link summarize} and {@link verify}.
  */
-export async function inspectCommand(config: Config, log: Log): Promise<void> {
+export async function inspectCommand(line: CommandLine, log: Log): Promise<void> {
+  const { config } = line;
   const groups = configuredGroups(config.encryptionConfiguration);
   const input = await readStdin(MAX_INSPECT_BYTES);
   const single = config.etcdKey;
@@ -48,7 +49,7 @@ export async function inspectCommand(config: Config, log: Log): Promise<void> {
     process.exitCode = exitCode;
     return;
   }
-  const current = config.current ?? (await currentKeyId(config));
+  const current = config.current ?? (await currentKeyId(line));
   const all = pairs.map((pair) => inspect(pair, current));
   const shown = config.stale === true ? all.filter(({ verdict }) => verdict !== "current") : all;
   await lines(shown, reportLine);
@@ -72,9 +73,9 @@ function configuredGroups(path: string | undefined): readonly Group[] | undefine
 }
 
 /** What a running plugin's Status tells; undefined when none answers, and then standard error says why. */
-async function currentKeyId(config: Config): Promise<string | undefined> {
+async function currentKeyId(line: CommandLine): Promise<string | undefined> {
   try {
-    return (await fetchStatus(config)).keyId;
+    return (await fetchStatus(line)).keyId;
   } catch (error) {
     stderr.write(`${describeError(error)}\n`);
     return undefined;

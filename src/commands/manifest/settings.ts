@@ -1,6 +1,7 @@
 /** The settings that a manifest gives to serve, and where they come from. */
 import { dirname } from "node:path";
 import { type CommandLine, type Environment, required } from "../../config/config.ts";
+import { PROXY_NAMES } from "../../config/config-file.ts";
 import { absolutePath, group } from "../../config/option-types.ts";
 import { ExitError } from "../../system/errors.ts";
 
@@ -16,17 +17,11 @@ type Setting = readonly [name: string, text: string];
 const SECRETS_DIRECTORY = "/etc/key4c-kms";
 /** Where Prometheus finds the metrics, unless told otherwise: a flag that is empty means nowhere. */
 export const METRICS_ADDRESS = "127.0.0.1:9640";
-/** What Bun's fetch asks for a proxy. */
-const PROXY_NAMES = [
-  "https_proxy",
-  "HTTPS_PROXY",
-  "all_proxy",
-  "ALL_PROXY",
-  "no_proxy",
-  "NO_PROXY",
-];
 /** Set in another way, or secret. */
-const NOT_SETTINGS = ["KMS_ENDPOINT", "KMS_USER_ID", "KMS_API_KEY", "KMS_PIN", "KMS_SOCKET_GROUP"];
+const NOT_SETTINGS = [
+  ...["KMS_CONFIG", "KMS_ENDPOINT", "KMS_SOCKET_GROUP"],
+  ...["KMS_USER_ID", "KMS_API_KEY", "KMS_PIN"],
+];
 
 /**
  * Directories that belong to others. A pod that mounts one sees files that it should not, or hides its own. Mounting a
@@ -86,8 +81,21 @@ export function refuseControlCharacters(order: Order): void {
   }
 }
 
-/** The settings of serve, without secrets, files and the group of the socket. */
-export function serveSettings({ line: { given, config }, env }: Order): readonly Setting[] {
+/** The file of settings, which the plugin reads at its start; undefined: there is none. @throws ExitError 2 */
+export function configFilePath({ line: { configFile } }: Order): string | undefined {
+  return configFile !== undefined && configFile.settings.size > 0
+    ? path("KMS_CONFIG", configFile.path)
+    : undefined;
+}
+
+/** Whether the plugin finds a setting in that file by itself. */
+export function isInConfigFile({ line }: Order, name: string): boolean {
+  return line.configFile !== undefined && line.origins.get(name) === line.configFile.path;
+}
+
+/** The settings of serve, without secrets, files, the group of the socket, and what is in the file of settings. */
+export function serveSettings(order: Order): readonly Setting[] {
+  const { given, config } = order.line;
   const missing = ["KEY4C_URL", "KMS_KEY_ID"].filter(
     (name) => !given.has(name) && !given.has(`${name}_FILE`),
   );
@@ -101,9 +109,13 @@ export function serveSettings({ line: { given, config }, env }: Order): readonly
   return [
     ["KMS_ENDPOINT", endpointUrl(required(config.kmsEndpoint))],
     ...[...settings].filter(
-      ([name, text]) => !NOT_SETTINGS.includes(name) && !isFile(name) && text !== "", // an empty one counts as not set
+      ([name, text]) =>
+        !NOT_SETTINGS.includes(name) &&
+        !isFile(name) &&
+        !isInConfigFile(order, name) &&
+        text !== "", // an empty one counts as not set
     ),
-    ...proxySettings(env),
+    ...proxySettings(order.env),
   ];
 }
 
@@ -125,16 +137,17 @@ function proxySettings(env: Environment): Setting[] {
 }
 
 /** Files by the option that names them. A secret is always a file: a manifest is read by many. */
-export function serveFiles({ line: { given } }: Order): readonly Setting[] {
+export function serveFiles(order: Order): readonly Setting[] {
+  const { given } = order.line;
   const files = new Map([...given].filter(([name]) => isFile(name)));
-  if (!files.has("KMS_USER_ID_FILE")) {
+  if (!files.has("KMS_USER_ID_FILE") && !isInConfigFile(order, "KMS_USER_ID")) {
     files.set("KMS_USER_ID_FILE", `${SECRETS_DIRECTORY}/user-id`);
   }
   for (const [name, file] of [
     ["KMS_API_KEY", "api-key"],
     ["KMS_PIN", "pin"],
   ] as const) {
-    if (given.has(name) && !files.has(`${name}_FILE`)) {
+    if (given.has(name) && !isInConfigFile(order, name)) {
       files.set(`${name}_FILE`, `${SECRETS_DIRECTORY}/${file}`);
     }
   }

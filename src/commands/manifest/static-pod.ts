@@ -1,7 +1,9 @@
 import { dirname } from "node:path";
 import { required } from "../../config/config.ts";
 import {
+  configFilePath,
   directoryFor,
+  isInConfigFile,
   type Order,
   serveFiles,
   serveSettings,
@@ -12,23 +14,30 @@ import { fill, quoted, quotedForContainer } from "./template.ts";
 import staticPod from "./templates/static-pod.yaml.txt";
 
 export function staticPodText(order: Order): string {
-  const { config } = order.line;
+  const { podName, image, runAsUser } = order.line.config;
   const files = serveFiles(order);
   const group = socketGroupId(order);
+  const configFile = configFilePath(order);
+  const config = configFile === undefined ? [] : [["KMS_CONFIG", configFile] as const];
   const settings = [
+    ...config,
+    // An image may have an address of its own in its environment, which counts before the file.
+    ...(isInConfigFile(order, "KEY4C_URL") ? [["KEY4C_URL", ""] as const] : []),
     ...serveSettings(order),
     ...(group === undefined ? [] : [["KMS_SOCKET_GROUP", String(group)] as const]),
-    ...files,
+    ...files.filter(([name]) => !isInConfigFile(order, name)),
   ];
   const socketDirectory = dirname(socketPath(order));
-  const directories = new Set(files.map(([name, path]) => directoryFor(name, path)));
+  const directories = new Set(
+    [...config, ...files].map(([name, path]) => directoryFor(name, path)),
+  );
   directories.delete(socketDirectory); // it is mounted already
   const mounts = [...directories].map((path, index) => ({ name: `files-${index}`, path }));
   return fill(staticPod, {
-    userIdFile: new Map(files).get("KMS_USER_ID_FILE"),
-    podName: quoted(required(config.podName)),
-    image: quoted(required(config.image)),
-    user: String(required(config.runAsUser)),
+    userIdFile: new Map(files).get("KMS_USER_ID_FILE") ?? configFile,
+    podName: quoted(required(podName)),
+    image: quoted(required(image)),
+    user: String(required(runAsUser)),
     // A process without capabilities may give a file only to a group that it is in.
     groups: group === undefined ? [] : [`supplementalGroups: [${group}]`],
     env: settings.flatMap(([name, text]) => [

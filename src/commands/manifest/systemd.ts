@@ -1,7 +1,16 @@
 import { dirname } from "node:path";
 import { credentialName, required } from "../../config/config.ts";
+import { CONFIG_CREDENTIAL } from "../../config/config-file.ts";
 import { ExitError } from "../../system/errors.ts";
-import { type Order, serveFiles, serveSettings, socketGroup, socketPath } from "./settings.ts";
+import {
+  configFilePath,
+  isInConfigFile,
+  type Order,
+  serveFiles,
+  serveSettings,
+  socketGroup,
+  socketPath,
+} from "./settings.ts";
 import { fill } from "./template.ts";
 import systemdService from "./templates/systemd-service.txt";
 import systemdSocket from "./templates/systemd-socket.txt";
@@ -17,18 +26,28 @@ export function systemdServiceText(order: Order): string {
   const inPlace = files.filter(([name]) =>
     environmentFile === undefined ? READ_IN_PLACE.includes(name) : !CREDENTIALS.includes(name),
   );
-  const copied = files.filter((file) => !inPlace.includes(file));
+  const copied = files
+    .filter((file) => !inPlace.includes(file))
+    .map(([name, path]) => [credentialName(name), path]);
+  const configFile = configFilePath(order);
+  const settings = [
+    ...serveSettings(order),
+    ...inPlace.filter(([name]) => !isInConfigFile(order, name)),
+  ];
+  if (configFile !== undefined && environmentFile === undefined) {
+    copied.unshift([CONFIG_CREDENTIAL, configFile]);
+  } else if (configFile !== undefined) {
+    settings.unshift(["KMS_CONFIG", configFile]);
+  }
   return fill(systemdService, {
     binary: required(binary),
-    environment: [...serveSettings(order), ...inPlace].map(
-      ([name, text]) => `Environment=${unitWord(name, text)}`,
-    ),
+    environment: settings.map(([name, text]) => `Environment=${unitWord(name, text)}`),
     credentials:
       environmentFile === undefined
         ? [
             "# Files that only root may read: the service gets copies of them at its start. Needs systemd 247;",
             "# for older ones: manifest systemd-service --environment-file FILE.",
-            ...copied.map(([name, path]) => `LoadCredential=${credentialName(name)}:${path}`),
+            ...copied.map(([name, path]) => `LoadCredential=${name}:${path}`),
           ]
         : environmentFileLines(environmentFile, inPlace),
   });

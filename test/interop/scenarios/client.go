@@ -63,7 +63,7 @@ func kmsThenIdentity(t *testing.T, api, endpoint string) string {
 	t.Helper()
 	command := exec.Command(pluginBinary(t), "manifest", "encryption-configuration",
 		"--api", api, "--endpoint", endpoint, "--provider-name", providerName)
-	command.Env = []string{} // not ours
+	command.Env = []string{noConfigFile} // not ours
 	text, err := command.Output()
 	if err != nil {
 		t.Fatalf("manifest encryption-configuration: %v", err)

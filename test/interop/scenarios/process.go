@@ -43,6 +43,9 @@ func pluginBinary(t *testing.T) string {
 	return absolute
 }
 
+// noConfigFile keeps the binary from the /etc/key4c-kms/config of whoever runs the tests.
+const noConfigFile = "KMS_CONFIG=/dev/null"
+
 // process is a running command of the binary.
 type process struct {
 	command *exec.Cmd
@@ -53,6 +56,7 @@ type process struct {
 // leaks in.
 func startProcess(t *testing.T, stdout, log io.Writer, env []string, arguments ...string) *process {
 	t.Helper()
+	env = append([]string{noConfigFile}, env...)
 	return startCommand(t, stdout, log, env, exec.Command(pluginBinary(t), arguments...))
 }
 
@@ -238,6 +242,7 @@ func newPlugin(t *testing.T, emulator *emulator, probeInterval time.Duration) *p
 	return &plugin{
 		socket: socket,
 		env: append([]string{
+			noConfigFile,
 			"KMS_ENDPOINT=unix://" + socket,
 			"KEY4C_URL=" + emulator.url,
 			"KMS_KEY_ID=" + keyID,

@@ -113,7 +113,7 @@ func Start(t testing.TB, socketPath string) *Plugin {
 
 func run(t testing.TB, output string, env []string, args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Getenv("KEY4C_KMS_PLUGIN"), args...)
-	cmd.Env = env
+	cmd.Env = append([]string{"KMS_CONFIG=/dev/null"}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	file, err := os.OpenFile(output, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
