@@ -41,6 +41,7 @@ export function key4cOptions(
       userId: config.kmsUserId ?? config.kmsUserIdFile?.current ?? "emulator",
       apiKey: config.kmsApiKey ?? config.kmsApiKeyFile?.current,
       pin: config.kmsPin ?? config.kmsPinFile?.current,
+      pinRevision: config.kmsPinFile?.revision,
     }),
     tls: () => ({
       ca: config.caFile?.current,

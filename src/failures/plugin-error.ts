@@ -7,9 +7,9 @@ interface PluginErrorOptions {
   /** Whether Key4C itself said so of the key, by a code or a state of its contract; a status is none. */
   readonly isVerdict?: boolean;
   /**
-   * Of a `denied` only: what was refused. `secret`: the secret, so no call of any key will be accepted before it changes.
-   * `call`: this operation on this key, while the same secret is accepted elsewhere. undefined: nobody knows, because the
-   * secret has not been accepted for anything yet.
+   * Of a `denied` only: what was refused. `secret`: the secret, so no call of any key is sent with it for a while, or before
+   * it changes. `call`: this operation on this key alone, while the same secret is accepted elsewhere. The client of Key4C
+   * always says which.
    */
   readonly about?: "secret" | "call" | undefined;
   /**

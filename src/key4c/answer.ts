@@ -41,12 +41,22 @@ export function readAnswer(
   const kind: ErrorKind =
     mapped === undefined || (mapped === "invalid" && name !== "decrypt") ? "unavailable" : mapped;
   const isVerdict = byCode !== undefined && kind === byCode;
+  const isUnlisted = code !== "" && byCode === undefined && kind === "unavailable";
   const shownCode = /^[A-Za-z0-9_.-]{1,64}$/.test(code) ? ` ${code}` : "";
   throw new PluginError(
     kind,
     `Key4C answered ${name} with HTTP status ${response.status}${shownCode}`,
-    { isVerdict, ...(kind === "throttled" && retryAfter(response)) },
+    {
+      isVerdict,
+      isUnlisted: isUnlisted && isFinal(response.status),
+      ...(kind === "throttled" && retryAfter(response)),
+    },
   );
+}
+
+/** A fault of the request (RFC 9110 §15.5), which the next try would meet too: not too slow, too early or too many. */
+function isFinal(status: number): boolean {
+  return status >= 400 && status < 500 && ![408, 425, 429].includes(status);
 }
 
 /**

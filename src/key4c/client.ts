@@ -1,7 +1,12 @@
-import { randomUUID } from "node:crypto";
+import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { type ErrorKind, KINDS } from "../failures/kinds.ts";
 import { PluginError } from "../failures/plugin-error.ts";
-import type { CallOptions, WrappedKek, WrappingService } from "../keys/wrapping.ts";
+import {
+  type CallOptions,
+  LOCAL_KEK_BYTES,
+  type WrappedKek,
+  type WrappingService,
+} from "../keys/wrapping.ts";
 import { type Clock, sleep, systemClock } from "../system/clock.ts";
 import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
@@ -17,7 +22,7 @@ import {
 import { resolvePointer } from "./json.ts";
 import type { Operation, Profile } from "./profile.ts";
 import { type Credentials, RefusedSecrets } from "./refused.ts";
-import { type PlaceholderValues, render, renderJson, uses } from "./template.ts";
+import { type Placeholder, type PlaceholderValues, render, renderJson, uses } from "./template.ts";
 
 /** One attempt. Below the API server's default timeout of 3 s, so that its caller may live to see a second one. */
 const ATTEMPT_TIMEOUT_MS = 2_500;
@@ -158,9 +163,36 @@ export class Key4C implements WrappingService {
     read: (answer: unknown) => T,
   ): Promise<T> {
     const credentials = this.#options.credentials();
-    return this.#refused.guard(payload.keyId, credentials, (mayTryAgain) =>
-      this.#attempts(name, operation, { ...payload, ...credentials }, options, read, mayTryAgain),
+    const values = { ...payload, ...credentials };
+    const presented = this.#presented(name, operation, credentials);
+    const repeat = async () => {
+      // What was wrapped is nobody else's to keep.
+      const plaintext = payload.plaintext && randomBytes(LOCAL_KEK_BYTES);
+      const again = { ...values, plaintext, requestId: randomUUID() };
+      const answer = await this.#attempt(name, operation, again, ATTEMPT_TIMEOUT_MS, false);
+      const result = read(answer);
+      if (result instanceof Buffer) {
+        result.fill(0);
+      }
+    };
+    return this.#refused.guard({ ...presented, keyId: payload.keyId, repeat }, (mayTryAgain) =>
+      this.#attempts(name, operation, values, options, read, mayTryAgain),
     );
+  }
+
+  /** What an operation presents to the service: the secrets in its templates, and the client's certificate. */
+  #presented(operation: string, { headers, body = null, path }: Operation, secrets: Credentials) {
+    const { userId, apiKey, pin, pinRevision } = secrets;
+    const carried = Object.entries({ userId, apiKey, pin }).filter(
+      ([name, value]) =>
+        value !== undefined && uses([path, Object.values(headers), body], name as Placeholder),
+    );
+    const isPinCarried = carried.some(([name]) => name === "pin");
+    return {
+      operation,
+      secret: digest([carried, this.#options.tls().cert]),
+      ...(isPinCarried && { pin: { digest: digest(pin), revision: pinRevision } }),
+    };
   }
 
   /**
@@ -199,7 +231,8 @@ export class Key4C implements WrappingService {
         const delayMs =
           this.#clock.random() * Math.min(MAX_RETRY_DELAY_MS, FIRST_RETRY_DELAY_MS * 2 ** attempt);
         const mayRetry = options.isForCaller === true || (attempt === 0 && !options.newConnection);
-        if (!KINDS[failure.kind].retry || !mayRetry || this.#clock.nowMs() + delayMs >= endMs) {
+        const isWorthIt = KINDS[failure.kind].retry && !failure.isUnlisted && mayRetry;
+        if (!isWorthIt || this.#clock.nowMs() + delayMs >= endMs) {
           throw failure;
         }
         options.onFailedAttempt?.();
@@ -255,6 +288,10 @@ export class Key4C implements WrappingService {
       cancelTimeout();
     }
   }
+}
+
+function digest(of: unknown): string {
+  return createHash("sha256").update(JSON.stringify(of)).digest("base64");
 }
 
 function asFailure(name: OperationName, error: unknown): PluginError {

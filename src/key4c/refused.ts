@@ -1,112 +1,302 @@
-import type { ErrorKind } from "../failures/kinds.ts";
 import { PluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
 
-/** A secret that Key4C refused is tried again after this time, or when it changes: tokens of HSMs lock. */
-const DENIED_PAUSE_MS = 30_000;
+/** After a refusal, the secret or the call is not tried again for this time: tokens of HSMs lock. */
+const PAUSE_MS = 30_000;
+/**
+ * After a refusal of a PIN that may be somebody else's, such as a firewall's page: so long until the second, third and
+ * fourth time it is presented. HSMs lock after five wrong PINs in a row, some after three.
+ */
+const PIN_PAUSES_MS: readonly number[] = [PAUSE_MS, 5 * 60_000, 60 * 60_000];
+/** Secrets are renewed for years. So many that were refused are remembered, should one come back. */
+const MAX_REMEMBERED = 16;
 
 export interface Credentials {
-  readonly userId: string;
+  readonly userId?: string | undefined;
   readonly apiKey?: string | undefined;
   readonly pin?: string | undefined;
+  /** Changes whenever the PIN's file is written, with the same content too. */
+  readonly pinRevision?: number | undefined;
 }
 
-interface Refusal {
+/** What a call presents to the service. */
+export interface Presented {
+  /** `describe`, `login` … */
+  readonly operation: string;
+  /** Of the key; "" for a login. */
+  readonly keyId: string;
+  /** A digest of those secrets that its own templates carry. Two calls with the same one present the same secret. */
   readonly secret: string;
+  /** If it is among them. */
+  readonly pin?: { readonly digest: string; readonly revision: number | undefined } | undefined;
+  /** The call again, once, without what is confidential in it. */
+  readonly repeat: () => Promise<unknown>;
+}
+
+interface Pause {
   readonly untilMs: number;
   readonly error: PluginError;
 }
 
-/** These kinds say nothing about the service or the secret, so calls that waited for such a call continue. */
-const OF_ONE_CALL: readonly ErrorKind[] = ["invalid", "keyUnusable", "keyNotFound"];
+/** What is known of one secret. */
+interface Secret {
+  isProven: boolean;
+  /** Calls that were accepted and not refused since, the last one at the end. */
+  readonly accepted: Map<string, () => Promise<unknown>>;
+  /** The secret is refused everywhere. */
+  refusal?: Pause;
+  /** Calls that are refused while the secret is accepted elsewhere. */
+  readonly paused: Map<string, Pause>;
+  /** The one call that decides whether the secret is good. It settles with what failed, and never rejects. */
+  trial?: { readonly operation: string; readonly ended: Promise<unknown> };
+}
+
+interface RefusedPin extends Pause {
+  readonly refusals: number;
+  readonly revision: number | undefined;
+}
 
 /**
- * Decides which secret may be tried, and when.
- * - A secret that was refused for a key is not tried again for that key for a while.
- * - A PIN that was refused is not tried again for any key before it changes: a few wrong PINs lock a token for good.
- * - Until a PIN is accepted, one call at a time is made with it.
- * - If a PIN works for other keys and never did for this one, the refusal is about the key and not about the PIN.
+ * Decides which secret may be presented, and when.
+ * - A secret that has not been accepted yet, or was refused, is presented by one call at a time, at most every 30 s.
+ * - When a call is refused whose secret was accepted before, another call that was accepted is made once more. If it is
+ *   accepted again, the refusal is about the first call alone, which pauses for 30 s; if not, about the secret.
+ * - A PIN that a code of the contract refuses is not presented again before it changes. One that a status or a page
+ *   refuses is presented three times more at most, until its file is written again.
  */
 export class RefusedSecrets {
   readonly #clock: Clock;
-  readonly #byKey = new Map<string, Refusal>();
-  #pin: Refusal | undefined;
-  /** The last secret with a PIN that was accepted, and the keys for which it was. */
-  #accepted: { readonly secret: string; readonly keyIds: ReadonlySet<string> } | undefined;
-  #trial: { readonly secret: string; readonly ended: Promise<void> } | undefined;
+  readonly #secrets = new Map<string, Secret>();
+  readonly #pins = new Map<string, RefusedPin>();
 
   constructor(clock: Clock) {
     this.#clock = clock;
   }
 
   /**
-   * Makes the call, if its secret may be tried.
+   * Makes the call, if its secret may be presented.
    * @param call must ask again before it retries: another call may have been refused meanwhile
-   * @throws PluginError what the call throws; `denied` if the secret may not be tried
+   * @throws PluginError what the call throws; `denied`, with what it is about, if the secret may not be presented
    */
-  async guard<T>(
-    keyId: string,
-    { userId, apiKey, pin }: Credentials,
-    call: (mayTryAgain: () => void) => Promise<T>,
-  ): Promise<T> {
-    const secret = [userId, apiKey, pin].join(" "); // none holds a space
-    const hasPin = pin !== undefined;
-    const isUnproven = () => hasPin && this.#acceptedFor(secret) === undefined;
-    while (isUnproven() && this.#trial?.secret === secret) {
-      await this.#trial.ended;
-    }
-    const mayTry = () => this.#mayTry(keyId, secret);
-    mayTry();
-    const outcome = this.#learn(keyId, secret, hasPin, call(mayTry));
-    if (isUnproven()) {
-      const trial = { secret, ended: outcome.then(() => {}, toThoseWhoWait) };
-      const end = () => {
-        this.#trial = this.#trial === trial ? undefined : this.#trial;
-      };
-      this.#trial = trial;
-      trial.ended.then(end, end);
-    }
-    return outcome;
-  }
-
-  #mayTry(keyId: string, secret: string): void {
-    for (const refusal of [this.#pin, this.#byKey.get(keyId)]) {
-      if (refusal?.secret === secret && this.#clock.nowMs() < refusal.untilMs) {
-        throw refusal.error;
+  async guard<T>(presented: Presented, call: (mayTryAgain: () => void) => Promise<T>): Promise<T> {
+    const secret = this.#secretOf(presented.secret);
+    const mayTry = () => this.#mayPresent(presented, secret);
+    for (;;) {
+      mayTry();
+      if (secret.trial !== undefined) {
+        const { operation, ended } = secret.trial;
+        const failure = await ended;
+        if (isOfTheService(failure) && operation === presented.operation) {
+          throw failure;
+        }
+        continue;
       }
+      const [control] = secret.isProven ? [] : [...secret.accepted.keys()].slice(-1);
+      if (control === undefined) {
+        break;
+      }
+      await this.#control(presented, secret, control);
+    }
+    const isTrial = !secret.isProven;
+    const outcome = this.#learn(presented, secret, call(mayTry), isTrial);
+    return isTrial ? asTrial(secret, presented.operation, outcome) : outcome;
+  }
+
+  #secretOf(text: string): Secret {
+    return remembered(this.#secrets, text, () => ({
+      isProven: false,
+      accepted: new Map(),
+      paused: new Map(),
+    }));
+  }
+
+  /** @throws PluginError */
+  #mayPresent(presented: Presented, secret: Secret): void {
+    const pause = this.#pauseOf(presented, secret);
+    if (pause !== undefined) {
+      throw pause.error;
     }
   }
 
-  /** The keys for which a secret was accepted; undefined: none yet. */
-  #acceptedFor(secret: string): ReadonlySet<string> | undefined {
-    return this.#accepted?.secret === secret ? this.#accepted.keyIds : undefined;
+  #pauseOf(presented: Presented, secret: Secret): Pause | undefined {
+    const { pin } = presented;
+    const refusedPin = pin && this.#pins.get(pin.digest);
+    const pauses = [
+      secret.refusal,
+      secret.paused.get(placeOf(presented)),
+      refusedPin?.revision === pin?.revision ? refusedPin : undefined,
+    ];
+    return pauses.find((one) => one !== undefined && this.#clock.nowMs() < one.untilMs);
   }
 
-  async #learn<T>(keyId: string, secret: string, hasPin: boolean, call: Promise<T>): Promise<T> {
+  async #learn<T>(
+    presented: Presented,
+    secret: Secret,
+    call: Promise<T>,
+    isTrial: boolean,
+  ): Promise<T> {
     try {
       const result = await call;
-      if (hasPin) {
-        const earlier = this.#acceptedFor(secret) ?? [];
-        this.#accepted = { secret, keyIds: new Set([...earlier, keyId]) };
-      }
+      this.#accept(presented, secret);
       return result;
     } catch (error) {
-      const isKnown = error === this.#pin?.error || error === this.#byKey.get(keyId)?.error;
-      if (error instanceof PluginError && error.kind === "denied" && !isKnown) {
-        const untilMs = this.#clock.nowMs() + DENIED_PAUSE_MS;
-        this.#byKey.set(keyId, { secret, untilMs, error });
-        if (hasPin && this.#acceptedFor(secret)?.has(keyId) !== false) {
-          this.#pin = { secret, untilMs: Number.POSITIVE_INFINITY, error };
-        }
-      }
-      throw error;
+      const isNew =
+        error instanceof PluginError && error.kind === "denied" && error.about === undefined;
+      throw isNew ? await this.#judge(presented, secret, error, isTrial) : error;
     }
+  }
+
+  #accept(presented: Presented, secret: Secret): void {
+    const place = placeOf(presented);
+    secret.isProven = true;
+    delete secret.refusal;
+    secret.paused.delete(place);
+    secret.accepted.delete(place); // to be the last one
+    secret.accepted.set(place, presented.repeat);
+    if (presented.pin !== undefined) {
+      this.#pins.delete(presented.pin.digest);
+    }
+  }
+
+  /** What a refusal is about. */
+  async #judge(
+    presented: Presented,
+    secret: Secret,
+    error: PluginError,
+    isTrial: boolean,
+  ): Promise<PluginError> {
+    secret.accepted.delete(placeOf(presented));
+    if (!isTrial) {
+      await secret.trial?.ended; // of another call that was refused at the same time
+    }
+    const known = this.#pauseOf(presented, secret);
+    if (known !== undefined) {
+      return known.error;
+    }
+    const [control] = secret.isProven ? [...secret.accepted.keys()].slice(-1) : [];
+    if (control !== undefined) {
+      const failure = await this.#control(presented, secret, control).catch(
+        (reason: unknown) => reason,
+      );
+      if (failure === undefined) {
+        const about = new PluginError(
+          "denied",
+          `${error.message}; the same credential is accepted for ${control.split(" ")[0]}`,
+          { isVerdict: error.isVerdict, about: "call" },
+        );
+        secret.paused.set(placeOf(presented), this.#pause(about, PAUSE_MS));
+        return about;
+      }
+      const refused = this.#pauseOf(presented, secret);
+      if (refused !== undefined) {
+        return refused.error;
+      }
+    }
+    // A control that nobody answered leaves it open, so a PIN is not given up for good.
+    return this.#refuse(presented, secret, error, control === undefined && error.isVerdict);
+  }
+
+  /** Makes a call again that was accepted. @throws PluginError unless it is accepted again */
+  async #control(presented: Presented, secret: Secret, place: string): Promise<void> {
+    const repeat = secret.accepted.get(place);
+    const outcome = (async () => {
+      try {
+        await repeat?.();
+      } catch (error) {
+        if (!(error instanceof PluginError && error.isVerdict && error.kind !== "denied")) {
+          secret.accepted.delete(place);
+          throw error instanceof PluginError && error.kind === "denied"
+            ? this.#refuse(presented, secret, error, error.isVerdict)
+            : error;
+        }
+        // Its key may be disabled by now. The service has said so of the key, and not of the secret.
+      }
+      secret.isProven = true;
+      delete secret.refusal;
+      if (presented.pin !== undefined) {
+        this.#pins.delete(presented.pin.digest);
+      }
+    })();
+    await asTrial(secret, "", outcome);
+  }
+
+  #refuse({ pin }: Presented, secret: Secret, error: PluginError, isForGood: boolean): PluginError {
+    secret.isProven = false;
+    const { message, isVerdict, cause } = error;
+    const refusal = (text = "") =>
+      new PluginError("denied", message + text, { isVerdict, cause, about: "secret" });
+    if (pin === undefined) {
+      const about = refusal();
+      secret.refusal = this.#pause(about, PAUSE_MS);
+      return about;
+    }
+    const before = this.#pins.get(pin.digest);
+    const refusals = (before?.revision === pin.revision ? (before?.refusals ?? 0) : 0) + 1;
+    const pauseMs = PIN_PAUSES_MS[refusals - 1] ?? Number.POSITIVE_INFINITY;
+    const about = refusal(
+      isForGood
+        ? "; this PIN is not presented again before it changes"
+        : pauseMs === Number.POSITIVE_INFINITY
+          ? "; this PIN is not presented again before its file is written"
+          : `; this PIN is presented again after ${pauseMs / 1000} s`,
+    );
+    if (isForGood) {
+      secret.refusal = this.#pause(about, Number.POSITIVE_INFINITY);
+    }
+    // Beside another user ID or API key it is another secret, and the same PIN that may lock.
+    this.#pins.delete(pin.digest);
+    remembered(this.#pins, pin.digest, () => ({
+      ...this.#pause(about, pauseMs),
+      refusals,
+      revision: pin.revision,
+    }));
+    return about;
+  }
+
+  #pause(error: PluginError, ms: number): Pause {
+    return { error, untilMs: this.#clock.nowMs() + ms };
   }
 }
 
-/** Turns a failure of the call into that of the calls that waited for it, or into nothing. */
-function toThoseWhoWait(error: unknown): void {
-  if (!(error instanceof PluginError && OF_ONE_CALL.includes(error.kind))) {
-    throw error;
+function placeOf({ operation, keyId }: Presented): string {
+  return `${operation} ${keyId}`;
+}
+
+/** Others wait for it. */
+function asTrial<T>(secret: Secret, operation: string, outcome: Promise<T>): Promise<T> {
+  const trial = {
+    operation,
+    ended: outcome.then(
+      () => undefined,
+      (failure: unknown) => failure,
+    ),
+  };
+  secret.trial = trial;
+  const end = () => {
+    if (secret.trial === trial) {
+      delete secret.trial;
+    }
+  };
+  trial.ended.then(end, end);
+  return outcome;
+}
+
+/** Away, or too busy. The call that waited would hear the same. */
+function isOfTheService(failure: unknown): boolean {
+  return (
+    failure instanceof PluginError &&
+    !failure.isUnlisted &&
+    (failure.kind === "unavailable" || failure.kind === "throttled")
+  );
+}
+
+/** The value of a key, which is then the last to be forgotten. */
+function remembered<T>(map: Map<string, T>, key: string, make: () => T): T {
+  const value = map.get(key) ?? make();
+  map.delete(key);
+  map.set(key, value);
+  for (const oldest of [...map.keys()].slice(0, -MAX_REMEMBERED)) {
+    map.delete(oldest);
   }
+  return value;
 }

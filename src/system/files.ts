@@ -26,6 +26,7 @@ export class ReloadedFile<T> {
   readonly #mayBeEmpty: boolean;
   #value: T;
   #identity: string;
+  #revision = 0;
 
   /** @throws Error with a sentence for the user, when the file cannot be used now. */
   constructor(path: string, parse: (text: string) => T, emptiness?: "mayBeEmpty") {
@@ -43,11 +44,17 @@ export class ReloadedFile<T> {
       if (now !== this.#identity) {
         this.#value = this.#read();
         this.#identity = now;
+        this.#revision += 1;
       }
     } catch {
       // Keeps the value. The file is tried again at the next use.
     }
     return this.#value;
+  }
+
+  /** How often the file was written and read again, with the same content too. */
+  get revision(): number {
+    return this.#revision;
   }
 
   #read(): T {

@@ -4,15 +4,17 @@
  */
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
-import { renameSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import type { Check } from "../../src/commands/doctor/check.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { allowFile, expectNoSecret } from "../secrets.ts";
+import { API_KEY, hsm, PIN, ServiceKey } from "../services.ts";
 import {
   callRpc,
   failureOf,
+  fakeServer,
   grpcClient,
   runBinary,
   startBinary,
@@ -124,6 +126,35 @@ test(
     const [before, after] = keyIds;
     expect(after?.slice(0, 30)).toBe(before?.slice(0, 30) ?? "");
     expect(after).not.toBe(before);
+  },
+  TEST_TIMEOUT_MS,
+);
+
+test(
+  "3 s of a firewall's page: a right PIN is used again, and nobody has to do anything",
+  async () => {
+    const answer = hsm(new ServiceKey());
+    let isBlocked = false;
+    const server = fakeServer((request, body) =>
+      isBlocked
+        ? new Response("<h1>Access denied by policy 4711</h1>", { status: 403 })
+        : answer(request, body),
+    );
+    const gateway = JSON.parse(readFileSync(join(PROFILES, "hsm.json"), "utf8"));
+    gateway.errors.statuses = { "403": "denied" };
+    const plugin = await startPlugin(server.url, {
+      KEY4C_PROFILE: temporaryFile(JSON.stringify(gateway)),
+      KMS_PROBE_INTERVAL: "1s",
+      KMS_API_KEY: API_KEY,
+      KMS_PIN: PIN,
+    });
+    isBlocked = true;
+    await Bun.sleep(3_000);
+    isBlocked = false;
+    const before = server.requests.length;
+    await plugin.until(/Key4C refuses the credential/);
+    await plugin.until(/Key4C is ok[\s\S]*Key4C is ok/);
+    expect(server.requests.length).toBeGreaterThan(before);
   },
   TEST_TIMEOUT_MS,
 );
