@@ -185,7 +185,7 @@ async function serve(config: Config, log: Log): Promise<void> {
   log.info("serving", { version: VERSION, endpoint, kmsKeyId });
   systemd.ready();
   if (emulator !== undefined) {
-    process.stdout.write(emulator.nextSteps(endpoint));
+    process.stdout.write(emulator.nextSteps(endpoint, http?.url));
   }
 
   const signal = await Promise.race([signalled, untilReplaced(listener)]);

@@ -17,8 +17,12 @@ const EMULATED_KEY_ID = "demo";
 interface EmulatorInside extends Emulator {
   /** Of the key that wraps. */
   readonly keyId: string;
-  /** What to type next, in lines of shell. @param endpoint where it serves */
-  nextSteps(endpoint: string): string;
+  /**
+   * What to type next, in lines of shell.
+   * @param endpoint where it serves
+   * @param httpUrl where it tells its state, if it does
+   */
+  nextSteps(endpoint: string, httpUrl: string | undefined): string;
 }
 
 /** For `serve --emulator`: a Key4C inside the process. */
@@ -38,8 +42,10 @@ export function emulatorInside(config: Config, log: Log): EmulatorInside {
   return {
     ...emulator,
     keyId,
-    nextSteps: (endpoint) =>
-      control ? demoSteps(endpoint, emulator.url, keyId) : firstSteps(endpoint),
+    nextSteps: (endpoint, httpUrl) =>
+      control && httpUrl !== undefined
+        ? demoSteps(endpoint, emulator.url, httpUrl, config)
+        : firstSteps(endpoint),
   };
 }
 
@@ -52,22 +58,28 @@ echo a-data-key | ${binary} encrypt | ${binary} decrypt
 `;
 }
 
-function demoSteps(endpoint: string, url: string, keyId: string): string {
+function demoSteps(endpoint: string, url: string, httpUrl: string, config: Config): string {
+  const keyId = keyIdOf(config) ?? EMULATED_KEY_ID;
   const key = keyId === EMULATED_KEY_ID ? "" : ` --key-id ${quoted(keyId)}`;
+  const seconds = (ms: number | undefined) => `${required(ms) / 1_000} s`;
   return `# Ready, until Ctrl-C. In a second shell:
 export KMS_ENDPOINT=${quoted(endpoint)} KEY4C_URL=${url}
 plugin() { ${quoted(process.execPath)} "$@"; }
-# 1. Wrap a data key, and unwrap it again.
-dek=$(mktemp); echo a-data-key | plugin encrypt > $dek; plugin decrypt < $dek
+readyz() { curl -s ${httpUrl}readyz; }
+# Times are shortened: here Key4C is asked every ${seconds(config.probeInterval)} (30 s unless set),
+# and a disabled key counts as revoked after ${seconds(config.revocationGrace)} (60 s unless set).
+# 1. Wrap a data key, as kube-apiserver would, and unwrap it again.
+dek=$(mktemp); key=$(head -c 32 /dev/urandom | base64); echo "$key"
+echo "$key" | plugin encrypt > $dek; plugin decrypt < $dek; readyz
 # 2. Rotate the key: key_id changes from .v1 to .v2. What was wrapped under .v1 is still read.
 plugin status; plugin emulator rotate${key}; sleep 2; plugin status; plugin decrypt < $dek
-# 3. Key4C is unreachable: the log says so. Status and Decrypt continue to work, from memory.
-plugin emulator outage; sleep 2; plugin status; plugin decrypt < $dek
-# 4. Key4C is reachable again: the log says that it is ok.
-plugin emulator recover; sleep 2; plugin status
-# 5. Disable the key: a few seconds later it counts as revoked, and both are refused.
-plugin emulator disable${key}; sleep 6; plugin status; plugin decrypt < $dek
-# 6. Enable it: both work again, and nothing was restarted.
+# 3. An outage of Key4C. Status stays ok, readyz says degraded, and Decrypt works from memory.
+plugin emulator outage; sleep 2; plugin status; readyz; plugin decrypt < $dek
+# 4. The end of the outage: readyz says ok again.
+plugin emulator recover; sleep 2; readyz
+# 5. Disable the key: some seconds later it counts as revoked, and Status and Decrypt are refused.
+plugin emulator disable${key}; sleep 6; plugin status; readyz; plugin decrypt < $dek
+# 6. Enable the key: both work again, and nothing was restarted.
 plugin emulator enable${key}; sleep 2; plugin status; plugin decrypt < $dek
 `;
 }

@@ -34,6 +34,8 @@ export interface HttpOptions {
 }
 
 export interface HttpServer {
+  /** Where it is served; undefined while the address is in use. */
+  readonly url: string | undefined;
   stop(): void;
 }
 
@@ -47,6 +49,7 @@ export function serveHttp(options: HttpOptions): HttpServer {
   const metrics = atMostEvery(METRICS_INTERVAL_MS, options.metrics);
   let listener: SparingListener | undefined;
   let timer: Timer | undefined;
+  let url: string | undefined;
   let warned = false;
   const start = () => {
     try {
@@ -56,7 +59,8 @@ export function serveHttp(options: HttpOptions): HttpServer {
         converse(socket, (line) => answer(line, options, metrics));
       });
       const shown = host.includes(":") ? `[${host}]` : host;
-      log.info("health and metrics", { url: `http://${shown}:${listener.port}/` });
+      url = `http://${shown}:${listener.port}/`;
+      log.info("health and metrics", { url });
     } catch (error) {
       if (!warned) {
         const remedy = "change KMS_HTTP_ADDRESS, or leave it: the address is tried again";
@@ -77,6 +81,9 @@ export function serveHttp(options: HttpOptions): HttpServer {
   }
   start();
   return {
+    get url() {
+      return url;
+    },
     stop() {
       clearTimeout(timer);
       listener?.close();

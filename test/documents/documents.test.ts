@@ -11,7 +11,6 @@ import { exitCodeTable, optionTables } from "./reference-tables.ts";
 
 const ROOT = join(import.meta.dir, "../..");
 const document = (name: string) => readFileSync(join(ROOT, name), "utf8");
-const README = document("README.md");
 const REFERENCE = document("docs/REFERENCE.md");
 
 test.each([
@@ -27,15 +26,29 @@ test("the first screen is what npm start prints, which binary/demo.test.ts types
   const [start, second = "?"] = commandsOf("README.md", "Try it");
   expect(start).toBe("npm ci && npm start\n");
   const env = { KMS_ENDPOINT: `unix://${join(temporaryDirectory(), "kms.sock")}` };
-  const plugin = startBinary(["serve", "--emulator", "--emulator-control"], env);
+  const { scripts } = JSON.parse(document("package.json"));
+  const [, flags = ""] = scripts.start.match(/dist\/key4c-kms-plugin (serve .*)$/) ?? [];
+  const plugin = startBinary(flags.split(" "), env);
   await plugin.until(/emulator enable.*\n/);
   const printed = plugin.output().split("\n");
   expect(printed.filter((line) => !line.startsWith("{")).join("\n")).toContain(second);
 });
 
 test("the releases whose own tests are run are those of the compatibility table", () => {
-  const named = [...README.matchAll(/Kubernetes' own KMS tests, (\d+\.\d+\.\d+)/g)];
+  const named = [
+    ...document("docs/upgrade.md").matchAll(/Kubernetes' own KMS tests, (\d+\.\d+\.\d+)/g),
+  ];
   expect(named.map(([, release]) => release).sort()).toEqual([...OLDER, NEWEST].sort());
+});
+
+test("no page is longer than a reader reads at once; REFERENCE.md is looked up", () => {
+  const words = (name: string) =>
+    document(name)
+      .split(/\s+/)
+      .filter((word) => /\w/.test(word)).length;
+  expect(words("README.md")).toBeLessThanOrEqual(900);
+  const long = DOCUMENTS.filter((name) => name !== "docs/REFERENCE.md" && words(name) > 1_500);
+  expect(long).toEqual([]);
 });
 
 test("a case of the conformance list has a test, or stands in the limits", () => {
@@ -77,9 +90,9 @@ test("a link between the documents leads somewhere", () => {
 });
 
 test("each file and function on the way of a request exists", () => {
-  const [, way = ""] = document("CONTRIBUTING.md").split("\n## The way of a request\n");
+  const [, way = ""] = document("docs/CODE.md").split("\n## The way of a request\n");
   const section = way.split("\n## ")[0] ?? "";
-  const rows = [...section.matchAll(/^\| \[(src\/[^\]]*)\]\((.*?)\) \| `(\w+)` \|/gm)];
+  const rows = [...section.matchAll(/^\| \[(src\/[^\]]*)\]\(\.\.\/(.*?)\) \| `(\w+)` \|/gm)];
   expect(rows.length).toBe(section.match(/^\| \[/gm)?.length ?? 0);
   expect(rows.length).toBeGreaterThan(20);
   const missing = rows.filter(([, file = "", linked, name]) => {

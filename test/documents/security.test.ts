@@ -1,15 +1,15 @@
-/** What SECURITY.md says is what the source says. */
+/** Limits and environment in the documents are what the source has. */
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { OPTIONS } from "../../src/config/options.ts";
 
 const ROOT = join(import.meta.dir, "../..");
-const SECURITY = readFileSync(join(ROOT, "SECURITY.md"), "utf8");
 
 /** Rows of the table under a heading: cells without their backquotes. */
-function rows(heading: string): string[][] {
-  const section = SECURITY.split(`\n## ${heading}\n`)[1]?.split("\n## ")[0] ?? "";
+function rows(document: string, heading: string): string[][] {
+  const text = readFileSync(join(ROOT, "docs", document), "utf8");
+  const section = text.split(`\n## ${heading}\n`)[1]?.split("\n## ")[0] ?? "";
   const lines = section.split("\n").filter((line) => line.startsWith("| "));
   return lines.slice(1).map((line) =>
     line
@@ -57,7 +57,7 @@ function optionDefault(env: string): number {
 }
 
 test("each limit is the constant's", () => {
-  const limits = rows("Limits");
+  const limits = rows("REFERENCE.md", "Sizes, counts and times");
   expect(limits.length).toBeGreaterThan(15);
   for (const [limit = "", value = "", name = ""] of limits) {
     const [first = "", second] = name.replaceAll("`", "").split(" ");
@@ -70,7 +70,7 @@ test("each variable that serve refuses is in the table of the environment", () =
   const source = readFileSync(join(ROOT, "src/system/process.ts"), "utf8");
   const list = source.match(/FORBIDDEN_ENVIRONMENT = \[([^\]]*)\]/)?.[1] ?? "";
   const refused = [...list.matchAll(/^ *"(\w+)"/gm)].map((match) => match[1] ?? "");
-  const shown = rows("Environment")
+  const shown = rows("hardening.md", "Environment")
     .filter(([, , what]) => what?.startsWith("refuse"))
     .flatMap(([names = ""]) => [...names.matchAll(/`(\w+)`/g)].map((match) => match[1] ?? ""))
     .map((name) => (name.startsWith("_") ? `BUN_INSPECT${name}` : name));
