@@ -107,6 +107,11 @@ export class LocalKek {
     return timingSafeEqual(this.#live(), bytes);
   }
 
+  /** A copy for the persistent cache, and for nobody else; who takes it wipes it. */
+  copyBytes(): Buffer {
+    return Buffer.from(this.#live());
+  }
+
   get isDropped(): boolean {
     return this.#dropped;
   }

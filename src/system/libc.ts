@@ -17,6 +17,8 @@ const POLLOUT = 4;
 /** sockaddr_un.sun_path (unix(7)). */
 const SUN_PATH_BYTES = 108;
 const PR_SET_DUMPABLE = 4;
+const LOCK_EX = 2;
+const LOCK_NB = 4;
 
 const { i32, u32, u64, ptr } = FFIType;
 const SYMBOLS = {
@@ -26,6 +28,7 @@ const SYMBOLS = {
   sendto: { args: [i32, ptr, u64, i32, ptr, u32], returns: i32 },
   close: { args: [i32], returns: i32 },
   dup: { args: [i32], returns: i32 },
+  flock: { args: [i32, i32], returns: i32 },
   poll: { args: [ptr, u64, i32], returns: i32 },
 } as const;
 
@@ -87,6 +90,15 @@ export function duplicate(descriptor: number): number {
     throw new Error("no descriptor left");
   }
   return copy;
+}
+
+/**
+ * Takes the lock of a file or directory for this process alone, without waiting (flock(2)). It ends with the descriptor,
+ * so also with kill -9.
+ * @returns whether it was free
+ */
+export function lock(descriptor: number): boolean {
+  return libc().flock(descriptor, LOCK_EX | LOCK_NB) === 0;
 }
 
 /**

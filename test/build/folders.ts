@@ -11,7 +11,7 @@ const ORDER: readonly (readonly string[])[] = [
   ["config"],
   ["health"],
   ["emulator", "kubernetes"],
-  ["key4c"],
+  ["key4c", "cache"],
   ["keys", "socket"],
   ["failures"],
   ["system", "gen"],
