@@ -8,8 +8,9 @@ import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import { type ErrorKind, KINDS } from "../../src/failures/kinds.ts";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
-import { type Breakage, withMutant } from "../conformance/mutant.ts";
 import { builtEtcd } from "../e2e/build.ts";
+import { type Breakage, withBreakage } from "../mutants/cases.ts";
+import { Copy } from "../mutants/copy.ts";
 import { missing } from "../needs.ts";
 import { countGoTests, type GoTestRun, goTests } from "../run/go-tests.ts";
 import { type Count, outcome, skipSuite, sum, tell, tellResult } from "../run/report.ts";
@@ -129,8 +130,10 @@ async function negativeControl(suites: readonly Suite[]): Promise<Count> {
     throw new Error(`no mutant of case ${NEGATIVE_CONTROL.case}, or no ${NEGATIVE_CONTROL.suite}`);
   }
   const { test } = NEGATIVE_CONTROL;
-  return withMutant(mutant.break, (copy) => {
-    const plugin = join(copy, "dist/key4c-kms-plugin");
+  using copy = new Copy();
+  return withBreakage(copy, mutant.break, async () => {
+    await copy.build();
+    const plugin = join(copy.path, "dist/key4c-kms-plugin");
     return run({ suite, tests: [test], failure: "disabled", plugin }, async (events) => {
       let complaint: string | undefined;
       for await (const { ended, output } of goTests(events)) {
