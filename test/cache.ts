@@ -4,6 +4,12 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } 
 import { homedir } from "node:os";
 import { join } from "node:path";
 
+/** Of this project, in the user's cache. */
+export const CACHE = join(
+  process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"),
+  "key4c-kms-plugin",
+);
+
 /**
  * A directory in the cache, named after what it is and the files that say how it is made; `make` fills it
  * when it is not there.
@@ -17,10 +23,7 @@ export async function cached(
   for (const path of madeFrom) {
     hash.update(existsSync(path) ? readFileSync(path) : "");
   }
-  const cache = join(
-    process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"),
-    "key4c-kms-plugin/e2e",
-  );
+  const cache = join(CACHE, "e2e");
   const directory = join(cache, `${name}-${hash.digest("hex").slice(0, 12)}`);
   if (existsSync(directory)) {
     return directory;

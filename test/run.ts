@@ -1,13 +1,15 @@
 /**
- * Runs the suites named on the command line and ends with one plain line, `N passed, N failed, N skipped`. A
- * check counts as one; what needs something that this machine lacks is skipped, loudly, and fails where CI=true.
+ * Runs the suites named on the command line and ends with one plain line, `N passed, N failed, N skipped`, below
+ * all that failed. A check counts as one; what needs something that this machine lacks is skipped, loudly, and
+ * fails where CI=true.
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { missing, type NeedName } from "./needs.ts";
 import { bunTests } from "./run/bun-tests.ts";
-import { interop } from "./run/interop.ts";
+import { attacks, interop } from "./run/interop.ts";
+import { type Done, JOBS, type Job, runLanes } from "./run/pool.ts";
 import { type Count, outcome, skipSuite, sum, tell, tellEnd, tellResult } from "./run/report.ts";
 import { shell } from "./run/shell.ts";
 import { upstream } from "./upstream/suite.ts";
@@ -25,35 +27,36 @@ const CHECKS: readonly (readonly [string, string])[] = [
   ["generated code in sync", `buf generate -o ${scratch} && diff -r src/gen ${scratch}/src/gen`],
 ];
 
-async function check(): Promise<Count> {
+/** One after the other, and before anything else: what does not compile has nothing to test. */
+async function inTurn(steps: readonly (readonly [string, string])[]): Promise<Count> {
   const counts: Count[] = [];
-  for (const [name, command] of CHECKS) {
+  for (const [name, command] of steps) {
     const { exitCode, output } = await shell(command);
-    tellResult(exitCode === 0, `check: ${name}`, output);
+    tellResult(exitCode === 0, name, output);
     counts.push(outcome(exitCode === 0));
   }
   return sum(counts);
 }
 
-async function build(): Promise<Count> {
-  const { exitCode, output } = await shell("npm run --silent build");
-  tellResult(exitCode === 0, "build", output);
-  return outcome(exitCode === 0);
-}
+const FIRST: Readonly<Record<string, readonly (readonly [string, string])[]>> = {
+  check: CHECKS.map(([name, command]) => [`check: ${name}`, command] as const),
+  build: [["build", "npm run --silent build"]],
+};
 
-/** A suite that runs as a whole, or is skipped as a whole. */
-async function whole(suite: string, what: string, needs: readonly NeedName[], ...globs: string[]) {
+/** Files of tests that run one after the other, or are skipped as a whole. */
+function whole(suite: string, what: string, needs: readonly NeedName[], ...globs: string[]) {
   const absent = missing(...needs);
+  const skip = async () => ({ count: skipSuite(suite, what, absent), output: "" });
   return absent.length > 0
-    ? skipSuite(suite, what, absent)
+    ? [{ name: suite, run: skip }]
     : bunTests(globs, scratch, { show: true });
 }
 
 /** It prints what it met: how many faults, how often each pair of them, which cells of the table. */
-async function simulation(): Promise<Count> {
-  const { exitCode, output } = await shell("bun test/simulation/main.ts");
+async function simulation(): Promise<Done> {
+  const { exitCode, output } = await shell("nice -n 10 bun test/simulation/main.ts");
   tell(output.trimEnd());
-  return outcome(exitCode === 0);
+  return { count: outcome(exitCode === 0), output };
 }
 
 const SHIP: readonly NeedName[] = [
@@ -67,61 +70,94 @@ const HOSTS: readonly NeedName[] = [
   ...(["go", "buildah", "catatonit", "apt-get", "dpkg-deb"] as const),
 ];
 
-/** Each with what it does, for whoever waits, and how long it takes on two cores. */
-const SUITES: Readonly<Record<string, readonly [string, () => Promise<Count>]>> = {
-  check: ["types, lint, generated code, licences; half a minute", check],
-  build: ["the binary; seconds", build],
-  unit: [
-    "units on the sources, and the compiled binary; 6 minutes",
-    () => bunTests(["test/**/*.test.ts"], scratch),
-  ],
-  interop: ["the client code of two kube-apiservers, in Go; 4 minutes", interop],
-  simulation: ["the real plugin through bad days in simulated time; 5 minutes", simulation],
-  faults: [
-    "a Key4C that goes wrong in 45 ways, and heals; 9 minutes",
-    () => whole("faults", "no fault of Key4C was played", ["openssl"], "test/faults/*.faults.ts"),
-  ],
-  ship: [
-    "the image under podman, and what is released; 5 minutes",
-    () => whole("ship", "no image, no release was made or run", SHIP, "test/ship/*.ship.ts"),
-  ],
-  e2e: [
-    "the runbooks on a real kube-apiserver and etcd, built once; 9 minutes, and 6 the first time",
-    () => whole("e2e", "no real kube-apiserver was run", E2E, "test/e2e/*.e2e.ts"),
-  ],
-  upstream: [
-    "Kubernetes' own tests of its KMS client; 4 minutes, and 2 to 10 the first time",
-    () => upstream({ all: isAll }),
-  ],
-  hosts: [
-    "a machine that systemd boots, and a kubelet; 6 minutes, and 15 the first time",
-    () => {
+interface Suite {
+  /** What it does, for whoever waits, and how long it takes alone on two cores. */
+  readonly what: string;
+  readonly lane: keyof typeof LANES;
+  readonly jobs: () => readonly Job[];
+}
+
+/** So many jobs at once. Suites share a lane that would disturb each other: by their load, or in what they use. */
+const LANES = { tests: JOBS, faults: 1, processors: 1, containers: 1, "API servers": 1 };
+
+const SUITES: Readonly<Record<string, Suite>> = {
+  unit: {
+    what: "units on the sources, and the compiled binary; 2 minutes",
+    lane: "tests",
+    jobs: () => bunTests(["test/**/*.test.ts"], scratch), // those of test/binary wait longest, and sort first
+  },
+  interop: {
+    what: "the client code of two kube-apiservers, in Go; 2 minutes",
+    lane: "tests",
+    jobs: () => interop(scratch),
+  },
+  simulation: {
+    what: "the real plugin through bad days in simulated time; 5 minutes",
+    lane: "processors",
+    jobs: () => [{ name: "simulation", run: simulation }],
+  },
+  attacks: {
+    what: "45 kinds of hostile clients; 3 minutes",
+    lane: "processors",
+    jobs: () => attacks(scratch),
+  },
+  faults: {
+    what: "a Key4C that goes wrong in 45 ways, and recovers; 9 minutes",
+    lane: "faults",
+    jobs: () =>
+      whole("faults", "no fault of Key4C was played", ["openssl"], "test/faults/*.faults.ts"),
+  },
+  e2e: {
+    what: "the runbooks on a real kube-apiserver and etcd, built once; 9 minutes, and 6 the first time",
+    lane: "API servers",
+    jobs: () => whole("e2e", "no real kube-apiserver was run", E2E, "test/e2e/*.e2e.ts"),
+  },
+  upstream: {
+    what: "Kubernetes' own tests of its KMS client; 4 minutes, and 2 to 10 the first time",
+    lane: "API servers",
+    jobs: () => [
+      {
+        name: "upstream",
+        run: async () => ({ count: await upstream({ all: isAll }), output: "" }),
+      },
+    ],
+  },
+  ship: {
+    what: "the image under podman, and what is released; 5 minutes",
+    lane: "containers",
+    jobs: () => whole("ship", "no image, no release was made or run", SHIP, "test/ship/*.ship.ts"),
+  },
+  hosts: {
+    what: "a machine that systemd boots, and a kubelet; 6 minutes, and 15 the first time",
+    lane: "containers",
+    jobs: () => {
       const long = isAll ? ["test/hosts/*.long.ts"] : [];
-      return whole(
-        "hosts",
-        "no systemd, no kubelet was run",
-        HOSTS,
-        "test/hosts/*.hosts.ts",
-        ...long,
-      );
+      const globs = ["test/hosts/*.hosts.ts", ...long];
+      return whole("hosts", "no systemd, no kubelet was run", HOSTS, ...globs);
     },
-  ],
+  },
 };
 
 /** `-- --all`: what takes too long for every run, too. */
 const ALL = "--all";
 const isAll = process.argv.includes(ALL);
 
-const counts: Count[] = [];
-for (const name of process.argv.slice(2).filter((one) => one !== ALL)) {
-  const [what, suite] = SUITES[name] ?? [];
-  if (suite === undefined) {
-    throw new Error(`no suite ${name}; suites are ${Object.keys(SUITES).join(", ")}`);
-  }
-  tell(`${name}: ${what}`);
-  counts.push(await suite());
+const names = process.argv.slice(2).filter((one) => one !== ALL);
+const unknown = names.find((name) => FIRST[name] === undefined && SUITES[name] === undefined);
+if (unknown !== undefined) {
+  const known = [...Object.keys(FIRST), ...Object.keys(SUITES)];
+  throw new Error(`no suite ${unknown}; suites are ${known.join(", ")}`);
 }
+const first = await inTurn(names.flatMap((name) => FIRST[name] ?? []));
+const suites = names.flatMap((name) => SUITES[name] ?? []);
+for (const [name, { what }] of Object.entries(SUITES).filter(([, one]) => suites.includes(one))) {
+  tell(`${name}: ${what}`);
+}
+const lanes = Object.entries(LANES).map(([lane, width]) => ({
+  width,
+  jobs: suites.filter((suite) => suite.lane === lane).flatMap(({ jobs }) => jobs()),
+}));
+const total = sum([first, await runLanes(lanes)]);
 rmSync(scratch, { recursive: true, force: true });
-const total = sum(counts);
 tellEnd(total);
 process.exit(total.failed === 0 && total.passed > 0 ? 0 : 1);

@@ -1,47 +1,31 @@
-/** Files of tests under Bun, one process each: a crash is that file's, and one sees how far the run is. */
-import { existsSync, readFileSync, rmSync } from "node:fs";
+/** Files of tests under Bun, one process each: a crash is that file's, and none disturbs another. */
+import { existsSync, mkdtempSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { MISSING_FILE } from "../needs.ts";
-import { type Count, noteMissing, noteSkipped, sum, tell, tellResult } from "./report.ts";
+import { linesOf } from "./lines.ts";
+import type { Done, Job } from "./pool.ts";
+import { noteMissing, noteSkipped, tell } from "./report.ts";
 import { ROOT } from "./shell.ts";
 
 /**
- * @param show whether what the tests print is to be seen when they pass too: figures, or where a long one is
  * @param scratch a directory
+ * @param show whether what the tests print is to be seen while they run: figures, or where a long one is
  */
-export async function bunTests(
+export function bunTests(
   globs: readonly string[],
   scratch: string,
   { show = false } = {},
-): Promise<Count> {
+): readonly Job[] {
   const files = globs.flatMap((glob) => [...new Bun.Glob(glob).scanSync(ROOT)]).sort();
-  const counts: Count[] = [];
-  for (const [index, file] of files.entries()) {
-    if (show) {
-      tell(`${file} begins`);
-    }
-    const { count, output } = await bunTest(file, scratch, show);
-    counts.push(count);
-    const { passed, failed, skipped } = count;
-    const some = skipped > 0 ? `, ${skipped} skipped` : "";
-    tellResult(
-      failed === 0,
-      `${index + 1}/${files.length} ${file}: ${passed} passed${some}`,
-      output,
-    );
-  }
-  return sum(counts);
+  return files.map((file) => ({
+    name: file.replace(/^test\/|(?:\.test)?\.ts$/g, ""),
+    run: () => bunTest(file, mkdtempSync(join(scratch, "file-")), show),
+  }));
 }
 
-async function bunTest(
-  file: string,
-  scratch: string,
-  show: boolean,
-): Promise<{ count: Count; output: string }> {
+async function bunTest(file: string, scratch: string, show: boolean): Promise<Done> {
   const report = join(scratch, "junit.xml");
   const missingFile = join(scratch, "missing");
-  rmSync(report, { force: true });
-  rmSync(missingFile, { force: true });
   const flags = [
     "--no-orphans",
     "--only-failures",
@@ -53,10 +37,16 @@ async function bunTest(
     {
       cwd: ROOT,
       env: { ...process.env, [MISSING_FILE]: missingFile },
-      stdout: show ? "inherit" : "pipe",
+      stdout: "pipe",
     },
   );
-  const output = child.stdout === undefined ? "" : await child.stdout.text();
+  let output = "";
+  for await (const line of linesOf(child.stdout)) {
+    output += `${line}\n`;
+    if (show) {
+      tell(`${file}: ${line}`);
+    }
+  }
   const exitCode = await child.exited;
   const xml = existsSync(report) ? readFileSync(report, "utf8") : "";
   const head = xml.match(/<testsuites [^>]*>/)?.[0] ?? "";

@@ -1,7 +1,8 @@
 /** Tests of Go, counted and told as ours are. */
+import { linesOf } from "./lines.ts";
 import { type Count, noteSkipped, tellResult } from "./report.ts";
 
-/** What prints the events of tests: `go test -json`, or `go tool test2json` and a test binary. */
+/** What prints the events of tests: `go tool test2json` and a test binary. */
 export type GoTestRun = Bun.Subprocess<"ignore", "pipe", "inherit">;
 
 export interface GoTest {
@@ -31,11 +32,15 @@ export async function* goTests(run: GoTestRun): AsyncGenerator<GoTest> {
   }
 }
 
-/** @param expected how many there are, without their parts: who ends early has not passed */
+/**
+ * @param expected how many there are, without their parts: who ends early has not passed
+ * @param onEnd when a whole test has ended, or a part has failed
+ */
 export async function countGoTests(
   suite: string,
   expected: number,
   run: GoTestRun,
+  onEnd: (ok: boolean, what: string, output: string) => void = tellResult,
 ): Promise<Count> {
   const count = { passed: 0, failed: 0, skipped: 0 };
   let done = 0;
@@ -51,22 +56,12 @@ export async function countGoTests(
     const isWhole = name !== "" && !name.includes("/");
     done += isWhole ? 1 : 0;
     if (isWhole || ended === "fail") {
-      tellResult(ended !== "fail", `${suite} ${done}/${expected} ${name}`, output);
+      onEnd(ended !== "fail", `${suite} ${done}/${expected} ${name}`, output);
     }
   }
   if (count.failed === 0 && done !== expected) {
-    tellResult(false, `${suite}: ${done} of ${expected} tests ran`);
+    onEnd(false, suite, `${done} of ${expected} tests ran`);
     count.failed += 1;
   }
   return count;
-}
-
-async function* linesOf(stream: ReadableStream<Uint8Array>): AsyncGenerator<string> {
-  const decoder = new TextDecoder();
-  let rest = "";
-  for await (const chunk of stream) {
-    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
-    rest = lines.pop() ?? "";
-    yield* lines.filter((line) => line !== "");
-  }
 }

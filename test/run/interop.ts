@@ -1,42 +1,78 @@
 /** The client code of two kube-apiserver releases, in Go, against the compiled binary. */
+import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import { missing } from "../needs.ts";
 import { countGoTests } from "./go-tests.ts";
-import { type Count, outcome, skipSuite, sum, tell, tellResult } from "./report.ts";
+import type { Done, Job } from "./pool.ts";
+import { outcome, skipSuite } from "./report.ts";
 import { ROOT, shell } from "./shell.ts";
 
 const RELEASES = ["release128", "current"];
+/** The program ends itself, with a trace of every goroutine. */
+const TIMEOUT = "30m";
 
-export async function interop(): Promise<Count> {
-  const absent = missing("go");
-  if (absent.length > 0) {
-    return skipSuite("interop", "the code of real kube-apiservers was not run", absent);
-  }
-  const { output: unformatted } = await shell(
-    "gofmt -l test/interop test/bench test/e2e test/upstream",
-  );
-  tellResult(unformatted === "", "gofmt", unformatted);
-  const counts = [outcome(unformatted === "")];
-  for (const release of RELEASES) {
-    const directory = join(ROOT, "test/interop", release);
-    tell(`interop ${release}: downloading Go modules and compiling (minutes, but once)`);
-    const built = await shell("go mod download && go test -count=1 -run '^$' ./...", directory);
-    if (built.exitCode !== 0) {
-      tellResult(false, `interop ${release}: no build`, built.output);
-      counts.push(outcome(false));
-      continue;
-    }
-    counts.push(await goTest(release, directory));
-  }
-  return sum(counts);
+/** Which has every attack in a suite of its own, and one of each kind here. */
+const ATTACKS = "TestHostileNeighboursHoldNobodyUp";
+
+/**
+ * Each test is a job of its own, after a release's tests are compiled (minutes, but once).
+ *
+ * @param scratch a directory
+ */
+export function interop(scratch: string): readonly Job[] {
+  const jobs = RELEASES.map((release) => compiled(release, scratch, ".", ["-test.short"]));
+  return withGo("interop", [...jobs, { name: "gofmt", run: gofmt }]);
 }
 
-async function goTest(release: string, directory: string): Promise<Count> {
-  const names = (await shell("go test -list . ./...", directory)).output.match(/^Test.*$/gm) ?? [];
-  const child = Bun.spawn(["go", "test", "-count=1", "-timeout", "60m", "-json", "./..."], {
-    cwd: directory,
+export function attacks(scratch: string): readonly Job[] {
+  return withGo("attacks", [compiled("current", scratch, ATTACKS)]);
+}
+
+function withGo(suite: string, jobs: readonly Job[]): readonly Job[] {
+  const absent = missing("go");
+  const skip = () => skipSuite(suite, "the code of real kube-apiservers was not run", absent);
+  return absent.length === 0
+    ? jobs
+    : [{ name: suite, run: async () => ({ count: skip(), output: "" }) }];
+}
+
+async function gofmt(): Promise<Done> {
+  const command = "gofmt -l test/interop test/bench test/e2e test/upstream";
+  const { output } = await shell(command);
+  return { count: outcome(output === ""), output };
+}
+
+/** Compiles a release's tests, and then runs those that match. */
+function compiled(release: string, scratch: string, wanted: string, flags: string[] = []): Job {
+  const directory = join(ROOT, "test/interop", release);
+  const program = join(mkdtempSync(join(scratch, "go-")), "tests");
+  const run = async () => {
+    const command = `go mod download && go test -c -o ${program} . && ${program} -test.list ${wanted}`;
+    const { exitCode, output } = await shell(command, directory);
+    const tests = output.match(/^Test\w+$/gm) ?? [];
+    return {
+      count: outcome(exitCode === 0 && tests.length > 0),
+      output,
+      next: tests.map((test) => ({
+        name: `${release} ${test}`,
+        run: () => goTest(program, directory, test, flags),
+      })),
+    };
+  };
+  return { name: `${release}: Go's modules and compiler`, run };
+}
+
+async function goTest(program: string, cwd: string, test: string, flags: string[]): Promise<Done> {
+  const all = ["-test.v=test2json", `-test.run=^${test}$`, `-test.timeout=${TIMEOUT}`, ...flags];
+  const child = Bun.spawn(["go", "tool", "test2json", "-t", program, ...all], {
+    cwd,
+    stdin: "ignore",
     stdout: "pipe",
     stderr: "inherit",
   });
-  return countGoTests(`interop ${release}`, names.length, child);
+  let output = "";
+  const count = await countGoTests(test, 1, child, (ok, what, printed) => {
+    output += ok ? "" : `${what}\n${printed}`;
+  });
+  return { count, output };
 }

@@ -1,4 +1,4 @@
-/** What a run tells: what it does, how far it is, and what it did not do. */
+/** What a run tells: what it does, how far it is, what it did not do, and last what failed. */
 
 export interface Count {
   readonly passed: number;
@@ -7,21 +7,51 @@ export interface Count {
 }
 
 const startMs = performance.now();
+const isTerminal = process.stdout.isTTY;
+const CLEAR_LINE = "\r\x1b[K";
+/** Where nobody sees a line change, the state of the run is a line of its own, this often. */
+const STATE_INTERVAL_MS = 15_000;
+
 const skippedTests: string[] = [];
 const missingTools = new Set<string>();
+const failures: { readonly name: string; readonly output: string }[] = [];
+let state = "";
 
 /** A line about where the run is, with the time since its start. */
 export function tell(text: string): void {
   const seconds = Math.round((performance.now() - startMs) / 1000);
   const clock = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
-  console.log(`[${clock}] ${text}`);
+  process.stdout.write(`${isTerminal ? CLEAR_LINE : ""}[${clock}] ${text}\n`);
+  showState();
 }
 
-/** A line about something that ended, with what it printed if it failed. */
+/** What stays on the last line of a terminal; elsewhere {@link repeatState} tells it from time to time. */
+export function tellState(text: string): void {
+  state = text;
+  showState();
+}
+
+function showState(): void {
+  if (isTerminal) {
+    process.stdout.write(`${CLEAR_LINE}${state.slice(0, process.stdout.columns - 1)}`);
+  }
+}
+
+/** @returns what ends it */
+export function repeatState(): () => void {
+  const timer = isTerminal ? undefined : setInterval(() => tell(state), STATE_INTERVAL_MS);
+  return () => {
+    clearInterval(timer);
+    state = "";
+    showState();
+  };
+}
+
+/** A line about something that ended; if it failed, what it printed is shown at the end of the run. */
 export function tellResult(ok: boolean, name: string, output = ""): void {
   tell(`${ok ? "ok  " : "FAIL"} ${name}`);
-  if (!ok && output.trim() !== "") {
-    console.log(output.trimEnd());
+  if (!ok) {
+    failures.push({ name, output });
   }
 }
 
@@ -59,7 +89,7 @@ export function skipSuite(suite: string, what: string, tools: readonly string[])
   return { passed: 0, failed: 0, skipped: 1 };
 }
 
-/** What was not run and what it lacked, then the closing line. */
+/** What was not run and what it lacked, what failed with all that it printed, then the closing line. */
 export function tellEnd({ passed, failed, skipped }: Count): void {
   if (skippedTests.length > 0) {
     console.log(
@@ -69,6 +99,9 @@ export function tellEnd({ passed, failed, skipped }: Count): void {
       `!!! because this machine lacks:\n${[...missingTools].map((one) => `  ${one}`).join("\n")}`,
     );
     console.log("!!! as root, .ci/setup installs all of it (Debian)\n");
+  }
+  for (const { name, output } of failures) {
+    console.log(`\n--- FAILED ${name}\n${output.trimEnd()}`);
   }
   console.log(`${passed} passed, ${failed} failed, ${skipped} skipped`);
 }

@@ -187,6 +187,18 @@ const writers = 8
 // silent is how many connections are there and do nothing.
 const silent = 1000
 
+// shortAttacks has one for each thing that stops them.
+var shortAttacks = []string{
+	"1000 idle connections",             // the number of connections
+	"Decrypts of invented wrapped KEKs", // calls to Key4C
+	"answers unread",                    // what is written and not taken: data
+	"SETTINGS, unread",                  // and other frames
+	"rapid reset",                       // streams that end at once
+	"streams without end",               // and those that do not end
+	"CONTINUATIONs of 16 KiB",           // the size of a header block as sent
+	"HPACK bomb",                        // and as unpacked
+}
+
 func attacks() []attack {
 	random := func(count int) []byte {
 		b := make([]byte, count)
