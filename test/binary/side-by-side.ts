@@ -6,10 +6,14 @@ type Scenarios = Readonly<Record<string, () => Promise<void>>>;
 const WANTED = new RegExp(process.env["SCENARIOS"] ?? "");
 
 /**
- * A test for each scenario of each group, all of them played at once: most of their time they wait. Each has its own
- * plugins and its own Key4C.
+ * A test for each scenario of each group, all of them played at once, or `width` of them: most of their time they
+ * wait. Each has its own plugins and its own Key4C.
  */
-export function sideBySide(groups: Readonly<Record<string, Scenarios>>, timeoutMs: number): void {
+export function sideBySide(
+  groups: Readonly<Record<string, Scenarios>>,
+  timeoutMs: number,
+  width = Number.POSITIVE_INFINITY,
+): void {
   const wanted = Object.entries(groups).map(
     ([group, scenarios]) =>
       [group, Object.entries(scenarios).filter(([name]) => WANTED.test(name))] as const,
@@ -17,10 +21,14 @@ export function sideBySide(groups: Readonly<Record<string, Scenarios>>, timeoutM
   const results = new Map<() => Promise<void>, PromiseSettledResult<void>>();
   beforeAll(async () => {
     const plays = wanted.flatMap(([, scenarios]) => scenarios.map(([, play]) => play));
-    const settled = await Promise.allSettled(plays.map((play) => play()));
-    for (const [index, play] of plays.entries()) {
-      results.set(play, settled[index] as PromiseSettledResult<void>); // one for each
-    }
+    const waiting = [...plays];
+    const playOn = async () => {
+      for (let play = waiting.shift(); play !== undefined; play = waiting.shift()) {
+        const [result] = await Promise.allSettled([play()]);
+        results.set(play, result);
+      }
+    };
+    await Promise.all(Array.from({ length: Math.min(width, plays.length) }, playOn));
   }, timeoutMs);
   for (const [group, scenarios] of wanted) {
     describe(group, () => {
