@@ -169,8 +169,10 @@ export class Key4C implements WrappingService {
       // What was wrapped is nobody else's to keep.
       const plaintext = payload.plaintext && randomBytes(LOCAL_KEK_BYTES);
       const again = { ...values, plaintext, requestId: randomUUID() };
-      const answer = await this.#attempt(name, operation, again, ATTEMPT_TIMEOUT_MS, false);
-      const result = read(answer);
+      const attempt = this.#attempt(name, operation, again, ATTEMPT_TIMEOUT_MS, false);
+      const result = await attempt.then(read).catch((error: unknown) => {
+        throw asFailure(name, error);
+      });
       if (result instanceof Buffer) {
         result.fill(0);
       }

@@ -383,6 +383,26 @@ test("a right that is missing on one key: that call pauses, after one control th
   expect(await kindOf(key4c.unwrap("other", "c", AAD))).toBe("ok");
 });
 
+test("a control that does not reach Key4C is an outage, for the call that waits for it too", async () => {
+  let isAway = false;
+  const { key4c, clock, attempts } = onTestClock((attempt) => {
+    if (isAway) {
+      throw Object.assign(new Error("refused"), { code: "ECONNREFUSED" });
+    }
+    return attempt === 3 || attempt === 4
+      ? json("DENIED", 401)()
+      : Response.json({ plaintext: RIGHT, version: 1, ciphertext: "c", state: "ENABLED" });
+  });
+  expect(await kindOf(key4c.describe("demo"))).toBe("ok");
+  expect(await kindOf(key4c.unwrap("demo", "c", AAD))).toBe("ok");
+  expect(await kindOf(key4c.wrap("demo", LOCAL_KEK, AAD))).toBe("denied"); // and so is the control
+  isAway = true;
+  await clock.pass(30_000);
+  const failure = await failureOf(key4c.wrap("demo", LOCAL_KEK, AAD));
+  expect(failure.message).toBe("describe did not reach Key4C: ECONNREFUSED");
+  expect([failure.kind, attempts.length]).toEqual(["unavailable", 5]);
+});
+
 test("what an accepted call did not carry is not proven by it", async () => {
   const pins: string[] = [];
   const decrypt = { ...defaultProfile.decrypt, headers: { "X-Pin": "{pin}" } };
