@@ -38,7 +38,9 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
     "Alerts and dashboard": ["binary/scrape.test.ts"],
   },
   "docs/move.md": {
-    "Move to KMS": ["hosts/cluster.ts", "hosts/cluster.ts", "hosts/cluster.ts"],
+    "Put the plugin first": ["hosts/cluster.ts"],
+    Rewrite: ["hosts/cluster.ts"],
+    Prove: ["hosts/cluster.ts"],
   },
   "docs/keys.md": {
     "The fire drill": ["hosts/cluster.long.ts"],

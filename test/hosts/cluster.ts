@@ -137,7 +137,9 @@ export async function writingAndReading(
   };
 }
 
-const [TRY = "", REWRITE = "", PROVE = ""] = commandsOf("docs/move.md", "Move to KMS");
+const [TRY = ""] = commandsOf("docs/move.md", "Put the plugin first");
+const [REWRITE = ""] = commandsOf("docs/move.md", "Rewrite");
+const [PROVE = ""] = commandsOf("docs/move.md", "Prove");
 
 export const rewrite = (node: ClusterNode) => type(node, REWRITE);
 
