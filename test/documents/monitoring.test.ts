@@ -63,6 +63,22 @@ interface Message {
   readonly message: string;
 }
 
+/** A text of the source, at the beginning of what is left of it. */
+const TEXT = /^"((?:[^"\\]|\\.)*)"/;
+
+/** Constants with a text, by their name: a message that two places log is one. */
+function constantTexts(): Map<string, string> {
+  const found = new Map<string, string>();
+  for (const path of new Bun.Glob("src/**/*.ts").scanSync(ROOT)) {
+    for (const [, name = "", value = ""] of text(path).matchAll(
+      /^(?:export )?const ([A-Z][A-Z_]+) =\s+("(?:[^"\\]|\\.)*");$/gm,
+    )) {
+      found.set(name, TEXT.exec(value)?.[1] ?? "");
+    }
+  }
+  return found;
+}
+
 /**
  * The messages that the source logs, from info on, and the files with one that is no plain text. A log is called
  * `log` or `#log` everywhere; `line("warn", …)` makes one without it.
@@ -70,6 +86,7 @@ interface Message {
 function logged(): { messages: Message[]; unread: string[] } {
   const messages: Message[] = [];
   const unread: string[] = [];
+  const constants = constantTexts();
   for (const path of new Bun.Glob("src/**/*.ts").scanSync(ROOT)) {
     const source = text(path);
     const calls = source.matchAll(
@@ -77,7 +94,9 @@ function logged(): { messages: Message[]; unread: string[] } {
     );
     for (const call of calls) {
       const [whole, level, chosen, made] = call;
-      const literal = /^"((?:[^"\\]|\\.)*)"/.exec(source.slice(call.index + whole.length))?.[1];
+      const rest = source.slice(call.index + whole.length);
+      const literal =
+        TEXT.exec(rest)?.[1] ?? constants.get(/^([A-Z][A-Z_]+),/.exec(rest)?.[1] ?? "");
       if (literal === undefined) {
         unread.push(path);
         continue;
