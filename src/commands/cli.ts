@@ -130,6 +130,9 @@ export async function encryptCommand(line: CommandLine): Promise<Uint8Array | st
 /** Unwraps standard input; the line of JSON that encrypt made starts with "{", a v1 cipher does not. */
 export async function decryptCommand(line: CommandLine): Promise<Uint8Array> {
   const input = await readStdin(MAX_CIPHERTEXT_BYTES);
+  if (input.length === 0) {
+    throw new ExitError(1, "standard input is empty: there is nothing to unwrap");
+  }
   if (input[0] !== "{".charCodeAt(0)) {
     return (
       await ask(line, V1.method.decrypt, {

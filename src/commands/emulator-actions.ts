@@ -3,7 +3,8 @@ import { USAGE_EXIT_CODE } from "../config/commands.ts";
 import { type Config, required } from "../config/config.ts";
 import { isLoopback } from "../config/option-types.ts";
 import { readBody } from "../key4c/answer.ts";
-import { describeError, ExitError } from "../system/errors.ts";
+import { ExitError } from "../system/errors.ts";
+import { errorCode } from "../system/files.ts";
 import { printable } from "./printable.ts";
 
 const TIMEOUT_MS = 3_000;
@@ -18,21 +19,28 @@ export async function changeEmulator(action: string, config: Config): Promise<st
     const wanted = "the loopback address that the emulator printed";
     throw new ExitError(USAGE_EXIT_CODE, `KEY4C_URL (--key4c-url) must be ${wanted}`);
   }
+  const ca = config.caFile?.current;
   if (action === "outage" || action === "recover") {
-    await ask(url, "PUT", "outage", { on: action === "outage" });
+    await ask(url, ca, "PUT", "outage", { on: action === "outage" });
     return action === "outage" ? "Key4C answers nothing but 503\n" : "Key4C answers again\n";
   }
   const lines: string[] = [];
   for (const id of required(config.emulatorKeyIds)) {
-    const { version, state } = await ask(url, "POST", `keys/${encodeURIComponent(id)}/${action}`);
+    const { version, state } = await ask(
+      url,
+      ca,
+      "POST",
+      `keys/${encodeURIComponent(id)}/${action}`,
+    );
     lines.push(`${printable(`key ${id}: version ${version}, ${state}`)}\n`);
   }
   return lines.join("");
 }
 
-/** @throws ExitError 1 */
+/** @param ca in PEM, to trust in the place of the system's. @throws ExitError 1 */
 async function ask(
   url: string,
+  ca: string | undefined,
   method: string,
   path: string,
   body?: object,
@@ -42,9 +50,10 @@ async function ask(
     method,
     redirect: "manual",
     signal: AbortSignal.timeout(TIMEOUT_MS),
+    ...(ca !== undefined && { tls: { ca } }),
     ...(body && { body: JSON.stringify(body) }),
   }).catch((error) => {
-    throw refused(`does not answer (${describeError(error)}): does it run, at this address?`);
+    throw refused(`does not answer (${errorCode(error)}): does it run, at this address?`);
   });
   const text = await readBody(response);
   if (response.status === 404) {

@@ -10,6 +10,7 @@ export interface Exits {
   /** Where it is not what it is for every other command, see {@link USAGE_EXIT_CODE}. */
   readonly 2?: string;
   readonly 3?: string;
+  readonly 4?: string;
 }
 
 /** One row of the table: everything that is known about one command but its options. */
@@ -122,8 +123,9 @@ const TABLE = {
       {
         with: "--verify",
         0: "Key4C unwraps every local KEK",
-        1: "no answer: the input has no local KEK, or Key4C does not answer",
+        1: "no answer: the input is not etcd's, or has no local KEK",
         3: "Key4C refuses a local KEK, its key is disabled or not named, or a value is broken",
+        4: "no answer: Key4C does not answer for a local KEK, and refuses none",
       },
       { with: "--decrypt", 0: "all values are decrypted", 1: "a value is not decrypted" },
     ],

@@ -62,6 +62,11 @@ export function keyId(text: string): string {
   return text;
 }
 
+/** @param text `none` for no key at all: an empty one counts as not given */
+export function previousKeyIds(text: string): readonly string[] {
+  return text === "none" ? [] : keyIds(text);
+}
+
 export function keyIds(text: string): readonly string[] {
   return text.split(",").map((one) => keyId(one.trim()));
 }
@@ -159,6 +164,21 @@ export function loopbackAddress(text: string): Address {
 export function absolutePath(text: string): string {
   if (!/^(\/[0-9A-Za-z._+@=-]+)+$/.test(text)) {
     throw new Error("must be an absolute path of letters, digits and . _ + @ = -");
+  }
+  return text;
+}
+
+/**
+ * An image as a kubelet pulls it: `[HOST[:PORT]/]PATH[:TAG][@DIGEST]` of the grammar of Docker's distribution. A host
+ * without a dot, a port or `localhost` is a part of the path, which is in small letters.
+ */
+export function imageReference(text: string): string {
+  const host =
+    "(?:localhost|[0-9A-Za-z-]+(?:\\.[0-9A-Za-z-]+)+|[0-9A-Za-z.-]+(?=:\\d+/))(?::\\d+)?/";
+  const part = "[0-9a-z]+(?:(?:\\.|_{1,2}|-+)[0-9a-z]+)*";
+  const tag = "(?::[0-9A-Za-z_][0-9A-Za-z_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?";
+  if (text.length > 512 || !new RegExp(`^(?:${host})?${part}(?:/${part})*${tag}$`).test(text)) {
+    throw new Error("must be an image such as registry.example/key4c-kms-plugin:0.1.0");
   }
   return text;
 }

@@ -6,14 +6,36 @@ export interface EtcdPair {
   readonly value: Uint8Array;
 }
 
+/** Where kubeadm has etcd, and a client certificate for it. */
+const OF_KUBEADM = {
+  ETCDCTL_ENDPOINTS: "https://127.0.0.1:2379",
+  ETCDCTL_CACERT: "/etc/kubernetes/pki/etcd/ca.crt",
+  ETCDCTL_CERT: "/etc/kubernetes/pki/etcd/healthcheck-client.crt",
+  ETCDCTL_KEY: "/etc/kubernetes/pki/etcd/healthcheck-client.key",
+};
+
+/**
+ * The line whose output is wanted.
+ * @param settings ETCDCTL_… of the file of settings; without any those of kubeadm
+ * @param isSet whether the environment has them, which etcdctl reads by itself
+ */
+export function etcdctlLine(settings: ReadonlyMap<string, string>, isSet: boolean): string {
+  const found = [...settings].filter(([name]) => name.startsWith("ETCDCTL_"));
+  const told = isSet ? [] : found.length > 0 ? found : Object.entries(OF_KUBEADM);
+  const words = told.map(([name, value]) => `${name}=${value}`);
+  return [...words, "etcdctl get --prefix /registry/secrets/ -w json"].join(" ");
+}
+
 /**
  * Reads `etcdctl get --prefix … -w json`.
+ * @param wanted the line that gives it
  * @throws ExitError 1 when the input is something else, empty, or incomplete
  */
-export function parseEtcdctlJson(text: string): EtcdPair[] {
+export function parseEtcdctlJson(text: string, wanted: string): EtcdPair[] {
+  const what = text === "" ? "standard input is empty" : "the input is not etcd's";
   const wrong = new ExitError(
     1,
-    "input must be the output of `etcdctl get --prefix … -w json`, or one raw value with --etcd-key",
+    `${what}. It must be what this prints, or one raw value with --etcd-key:\n  ${wanted}`,
   );
   let document: unknown;
   try {

@@ -1,5 +1,6 @@
 import {
   closeSync,
+  existsSync,
   fchmodSync,
   fsyncSync,
   lstatSync,
@@ -115,7 +116,9 @@ export function replaceFile(path: string, text: string, mode: number): void {
     }
     withDescriptor(openSync(directory, "r"), fsyncSync);
   } catch (error) {
-    throw new Error(`cannot write ${path} (${errorCode(error)})`);
+    const isLost = errorCode(error) === "ENOENT" && !existsSync(directory);
+    const why = isLost ? `there is no directory ${directory}` : errorCode(error);
+    throw new Error(`cannot write ${path} (${why})`);
   }
 }
 

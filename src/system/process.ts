@@ -109,11 +109,22 @@ export function endOnSignal(): void {
   }
 }
 
-/** Writes to standard output, to the last byte. @throws ExitError when it cannot be */
+/** As the shell tells of a process that a pipe without a reader ended. */
+const NO_READER_EXIT_CODE = 128 + constants.signals.SIGPIPE;
+
+/**
+ * Writes to standard output, to the last byte. A reader that wants no more (`| head`) ends the process without a word, as
+ * it ends other tools.
+ * @throws ExitError when it cannot be written
+ */
 export function print(output: string | Uint8Array): Promise<void> {
   return new Promise((resolve, reject) => {
-    const settle = (error?: Error | null) =>
+    const settle = (error?: Error | null) => {
+      if (errorCode(error) === "EPIPE") {
+        process.exit(NO_READER_EXIT_CODE);
+      }
       error ? reject(new ExitError(1, `cannot write the result (${errorCode(error)})`)) : resolve();
+    };
     process.stdout.once("error", settle);
     process.stdout.write(output, settle);
   });

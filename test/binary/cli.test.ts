@@ -73,6 +73,7 @@ test("what cannot be decrypted is told by its status, exit code 1", async () => 
   const { socket } = await startPlugin(emulator().url);
   const env = { KMS_ENDPOINT: `unix://${socket}` };
   for (const [input, message] of [
+    ["", "standard input is empty: there is nothing to unwrap"],
     ["garbage", "INVALID_ARGUMENT: the request is not valid"],
     ['{"ciphertext":"AA","keyId":"1","annotations":{}}', "NOT_FOUND"],
     ["{", "input must be"],
@@ -86,6 +87,18 @@ test("what cannot be decrypted is told by its status, exit code 1", async () => 
     expect(stderr).toContain(message);
     expect(stderr.trim().split("\n").length).toBeLessThanOrEqual(2);
   }
+});
+
+test("a reader that wants no more is no error: nothing is said", async () => {
+  const script = `{ "$0" version --licenses; echo "exit code $?" >&2; } | head -n 1`;
+  const { output, exited } = startProcess(["sh", "-c", script, BINARY], {
+    PATH: process.env["PATH"] ?? "",
+  });
+  await exited;
+  expect(output().trim().split("\n").sort()).toEqual([
+    "What key4c-kms-plugin is made of, and under which licences:",
+    "exit code 141",
+  ]);
 });
 
 test("status: one line of JSON and exit code 0 only if ok; --wait waits", async () => {

@@ -3,7 +3,9 @@ import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { emulatorInside } from "../../src/commands/emulator.ts";
 import { parseCommandLine } from "../../src/config/config.ts";
+import { testWith } from "../needs.ts";
 import { NO_CONFIG_FILE } from "../no-config.ts";
+import { makePki, startHttpsEmulator } from "../pki.ts";
 import {
   emulator,
   onTestEnd,
@@ -88,6 +90,18 @@ test("nobody changes an emulator that was not told to allow it", async () => {
     const { stderr, exitCode } = await runBinary(["emulator", action, "--key4c-url", url]);
     expect([exitCode, stderr]).toEqual([1, expect.stringContaining("it runs without --control")]);
   }
+});
+
+testWith("openssl")("emulator ACTION hears KEY4C_CA_FILE", async () => {
+  const pki = makePki();
+  await pki.issue("server", "IP:127.0.0.1");
+  const KEY4C_URL = await startHttpsEmulator(pki, "server");
+  const env = { KEY4C_URL, KEY4C_CA_FILE: pki.file("ca.pem") };
+  expect((await runBinary(["emulator", "rotate"], { env })).stdout.toString()).toBe(
+    "key demo: version 2, ENABLED\n",
+  );
+  const { stderr } = await runBinary(["emulator", "rotate"], { env: { KEY4C_URL } });
+  expect(stderr).toMatch(/does not answer \([A-Z_]+\): does it run/); // a code, and no sentence of Bun's
 });
 
 test("emulator ACTION: no emulator, another service, no address", async () => {

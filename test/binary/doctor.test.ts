@@ -16,6 +16,7 @@ import {
   emulator,
   fakeServer,
   onTestEnd,
+  runBinary,
   silentLog,
   startBinary,
   startPlugin,
@@ -386,8 +387,29 @@ test("directory and socket that others could use, or that are not what they shou
   await expectFault(at(killed.socket), [
     "socket",
     /the process that made it has ended/,
-    /a plugin that starts replaces it/,
+    /start it: systemctl start .* Starting is safe/,
   ]);
+});
+
+test("no plugin runs: a failure where the EncryptionConfiguration names its socket, and else none", async () => {
+  const env = setup(emulator().url);
+  expect((await doctor(env)).exitCode).toBe(0);
+  const { stdout } = await runBinary(["manifest", "encryption-configuration"], { env });
+  const file = temporaryFile(stdout.toString());
+  await expectFault(
+    env,
+    [
+      "socket",
+      /is not there: no plugin runs, and the EncryptionConfiguration names it/,
+      /start it: systemctl start key4c-kms-plugin\.socket .* Starting is safe/,
+    ],
+    "--encryption-configuration",
+    file,
+  );
+  // One of another plugin alone refers to another socket.
+  writeFileSync(file, stdout.toString().replaceAll("kms.sock", "other.sock"));
+  const other = await doctor(env, "--encryption-configuration", file);
+  expect(other.of("socket")).toMatchObject({ result: "skip" });
 });
 
 testWith("root", "setpriv")(
@@ -454,6 +476,7 @@ resources:
   const { exitCode, failed, of } = await doctor(env, "--kube-apiserver", pod);
   expect(exitCode).toBe(1);
   expect(failed).toMatchObject([
+    { check: "socket", detail: expect.stringContaining("the EncryptionConfiguration names it") },
     {
       check: "EncryptionConfiguration: who writes secrets",
       detail: expect.stringContaining("identity, in clear (line 6"),

@@ -240,7 +240,7 @@ test.each(["", "{", "[]", '{"kvs":[{"key":1}]}', '{"kvs":7}'])(
   "input that is no output of etcdctl is refused: %p",
   async (input) => {
     const { stderr, exitCode } = await run(["--current", KEY_ID], input);
-    expect([exitCode, stderr.split("\n").length]).toEqual([1, 2]);
+    expect([exitCode, stderr.split("\n").length]).toEqual([1, 3]);
     expect(stderr).toContain("etcdctl get --prefix");
   },
 );
@@ -339,7 +339,7 @@ test("--verify: Key4C itself gives back each local KEK once, without a plugin", 
   const unknown = await run(["--verify", "--stale"], etcdctl(values), without);
   expect(unknown).toMatchObject({
     exitCode: 3,
-    stderr: expect.stringContaining("1 objects are under a key that is neither KMS_KEY_ID nor"),
+    stderr: expect.stringContaining("1 object: under a key that is neither KMS_KEY_ID nor"),
   });
   expect(fields(unknown.stdout)).toEqual([
     [
@@ -357,10 +357,35 @@ test("--verify: Key4C itself gives back each local KEK once, without a plugin", 
   expect([nothing.exitCode, nothing.stderr]).toEqual([1, expect.stringContaining("no answer")]);
   key4c.stop();
   const away = await run(["--verify"], etcdctl(values), env);
-  expect([away.exitCode, away.stderr]).toEqual([1, expect.stringContaining("ask again when")]);
+  expect([away.exitCode, away.stderr]).toEqual([4, expect.stringContaining("ask again when")]);
   const both = await run(["--verify", "--decrypt"], etcdctl(values), env);
   expect([both.exitCode, both.stderr]).toEqual([2, expect.stringContaining("give one of them")]);
 }, 60_000);
+
+test("one object, one local KEK", async () => {
+  const plugin = await startPlugin(emulator().url);
+  const values = etcdctl({ [ETCD_KEY]: await v2Value(plugin, true) });
+  const env = { KMS_ENDPOINT: `unix://${plugin.socket}` };
+  expect((await run([], values, env)).stderr).toStartWith(
+    "1 object (1 secrets), 1 local KEK, current",
+  );
+});
+
+test("an input that is not etcd's: which line it must be of", async () => {
+  const file = "ETCDCTL_ENDPOINTS=https://10.0.0.1:2379\nETCDCTL_CACERT=/etc/etcd/ca.pem\n";
+  for (const [config, env, line] of [
+    ["", {}, "ETCDCTL_ENDPOINTS=https://127.0.0.1:2379 ETCDCTL_CACERT=/etc/kubernetes/pki/etcd/ca"],
+    [file, {}, "  ETCDCTL_ENDPOINTS=https://10.0.0.1:2379 ETCDCTL_CACERT=/etc/etcd/ca.pem etcdctl"],
+    [file, { ETCDCTL_ENDPOINTS: "x" }, "  etcdctl get --prefix /registry/secrets/ -w json\n"],
+  ] as const) {
+    for (const input of ["", "no JSON", "[]"]) {
+      const all = { ...env, KMS_CONFIG: temporaryFile(config) };
+      const { exitCode, stderr } = await runBinary(["inspect"], { input, env: all });
+      expect([exitCode, stderr]).toEqual([1, expect.stringContaining(line)]);
+      expect(stderr).toContain(input === "" ? "input is empty" : "the input is not etcd's");
+    }
+  }
+});
 
 test("--verify: a key of the same ID with other material gives nothing back", async () => {
   const first = emulator();

@@ -83,7 +83,7 @@ test("--output writes all or nothing, and only where a file may be", async () =>
     [join(directory, "directory"), "is no regular file"],
     [join(directory, "link"), "is no regular file"],
     ["/dev/full", "is no regular file"],
-    [join(directory, "none/pod.yaml"), "(ENOENT)"],
+    [join(directory, "none/pod.yaml"), "(there is no directory"],
   ] as const) {
     const { stdout, stderr, exitCode } = await manifest("static-pod", ["--output", path]);
     expect([path, stdout, exitCode]).toEqual([path, "", 1]);
@@ -98,7 +98,7 @@ testWith("root", "mount namespaces")(
     const directory = temporaryDirectory();
     const script = `mount -t tmpfs -o size=8k tmpfs ${directory} && cd ${directory}
     echo old > pod.yaml; head -c 100k /dev/zero > filling 2> /dev/null
-    ${BINARY} manifest static-pod --output ${directory}/pod.yaml; echo "exit code $?"; cat pod.yaml; ls -A`;
+    ${BINARY} manifest static-pod --force --output ${directory}/pod.yaml; echo "exit code $?"; cat pod.yaml; ls -A`;
     const { stdout, stderr } = Bun.spawnSync(["unshare", "--mount", "sh", "-c", script], {
       env: { ...SERVE, PATH: process.env["PATH"] ?? "" },
     });
@@ -118,6 +118,74 @@ test("an EncryptionConfiguration is never replaced: it may hold the only keys", 
   const other = `${file}.new`;
   await printed("encryption-configuration", ["--output", other]);
   expect(statSync(other).mode & 0o777).toBe(0o600);
+});
+
+test("--output replaces only what this manifest wrote, unchanged; --force the rest", async () => {
+  const directory = temporaryDirectory();
+  const file = join(directory, "file");
+  const encryption = "apiVersion: v1\nkind: EncryptionConfiguration\nresources: []\n";
+  const pod = await printed("static-pod");
+  for (const [there, what] of [
+    [encryption, "of kind EncryptionConfiguration, and not of this program"],
+    ["the-credential\n", "another file"],
+    ["", "another file"],
+    [await printed("systemd-socket"), "what `manifest systemd-socket` wrote"],
+    [pod.replace("runAsUser: 0", "runAsUser: 1"), "and somebody has changed since"],
+    [`${pod}# mine\n`, "and somebody has changed since"],
+  ] as const) {
+    writeFileSync(file, there);
+    const { exitCode, stderr } = await manifest("static-pod", ["--output", file]);
+    expect([exitCode, readFileSync(file, "utf8")]).toEqual([1, there]);
+    expect(stderr).toContain(`${file} is there already: it is `);
+    expect(stderr).toContain(what);
+    expect(stderr).not.toContain("the-credential");
+  }
+  await printed("static-pod", ["--output", file, "--force"]);
+  expect(readFileSync(file, "utf8")).toContain("kind: Pod");
+  await printed("static-pod", ["--output", file, "--key-id", "another"]); // of this manifest, unchanged
+  expect(readFileSync(file, "utf8")).toContain('value: "another"');
+  symlinkSync(file, `${file}.link`);
+  const link = await manifest("static-pod", ["--output", `${file}.link`]);
+  expect([link.exitCode, link.stderr]).toEqual([1, expect.stringContaining("no regular file")]);
+  // JSON has no comment that could hold a head: the title tells.
+  const dashboard = join(directory, "dashboard.json");
+  await printed("grafana", ["--output", dashboard]);
+  await printed("grafana", ["--output", dashboard, "--cluster-label", "site"]);
+  expect(readFileSync(dashboard, "utf8")).toContain("site");
+  const { stderr } = await manifest("profile-schema", ["--output", dashboard]);
+  expect(stderr).toContain("it is another file");
+});
+
+test("an image is one that a kubelet could pull", async () => {
+  const digest = `@sha256:${"0".repeat(64)}`;
+  for (const image of [
+    "key4c-kms-plugin:0.1.0",
+    "registry.example/key4c-kms-plugin:0.1.0",
+    "registry.example:5000/a/b__c/key4c.kms-plugin",
+    "localhost/plugin",
+    "REGISTRY:5000/plugin:V1",
+    `registry.example/plugin:1${digest}`,
+    `plugin${digest}`,
+  ]) {
+    expect(await printed("static-pod", ["--image", image])).toContain(`image: "${image}"`);
+  }
+  for (const image of [
+    "",
+    "a b",
+    "REGISTRY/key4c-kms-plugin:0.1.0",
+    "https://registry.example/plugin",
+    "registry.example/Plugin",
+    "plugin:",
+    "plugin:a:b",
+    "plugin@sha256:0",
+    "/plugin",
+    "registry.example//plugin",
+    `registry.example/${"a".repeat(600)}`,
+  ]) {
+    expect(await refusal("static-pod", ["--image", image])).toContain(
+      "--image must be an image such as registry.example/key4c-kms-plugin:0.1.0",
+    );
+  }
 });
 
 test("it tells what it was made from, and where that was said; secrets by name only", async () => {
@@ -239,7 +307,7 @@ test("a control character is in no manifest", async () => {
     );
     expect(await refusal(name, [], { ...SERVE, NO_PROXY: "a\tb" })).toContain("NO_PROXY has a");
   }
-  expect(await refusal("static-pod", ["--image", "a\nb"])).toContain("--image has a");
+  expect(await refusal("static-pod", ["--image", "a\nb"])).toContain("--image must be");
   expect(await refusal("systemd-socket", ["--endpoint", "unix:///run/50%n/s"])).toContain(
     "KMS_ENDPOINT must be an absolute path of",
   );

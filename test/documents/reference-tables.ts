@@ -59,13 +59,13 @@ export function exitCodeTable(): string {
   const rows = new Map<string, readonly string[]>(); // by their codes: those of many commands are the same
   for (const command of COMMANDS) {
     for (const { with: flag, ...codes } of COMMAND_FACTS[command].exits) {
-      const cells = ([0, 1, 2, 3] as const).map((one) => codes[one] ?? "");
+      const cells = ([0, 1, 2, 3, 4] as const).map((one) => codes[one] ?? "");
       const name = flag === undefined ? command : `${command} ${flag}`;
       const [others] = rows.get(cells.join()) ?? [];
       rows.set(cells.join(), [others === undefined ? name : `${others}, ${name}`, ...cells]);
     }
   }
-  return table(["command", "0", "1", "2", "3"], [...rows.values()]);
+  return table(["command", "0", "1", "2", "3", "4"], [...rows.values()]);
 }
 
 function code(text: string | undefined): string {

@@ -43,16 +43,17 @@ async function checkInstallation(config: Config, isUsable: boolean): Promise<Che
   const key4c = await checkKey4C(config, isUsable);
   const found = findKubeApiserver(config.kubeApiserver);
   const apiServer = "check" in found ? undefined : found;
+  const configuration = await checkEncryptionConfiguration({
+    path: config.encryptionConfiguration ?? apiServer?.configuration,
+    socket: config.kmsEndpoint,
+    isMigrated: config.migrated === true,
+    server: apiServer?.server ?? {},
+    toHost: hostPaths(apiServer),
+  });
   return [
     ...key4c.checks,
-    ...(await checkSocket(config, key4c.keyId)),
-    ...(await checkEncryptionConfiguration({
-      path: config.encryptionConfiguration ?? apiServer?.configuration,
-      socket: config.kmsEndpoint,
-      isMigrated: config.migrated === true,
-      server: apiServer?.server ?? {},
-      toHost: hostPaths(apiServer),
-    })),
+    ...(await checkSocket(config, key4c.keyId, configuration.namesSocket)),
+    ...configuration.checks,
     ...("check" in found
       ? [found]
       : checkKubeApiserver(found, config.encryptionConfiguration, config.kmsEndpoint)),
@@ -76,7 +77,12 @@ function checkConfiguration(
       fail("configuration", `${name} is set, and serve refuses to start with it`, `unset ${name}`),
     ),
     ...(problems.length + forbidden.length === 0
-      ? [pass("configuration", `complete and well-formed${file ? `, with ${file}` : ""}`)]
+      ? [
+          pass(
+            "configuration",
+            `complete and well-formed${file === undefined ? "" : `, with ${file}`}`,
+          ),
+        ]
       : []),
   ];
 }

@@ -21,14 +21,29 @@ export interface EncryptionConfigurationOptions {
   readonly toHost: (path: string) => string;
 }
 
-/** The checks in their order; each `EncryptionConfiguration: …`. */
-export async function checkEncryptionConfiguration({
+/** What was found of an EncryptionConfiguration. */
+interface Found {
+  /** In their order; each `EncryptionConfiguration: …`. */
+  readonly checks: readonly Check[];
+  /** Whether kube-apiserver looks for the plugin's socket. */
+  readonly namesSocket: boolean;
+}
+
+export async function checkEncryptionConfiguration(
+  options: EncryptionConfigurationOptions,
+): Promise<Found> {
+  const found = await examine(options);
+  return Array.isArray(found) ? { checks: found, namesSocket: false } : found;
+}
+
+/** Only checks: it names no socket of ours, as far as can be told. */
+async function examine({
   path,
   socket,
   isMigrated,
   server,
   toHost,
-}: EncryptionConfigurationOptions): Promise<Check[]> {
+}: EncryptionConfigurationOptions): Promise<Check[] | Found> {
   if (path === undefined) {
     return [skip(named("file"), "give its path with --encryption-configuration")];
   }
@@ -68,7 +83,7 @@ export async function checkEncryptionConfiguration({
   if (ours.length === 0) {
     return [loads, endpoint];
   }
-  return [
+  const checks = [
     loads,
     endpoint,
     checkApi(ours, server),
@@ -76,6 +91,7 @@ export async function checkEncryptionConfiguration({
     ...checkIdentity(providersOf(groups, "secrets"), isMigrated),
     ...(await Promise.all(others.map(([, kms]) => checkOther(kms, toHost)))),
   ];
+  return { checks, namesSocket: true };
 }
 
 function named(what: string): string {

@@ -7,10 +7,14 @@ import { type Unanswered, unansweredAt } from "../unanswered.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
 import { checkPlugin } from "./plugin.ts";
 
-/** @param freshKeyId the key_id that a wrap by Key4C gives now; undefined when there was none */
+/**
+ * @param freshKeyId the key_id that a wrap by Key4C gives now; undefined when there was none
+ * @param isNamed whether an EncryptionConfiguration has the socket
+ */
 export async function checkSocket(
   config: Config,
   freshKeyId: string | undefined,
+  isNamed: boolean,
 ): Promise<Check[]> {
   const path = config.kmsEndpoint;
   if (path === undefined) {
@@ -20,7 +24,7 @@ export async function checkSocket(
   const isAnswered = Array.isArray(answer);
   return [
     checkDirectory(dirname(path), config),
-    checkSocketFile(path, isAnswered ? undefined : answer, config),
+    checkSocketFile(path, isAnswered ? undefined : answer, isNamed, config),
     ...(isAnswered ? answer : []),
   ];
 }
@@ -64,11 +68,22 @@ function notAllowed(check: string, path: string, code: string): Check {
   );
 }
 
+const START =
+  "start it: systemctl start key4c-kms-plugin.socket key4c-kms-plugin, or its static pod (`key4c-kms-plugin install` sets up either); its log says why it ended. Starting is safe: the plugin changes nothing that is stored";
+
 /** @param unanswered undefined: a plugin answers */
-function checkSocketFile(path: string, unanswered: Unanswered | undefined, config: Config): Check {
+function checkSocketFile(
+  path: string,
+  unanswered: Unanswered | undefined,
+  isNamed: boolean,
+  config: Config,
+): Check {
   const check = "socket";
   if (unanswered?.reason === "absent") {
-    return skip(check, `${path} is not there: no plugin runs yet`);
+    const absent = `${path} is not there: no plugin runs`;
+    return isNamed
+      ? fail(check, `${absent}, and the EncryptionConfiguration names it`, START)
+      : skip(check, `${absent} yet`);
   }
   const found = whatIs(() => lstatSync(path));
   if (typeof found === "string") {
@@ -84,7 +99,11 @@ function checkSocketFile(path: string, unanswered: Unanswered | undefined, confi
   }
   return unanswered === undefined
     ? checkGroup(check, `${path} ${mode}, uid ${found.uid}, answers`, found, config)
-    : fail(check, unanswered.what, unanswered.remedies.join("; "));
+    : fail(
+        check,
+        unanswered.what,
+        unanswered.reason === "nobody listens" ? START : unanswered.remedies.join("; "),
+      );
 }
 
 /** KMS_SOCKET_GROUP must be able to connect, for which Linux requires write permission. */

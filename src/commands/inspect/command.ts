@@ -4,7 +4,7 @@ import { Keyring } from "../../keys/keyring.ts";
 import { Standings } from "../../keys/standing.ts";
 import { type Group, loadConfiguration } from "../../kubernetes/encryption/load.ts";
 import { secretAsJson } from "../../kubernetes/etcd-value.ts";
-import { type EtcdPair, parseEtcdctlJson } from "../../kubernetes/etcdctl.ts";
+import { type EtcdPair, etcdctlLine, parseEtcdctlJson } from "../../kubernetes/etcdctl.ts";
 import { describeError, ExitError } from "../../system/errors.ts";
 import { readSmallBytes } from "../../system/files.ts";
 import type { Log } from "../../system/log.ts";
@@ -33,7 +33,10 @@ export async function inspectCommand(line: CommandLine, log: Log): Promise<void>
   const single = config.etcdKey;
   const pairs =
     single === undefined
-      ? parseEtcdctlJson(Buffer.from(input).toString())
+      ? parseEtcdctlJson(
+          Buffer.from(input).toString(),
+          etcdctlLine(line.configFile?.settings ?? new Map(), "ETCDCTL_ENDPOINTS" in process.env),
+        )
       : [{ key: single, value: input }];
   if (config.decrypt === true) {
     return decryptPairs(pairs, config, log);

@@ -1,6 +1,6 @@
 /** The summary of an inspect: counts, and what to do. */
 import type { Group } from "../../kubernetes/encryption/load.ts";
-import { printable } from "../printable.ts";
+import { counted as plural, printable } from "../printable.ts";
 import type { Inspected } from "./inspect.ts";
 
 export interface Summary {
@@ -23,7 +23,7 @@ export function summarize(
   const providers = counted(all, ({ provider }) => provider);
   providers.delete("-");
   const lines = [
-    `${all.length} objects (${listed(resources)}), ${localKeks.size} local KEKs, current key_id ${current ?? "unknown"}`,
+    `${plural(all.length, "object")} (${listed(resources)}), ${plural(localKeks.size, "local KEK")}, current key_id ${current ?? "unknown"}`,
     ...counts(
       counted(all, ({ keyId, verdict }) => `${keyId === "-" ? "" : `${keyId} `}${verdict}`),
     ),

@@ -4,7 +4,7 @@ import type { Keyring } from "../../keys/keyring.ts";
 import { type OurObject, parseEtcdValue } from "../../kubernetes/etcd-value.ts";
 import type { EtcdPair } from "../../kubernetes/etcdctl.ts";
 import { describeError } from "../../system/errors.ts";
-import { printable } from "../printable.ts";
+import { counted, printable } from "../printable.ts";
 
 /** Enough to hide the latency to Key4C, and few for its HSM, which serves others too. */
 const MAX_CALLS_AT_ONCE = 8;
@@ -26,8 +26,8 @@ export interface Verified {
 export interface Verification {
   readonly localKeks: readonly Verified[];
   readonly text: string;
-  /** 0: all are unwrapped; 3: one is not, or a value is broken; 1: nothing is proven. */
-  readonly exitCode: 0 | 1 | 3;
+  /** 0: all are unwrapped; 3: one is not, or a value is broken; 4: Key4C did not answer; 1: the input proves nothing. */
+  readonly exitCode: 0 | 1 | 3 | 4;
 }
 
 /**
@@ -90,12 +90,12 @@ function conclude(
   const [refused, unanswered] = [of("refused"), of("unknown")];
   const broken = others.get("broken") ?? 0;
   const unknown = others.get("unknown") ?? 0;
-  const isAnswer = localKeks.length > 0 && unknown === 0 && unanswered.length === 0;
-  const exitCode = refused.length + broken > 0 ? 3 : isAnswer ? 0 : 1;
+  const isOfEtcd = localKeks.length > 0 && unknown === 0;
+  const exitCode = refused.length + broken > 0 ? 3 : !isOfEtcd ? 1 : unanswered.length > 0 ? 4 : 0;
   const lines = [
-    `${localKeks.length} local KEKs: ${of("unwrapped").length} unwrapped, ${refused.length} refused, ${unanswered.length} unknown because Key4C did not answer`,
+    `${counted(localKeks.length, "local KEK")}: ${of("unwrapped").length} unwrapped, ${refused.length} refused, ${unanswered.length} unknown because Key4C did not answer`,
     ...[...others].map(
-      ([kind, count]) => `  ${count} values are ${kind}: they have no local KEK to unwrap`,
+      ([kind, count]) => `  ${counted(count, "value")} ${kind}: no local KEK to unwrap`,
     ),
     ...(exitCode === 0 ? ["Key4C unwraps every local KEK in the input"] : []),
     ...refusals(refused),
@@ -116,14 +116,14 @@ function conclude(
 /** What is wrong with the key or with this shell, and not with the local KEK. */
 const REMEDIES: { readonly [K in ErrorKind]?: string } = {
   unknownKey:
-    "are under a key that is neither KMS_KEY_ID nor one of KMS_PREVIOUS_KEY_IDS here: is it the plugin's configuration (. /etc/key4c-kms/env)? Name the key and ask again, or rewrite the objects before that key is abandoned",
-  keyUnusable: "are under a key that is disabled or deleted: enable it in Key4C, then ask again",
+    "under a key that is neither KMS_KEY_ID nor one of KMS_PREVIOUS_KEY_IDS here: are these the plugin's settings (/etc/key4c-kms/config)? Name the key and ask again, or rewrite the objects before that key is abandoned",
+  keyUnusable: "under a key that is disabled or deleted: enable it in Key4C, then ask again",
   keyNotFound:
-    "are under a key that Key4C does not know here: check KEY4C_URL, KMS_USER_ID (another tenant?) and KMS_KEY_ID, then ask again",
-  denied: "are not verified, because Key4C refuses the credential: renew it, then ask again",
+    "under a key that Key4C does not know here: check KEY4C_URL, KMS_USER_ID (another tenant?) and KMS_KEY_ID, then ask again",
+  denied: "not verified, because Key4C refuses the credential: renew it, then ask again",
 };
 const LOST =
-  "are readable only while a plugin that knows their local KEKs runs, if at all: rewrite them now, or restore the key's material in Key4C";
+  "readable only while a plugin that knows their local KEKs runs, if at all: rewrite them now, or restore the key's material in Key4C";
 
 /** A line for each reason. */
 function refusals(refused: readonly Verified[]): string[] {
@@ -136,7 +136,10 @@ function refusals(refused: readonly Verified[]): string[] {
     refused.length === 0
       ? []
       : ["until then restart no plugin and no API server, and disable no key"];
-  return [...[...objects].map(([remedy, count]) => `${count} objects ${remedy}`), ...until];
+  return [
+    ...[...objects].map(([remedy, count]) => `${counted(count, "object")}: ${remedy}`),
+    ...until,
+  ];
 }
 
 /** Tab-separated. */

@@ -1,11 +1,9 @@
 /** What an installation needs, made from the options of serve. The templates are files; see ./templates. */
-import { existsSync } from "node:fs";
-import { version } from "../../../package.json";
 import type { CommandLine, Environment } from "../../config/config.ts";
 import { suggestion } from "../../config/nearest.ts";
 import { PROFILE_SCHEMA } from "../../key4c/profile.ts";
 import { ExitError } from "../../system/errors.ts";
-import { readSmallBytes, replaceFile } from "../../system/files.ts";
+import { replaceFile } from "../../system/files.ts";
 import { printable } from "../printable.ts";
 import {
   encryptionConfigurationText,
@@ -15,9 +13,10 @@ import {
   rke2Text,
 } from "./apiserver.ts";
 import { grafanaText, prometheusRulesText, scrapeConfigText } from "./monitoring.ts";
-import { type Order, origin, refuseControlCharacters } from "./settings.ts";
+import { type Order, refuseControlCharacters } from "./settings.ts";
 import { staticPodText } from "./static-pod.ts";
 import { systemdServiceText, systemdSocketText } from "./systemd.ts";
+import { occupantOf, withHead } from "./written.ts";
 
 interface Manifest {
   readonly about: string;
@@ -43,7 +42,7 @@ const MANIFESTS: Readonly<Record<string, Manifest>> = {
     about: "kube-apiserver's EncryptionConfiguration (--api v1 or v2)",
     text: encryptionConfigurationText,
     mode: 0o600,
-    wouldLose: "the keys in it may be the only way to read what is stored",
+    wouldLose: "an EncryptionConfiguration, which may be the only way to read what is stored",
   },
   "kube-apiserver-patch": {
     about: "kubeadm: a patch of the API server of a cluster that exists",
@@ -103,33 +102,34 @@ export function manifestCommand(line: CommandLine, env: Environment): string {
   }
   const order = { line, env };
   refuseControlCharacters(order);
-  const text = manifest.text(order);
-  const whole = manifest.isJson ? text : origin(order, name, version) + text;
+  const whole = manifestText(name, order);
   if (config.output === undefined) {
     return whole;
   }
-  write(config.output, whole, manifest);
+  write(config.output, whole, name, line);
   return "";
 }
 
-/** Whether the file has this text already. */
-function isWhole(path: string, text: string): boolean {
-  try {
-    return readSmallBytes(path).toString() === text;
-  } catch {
-    return false; // a directory, say
-  }
+/** A manifest with its head. @param name one of {@link MANIFEST_NAMES} @throws ExitError 2 */
+export function manifestText(name: string, order: Order): string {
+  const { text, isJson } = MANIFESTS[name] ?? {};
+  const bare = text?.(order) ?? "";
+  return isJson ? bare : withHead(order, name, bare);
 }
 
 /** @throws ExitError 1 */
-function write(path: string, text: string, { mode = 0o644, wouldLose }: Manifest): void {
-  if (wouldLose !== undefined && existsSync(path)) {
-    if (isWhole(path, text)) {
-      return; // the same command again
-    }
+function write(path: string, text: string, name: string, { config }: CommandLine): void {
+  const { mode = 0o644, wouldLose } = MANIFESTS[name] ?? {};
+  const occupant = occupantOf(path, name, text);
+  if (occupant === "the same") {
+    return; // the same command again
+  }
+  const isReplaced = occupant === "nothing" || (occupant === "ours" && wouldLose === undefined);
+  if (!isReplaced && config.force !== true) {
+    const what = typeof occupant === "string" ? wouldLose : occupant.what;
     throw new ExitError(
       1,
-      `${path} is there already, and ${wouldLose}: name another file, and put both together by hand`,
+      `${path} is there already: it is ${what}. Name another file and compare, or replace it with --force`,
     );
   }
   try {

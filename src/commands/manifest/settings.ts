@@ -206,19 +206,8 @@ export function path(name: string, text: string): string {
   }
 }
 
-/** A comment that says what a manifest was made from, without secrets. */
-export function origin(order: Order, name: string, version: string): string {
-  const told = toldBy(order);
-  const from = told.length === 0 ? ", from defaults" : ", from:";
-  return [
-    `Made by \`key4c-kms-plugin manifest ${name}\`, release ${version}${from}`,
-    ...told.map((one) => `  ${one}`),
-  ]
-    .map((one) => `# ${one}\n`)
-    .join("");
-}
-
-function toldBy({ line: { sources }, env }: Order): string[] {
+/** What was given, and where; the head of a manifest. Secrets only by name. */
+export function toldBy({ line: { sources }, env }: Order): string[] {
   const proxies = proxySettings(env).map(([name, text]) => `${name}=${text} (environment)`);
   return [...sources, ...proxies];
 }

@@ -14,8 +14,11 @@ const SOCKET = "/run/key4c-kms/kms.sock";
 const printed = (api: string) =>
   manifestCommand(parseCommandLine(["manifest", "encryption-configuration", "--api", api], {}), {});
 
-const check = (path: string | undefined, options: Partial<EncryptionConfigurationOptions> = {}) =>
-  checkEncryptionConfiguration({
+const check = async (
+  path: string | undefined,
+  options: Partial<EncryptionConfigurationOptions> = {},
+) => {
+  const { checks } = await checkEncryptionConfiguration({
     path,
     socket: SOCKET,
     isMigrated: false,
@@ -23,6 +26,8 @@ const check = (path: string | undefined, options: Partial<EncryptionConfiguratio
     toHost: (one) => one,
     ...options,
   });
+  return checks;
+};
 
 async function faults(text: string, isMigrated = false) {
   const checks = await check(temporaryFile(text), { isMigrated });
