@@ -24,6 +24,7 @@ const CHECKS: readonly (readonly [string, string])[] = [
   ["buf lint", "buf lint"],
   ["buf format", "buf format --diff --exit-code"],
   ["buf breaking", "buf breaking --against proto/baseline.json"],
+  ["Korean documents", "bun test/documents/translated.ts"],
   ["generated code in sync", `buf generate -o ${scratch} && diff -r src/gen ${scratch}/src/gen`],
 ];
 
@@ -33,6 +34,9 @@ async function inTurn(steps: readonly (readonly [string, string])[]): Promise<Co
   for (const [name, command] of steps) {
     const { exitCode, output } = await shell(command);
     tellResult(exitCode === 0, name, output);
+    for (const [warning] of output.matchAll(/^warning: .*$/gm)) {
+      tell(warning);
+    }
     counts.push(outcome(exitCode === 0));
   }
   return sum(counts);

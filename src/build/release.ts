@@ -20,6 +20,7 @@ import { imageArchive } from "./oci.ts";
 import { fetchRuntime } from "./runtime.ts";
 import { sbom } from "./sbom.ts";
 import { signed, signingKey } from "./sign.ts";
+import { outdatedTranslations } from "./translations.ts";
 import { scriptArguments } from "./usage.ts";
 
 /**
@@ -53,6 +54,10 @@ export interface ReleaseOptions {
  */
 async function release(directory: string, options: ReleaseOptions): Promise<boolean> {
   const changes = changesOf(readFileSync(join(ROOT, "CHANGELOG.md"), "utf8"));
+  const outdated = outdatedTranslations();
+  if (changes.isReleased && outdated.length > 0) {
+    throw new Error(outdated.join("\n")); // a trial may have them
+  }
   const scratch = join(directory, "scratch");
   mkdirSync(scratch, { recursive: true });
   console.log(`${Object.keys(TARGETS).join(", ")}: fetching Bun's executable, compiling, packing`);

@@ -9,6 +9,16 @@ export const DOCUMENTS: readonly string[] = ["*.md", "docs/**/*.md"]
   .flatMap((pattern) => [...new Bun.Glob(pattern).scanSync(ROOT)])
   .sort();
 
+/** The places of a document that a link can name, as GitHub names them, in the order of its headings. */
+export function anchorsOf(markdown: string): string[] {
+  return [...markdown.matchAll(/^#+ (.*)$/gm)].map(([, heading = ""]) =>
+    heading
+      .toLowerCase()
+      .replaceAll(/[^\p{L}\p{N} _-]/gu, "")
+      .replaceAll(" ", "-"),
+  );
+}
+
 export interface Block {
   /** The last heading before it, without its `#`. */
   readonly heading: string;

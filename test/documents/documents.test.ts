@@ -6,7 +6,7 @@ import { profileTable } from "../../src/key4c/profile.ts";
 import { DEBIAN_PACKAGES } from "../needs.ts";
 import { startBinary, temporaryDirectory } from "../support.ts";
 import { NEWEST, OLDER } from "../upstream/generate.ts";
-import { commandsOf, DOCUMENTS } from "./blocks.ts";
+import { anchorsOf, commandsOf, DOCUMENTS } from "./blocks.ts";
 import { exitCodeTable, optionTables } from "./reference-tables.ts";
 
 const ROOT = join(import.meta.dir, "../..");
@@ -64,14 +64,6 @@ test("a case of the conformance list has a test, or stands in the limits", () =>
   );
 });
 
-/** As GitHub names the place of a heading. */
-function anchor(heading: string): string {
-  return heading
-    .toLowerCase()
-    .replaceAll(/[^\p{L}\p{N} _-]/gu, "")
-    .replaceAll(" ", "-");
-}
-
 test("a link between the documents leads somewhere", () => {
   const broken: string[] = [];
   for (const name of DOCUMENTS) {
@@ -79,9 +71,8 @@ test("a link between the documents leads somewhere", () => {
     for (const [, target = ""] of links) {
       const [file = "", place] = target.split("#");
       const linked = file === "" ? name : join(dirname(name), file);
-      const anchors = () =>
-        [...document(linked).matchAll(/^#+ (.*)$/gm)].map(([, h = ""]) => anchor(h));
-      if (!existsSync(join(ROOT, linked)) || (place !== undefined && !anchors().includes(place))) {
+      const isThere = () => place === undefined || anchorsOf(document(linked)).includes(place);
+      if (!existsSync(join(ROOT, linked)) || !isThere()) {
         broken.push(`${name}: ${target}`);
       }
     }
