@@ -4,6 +4,9 @@ import { HOUR, MINUTE, Random, SECOND } from "./clock.ts";
 export const KEY_IDS = ["former", "current", "next"] as const;
 export type KmsKeyId = (typeof KEY_IDS)[number];
 
+/** Of one history. */
+export const MAX_NODES = 3;
+
 /** After it has ended a failing probe comes within so long, when nobody needs it: 5 s and a tenth. */
 const RESTING_MS = 5.5 * SECOND;
 /** A well probe comes at least this often: KMS_PROBE_INTERVAL and a tenth. */
@@ -53,6 +56,8 @@ export const FAULTS = {
   notFound: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
   wrongBytes: { lasts: "while", ofOneNode: "maybe", aftermathMs: RESTING_MS },
   materialReplaced: { lasts: "for ever", ofOneNode: "never", aftermathMs: MISMATCH_NOTICED_MS },
+  // Another replica with other material takes over; connections that were kept lead to the former one.
+  failover: { lasts: "for ever", ofOneNode: "never", aftermathMs: MISMATCH_NOTICED_MS },
   versionDestroyed: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS, weight: 2 },
   versionBack: { lasts: "for ever", ofOneNode: "never", aftermathMs: OLDER_NOTICED_MS },
   absurdVersion: { lasts: "while", ofOneNode: "never", aftermathMs: RESTING_MS },
@@ -174,7 +179,7 @@ export function historyOf(seed: number): History {
   const random = new Random(seed * 2_654_435_761 + 17);
   const drawn = random.next();
   const pace = PACES.find(({ upTo }) => drawn < upTo) ?? PACES[0];
-  const nodes = random.chance(0.8) ? 2 : 3;
+  const nodes = random.chance(0.8) ? 2 : MAX_NODES;
   const apis = random.pick([["v2"], ["v2"], ["v1"], ["v1", "v2"]] as const);
   const settings: Settings = {
     seed,
@@ -197,7 +202,7 @@ export function historyOf(seed: number): History {
       faults.push(...replacedAndRestarted(random, atMs, settings, pace.longestMs));
     } else if (drawn < 0.05) {
       faults.push(...coldInAnOutage(random, atMs, settings));
-    } else if (drawn < 0.06) {
+    } else if (drawn < 0.07) {
       faults.push(...replacedInABurst(random, atMs, settings, pace.longestMs));
     } else {
       faults.push(faultOf(random, random.pick(WEIGHTED), atMs, settings, pace.longestMs));
@@ -280,7 +285,10 @@ function coldInAnOutage(random: Random, atMs: number, settings: Settings): Fault
   ];
 }
 
-/** Material replaced amid many writes: with KMS_LOCAL_KEK_MAX_USES=1 the next local KEK is a new one of the new. */
+/**
+ * Material replaced amid many writes: with KMS_LOCAL_KEK_MAX_USES=1 the next local KEK is a new one of the new, or of the
+ * former, where a kept connection still leads to it.
+ */
 function replacedInABurst(
   random: Random,
   atMs: number,
@@ -289,7 +297,8 @@ function replacedInABurst(
 ): Fault[] {
   const of = (kind: FaultKind, inMs: number) =>
     faultOf(random, kind, atMs + inMs, settings, longestMs);
-  const replaced = of("materialReplaced", random.between(100, 2 * SECOND));
+  const how = random.pick(["materialReplaced", "failover"] as const);
+  const replaced = of(how, random.between(100, 2 * SECOND));
   return [
     of("objectsRewritten", 0),
     { ...replaced, kmsKeyId: "current", durationMs: Number.POSITIVE_INFINITY },

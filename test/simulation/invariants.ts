@@ -1,4 +1,4 @@
-/** What must hold, whatever happens: S1 to S8, with the bounds that we state. */
+/** What must hold, whatever happens: S1 to S9, with the bounds that we state. */
 import { status } from "@grpc/grpc-js";
 import type { PluginError } from "../../src/failures/plugin-error.ts";
 import type { Snapshot } from "../../src/keys/held.ts";
@@ -45,13 +45,16 @@ const MAX_DESCRIBES_AT_REST = 5;
 const MAX_CALLS_AT_REST = 24;
 const CALLS_OF_A_RENEWAL = 5;
 
+/** From the wrap of a local KEK until it is current: a verify, and calls that hang, are slow or are tried again. */
+const RENEWAL_MS = 20 * SECOND;
+
 /** Local KEKs in memory that are in no cache: the current one and the witness. */
 const PINNED = 2;
 
 export class Violation extends Error {
   readonly rule: string;
 
-  constructor(rule: `S${1 | 2 | 3 | 4 | 5 | 6 | 7 | 8}`, message: string) {
+  constructor(rule: `S${1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9}`, message: string) {
     super(`${rule}: ${message}`);
     this.rule = rule;
   }
@@ -310,10 +313,21 @@ export class Invariants implements PluginEvents, ApiServerEvents {
       }
       record.highestVersion.set(kmsKeyId, header.keyVersion);
       record.run = record.last?.keyId === keyId ? [...record.run, snapshot] : [snapshot];
+      this.#expectReadableAnew(plugin, snapshot);
     } else {
       record.run = [];
     }
     record.last = snapshot;
+  }
+
+  // S9: what becomes current is given back to whoever connects now (rule R24)
+
+  #expectReadableAnew({ node }: Plugin, { header }: Snapshot): void {
+    const { wrappedLocalKek } = header;
+    const isChanging = this.#key4c.changedWithin(RENEWAL_MS, node);
+    if (!isChanging && !this.#key4c.wouldGiveBack(wrappedLocalKek, node)) {
+      this.fail("S9", `node ${node}: what becomes current is not given back on a new connection`);
+    }
   }
 
   // S6: see expectSteady, and what world.ts asks at a moment

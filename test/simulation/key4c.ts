@@ -3,7 +3,14 @@
  * and what it wrapped it remembers. What is wrong with it is asked anew at each request.
  */
 import { EPOCH_MS, type ProcessClock, Random, type SimulatedTime } from "./clock.ts";
-import { concerns, type Fault, type FaultKind, KEY_IDS, type KmsKeyId } from "./faults.ts";
+import {
+  concerns,
+  type Fault,
+  type FaultKind,
+  KEY_IDS,
+  type KmsKeyId,
+  MAX_NODES,
+} from "./faults.ts";
 
 /** What is told as the highest version: the largest that a plugin takes at all. */
 const ABSURD_VERSION = 2 ** 32 - 1;
@@ -47,6 +54,13 @@ export interface Answered {
   readonly retryAfterMs: number | undefined;
 }
 
+/** To Key4C, from one process. */
+export interface Connection {
+  readonly openedAtMs: number;
+  /** 0 or 1: balanced in turn. */
+  readonly replica: number;
+}
+
 interface ActiveFault {
   readonly fault: Fault;
   /** The keys as they were when it began. */
@@ -69,6 +83,8 @@ export class SimulatedKey4C {
   ) as Keys; // each of KEY_IDS
   readonly #tokens = new Map<string, Token>();
   #active: readonly ActiveFault[] = [];
+  /** By node: when a fault began or ended. */
+  readonly #changedAtMs: number[] = [];
   /** By node: how often its secret was replaced. */
   readonly #secrets: number[] = [];
 
@@ -89,9 +105,11 @@ export class SimulatedKey4C {
       this.#secrets[fault.node] = (this.#secrets[fault.node] ?? 0) + 1;
     }
     this.#active = [...this.#active, { fault, keysBefore: this.#keys }];
+    this.#changed(fault);
   }
 
   end(fault: Fault): void {
+    this.#changed(fault);
     this.#active = this.#active.filter((one) => one.fault !== fault);
   }
 
@@ -99,19 +117,21 @@ export class SimulatedKey4C {
     return this.#tokens.get(wrapped);
   }
 
-  /** The key as a node sees it on a replica; without a node: as it truly is. */
-  view(kmsKeyId: KmsKeyId, node?: number, replica = 0): View {
+  /** The key as a node sees it on a connection, or on a new one; without a node: as it truly is. */
+  view(kmsKeyId: KmsKeyId, node?: number, connection?: Connection): View {
     const of = this.#active.filter(({ fault }) =>
       node === undefined ? fault.node === undefined : concerns(fault, node),
     );
     const onKey = of.filter(({ fault }) => fault.kmsKeyId === kmsKeyId);
-    const stale = replica === 1 ? of.find(({ fault }) => fault.kind === "staleReplica") : undefined;
+    const stale =
+      connection?.replica === 1 ? of.find(({ fault }) => fault.kind === "staleReplica") : undefined;
     let { version, lowestVersion } = (stale?.keysBefore ?? this.#keys)[kmsKeyId];
     const changes: { readonly from: number; readonly to: number; readonly name: string }[] = [];
     for (const { fault, keysBefore } of onKey) {
       const before = keysBefore[kmsKeyId].version;
       const name = `${fault.kind}@${fault.atMs}`;
-      if (fault.kind === "materialReplaced") {
+      const isKept = connection !== undefined && connection.openedAtMs < fault.atMs;
+      if (fault.kind === "materialReplaced" || (fault.kind === "failover" && !isKept)) {
         changes.push({ from: 1, to: before, name });
       } else if (fault.kind === "versionBack") {
         const by = 1 + Math.floor(fault.variety * 2);
@@ -158,6 +178,19 @@ export class SimulatedKey4C {
     );
   }
 
+  /** Whether a fault of that node has begun or ended within the last time. */
+  changedWithin(ms: number, node: number): boolean {
+    return this.#time.nowMs - (this.#changedAtMs[node] ?? Number.NEGATIVE_INFINITY) < ms;
+  }
+
+  #changed(fault: Fault): void {
+    for (let node = 0; node < MAX_NODES; node++) {
+      if (concerns(fault, node)) {
+        this.#changedAtMs[node] = this.#time.nowMs;
+      }
+    }
+  }
+
   /** The secret that this node must send now. */
   secretOf(node: number): string {
     return `user-${node}-${this.#secrets[node] ?? 0}`;
@@ -181,15 +214,20 @@ export class SimulatedKey4C {
     told: (answered: Answered) => void,
     inFlight: { count: number },
   ): (url: string, init: BunFetchRequestInit) => Promise<Response> {
-    let connectedTo: number | undefined;
+    let kept: Connection | undefined;
     let connections = 0;
     return (url, init) => {
       const startedAtMs = this.#time.nowMs;
-      if (connectedTo === undefined || init.keepalive === false) {
+      const isKept = init.keepalive !== false;
+      let connection = isKept ? kept : undefined;
+      if (connection === undefined) {
         connections += 1;
-        connectedTo = connections % 2; // round robin: what is kept leads to one for ever
+        connection = { openedAtMs: startedAtMs, replica: connections % 2 };
       }
-      const replica = connectedTo;
+      const asks = connection;
+      if (isKept) {
+        kept = asks; // it leads to one replica for ever, until it fails
+      }
       const { promise, resolve, reject } = Promise.withResolvers<Response>();
       inFlight.count += 1;
       const { signal } = init;
@@ -201,8 +239,13 @@ export class SimulatedKey4C {
       };
       const aborted = () => settle(() => reject(signal?.reason));
       signal?.addEventListener("abort", aborted);
-      const fails = (code: string) =>
+      const lose = () => {
+        kept = kept === asks ? undefined : kept;
+      };
+      const fails = (code: string) => {
+        lose();
         settle(() => reject(Object.assign(new Error(code), { code })));
+      };
       const later = (ms: number, task: () => void) =>
         this.#time.after(ms, () => clock.deliver(() => (signal?.aborted ? undefined : task())));
       let cancel = () => {};
@@ -220,7 +263,7 @@ export class SimulatedKey4C {
       }
       cancel = later(latencyMs / 2, () => {
         const asked = read(url, init);
-        const reply = this.#reply(node, replica, asked);
+        const reply = this.#reply(node, asks, asked);
         cancel = later(latencyMs / 2, () =>
           settle(() => {
             const body = typeof reply.body === "string" ? reply.body : JSON.stringify(reply.body);
@@ -253,7 +296,7 @@ export class SimulatedKey4C {
     return slow === undefined ? 0 : (0.2 + slow.variety * 3) * 1_000 * this.#random.next();
   }
 
-  #reply(node: number, replica: number, asked: Asked): Reply {
+  #reply(node: number, connection: Connection, asked: Asked): Reply {
     const away = this.#replyOfSomebodyElse(node);
     if (away !== undefined) {
       return away;
@@ -273,7 +316,7 @@ export class SimulatedKey4C {
     if (mangled !== undefined && this.#random.chance(0.9)) {
       return this.#mangled(asked);
     }
-    const view = this.view(kmsKeyId, node, replica);
+    const view = this.view(kmsKeyId, node, connection);
     if (asked.operation === "describe") {
       return this.#describe(view, kmsKeyId, node);
     }
