@@ -10,6 +10,7 @@ import { licences } from "./commands/licences.ts";
 import { manifestCommand } from "./commands/manifest/manifest.ts";
 import { type Config, parseCommandLine, required } from "./config/config.ts";
 import { DEFAULT_CONFIG_FILE, proxiesOf } from "./config/config-file.ts";
+import { type WatchedFiles, watchedFiles } from "./config/watched-files.ts";
 import { PluginError } from "./failures/plugin-error.ts";
 import { KeyManagementService as KmsV1 } from "./gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "./gen/v2/api_pb.ts";
@@ -115,6 +116,9 @@ async function serve(config: Config, log: Log): Promise<void> {
   const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;
   const keys = configuredKeys(config, emulator?.keyId);
   const kmsKeyId = keys.configuredId;
+  const { clientCertificate, caFile } = config;
+  const files = watchedFiles(config);
+  logFaults(files, log);
   const key4c = key4cClient(config, emulator?.url, log, metrics);
   const standings = new Standings({
     outageGraceMs: config.outageGrace,
@@ -166,9 +170,10 @@ async function serve(config: Config, log: Log): Promise<void> {
       KMS_API_KEY_FILE: config.kmsApiKeyFile?.path,
       KMS_PIN_FILE: config.kmsPinFile?.path,
     },
+    watchedFiles: files,
     certificateFiles: {
-      KEY4C_CERT_FILE: config.certFile && expiryOf(config.certFile),
-      KEY4C_CA_FILE: config.caFile && expiryOf(config.caFile),
+      KEY4C_CERT_FILE: clientCertificate && expiryOf(() => clientCertificate.current.cert),
+      KEY4C_CA_FILE: caFile && expiryOf(() => caFile.current),
     },
   });
   const http =
@@ -195,6 +200,17 @@ async function serve(config: Config, log: Log): Promise<void> {
   http?.stop();
   await listener.close();
   await emulator?.stop();
+}
+
+/** One line at the first sight of what cannot be used, and one when it can be used again. */
+function logFaults(files: WatchedFiles, log: Log): void {
+  for (const [option, { fault }] of files) {
+    fault.watch((cause) =>
+      cause === undefined
+        ? log.info("a file can be used again", { option })
+        : log.warn("a file cannot be used: its last good content stays in use", { option, cause }),
+    );
+  }
 }
 
 /** systemd's socket when it passed one, else a path of our own. */

@@ -43,11 +43,7 @@ export function key4cOptions(
       pin: config.kmsPin ?? config.kmsPinFile?.current,
       pinRevision: config.kmsPinFile?.revision,
     }),
-    tls: () => ({
-      ca: config.caFile?.current,
-      cert: config.certFile?.current,
-      key: config.certKeyFile?.current,
-    }),
+    tls: () => ({ ca: config.caFile?.current, ...config.clientCertificate?.current }),
     userAgent: `key4c-kms-plugin/${VERSION}`,
     log,
   };

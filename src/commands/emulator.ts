@@ -100,8 +100,7 @@ export async function emulatorCommand({ config, operand }: CommandLine, log: Log
     port,
     keyIds: required(config.emulatorKeyIds),
     dataFile: config.data,
-    tls: config.tlsCertFile &&
-      config.tlsKeyFile && { cert: config.tlsCertFile.current, key: config.tlsKeyFile.current },
+    tls: config.serverCertificate?.current,
     control: config.control === true,
   });
   log.warn("EMULATOR: no HSM guards its keys; never use it for real secrets", {

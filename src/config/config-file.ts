@@ -3,7 +3,7 @@
  * Comments begin with `#`. A pair of quotes around a value is taken away; nothing is expanded.
  */
 import { statSync } from "node:fs";
-import { errorCode, readSmallFile } from "../system/files.ts";
+import { errorCode, readSmallBytes } from "../system/files.ts";
 import { credentialFile } from "../system/systemd.ts";
 import { nearest } from "./nearest.ts";
 import { OPTIONS, type Option } from "./options.ts";
@@ -66,12 +66,12 @@ export function loadConfigFile(
     return { problems: [], warnings: [] };
   }
   try {
-    const text = readSmallFile(path, true);
+    const text = readSmallBytes(path).toString();
     // systemd has the service's user read its credential by an ACL, which the bits of the group show.
     const isPrivate = path === credential || (statSync(path).mode & 0o077) === 0;
     return { ...parseConfigFile(path, text, isPrivate), warnings: [] };
   } catch (error) {
-    const why = (error as Error).message; // readSmallFile throws Errors
+    const why = (error as Error).message; // readSmallBytes throws Errors
     if (named !== undefined) {
       return { problems: [`KMS_CONFIG (--config) ${why}`], warnings: [] };
     }

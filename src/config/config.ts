@@ -1,11 +1,12 @@
 import { PluginError } from "../failures/plugin-error.ts";
 import { DEFAULT_PROFILE, sends } from "../key4c/profile.ts";
-import { ExitError } from "../system/errors.ts";
+import { describeError, ExitError } from "../system/errors.ts";
+import { ReloadedFile } from "../system/files.ts";
 import { credentialFile } from "../system/systemd.ts";
 import { readArguments, unknownCommand, unknownOperand } from "./arguments.ts";
 import { COMMANDS, type Command, USAGE_EXIT_CODE } from "./commands.ts";
 import { type ConfigFile, type Loaded, loadConfigFile } from "./config-file.ts";
-import { fitTogether } from "./option-types.ts";
+import { KeyPair } from "./key-pair.ts";
 import { OPTIONS, type Option } from "./options.ts";
 
 type OptionName = keyof typeof OPTIONS;
@@ -13,6 +14,11 @@ type OptionName = keyof typeof OPTIONS;
 /** The parsed values of a command's options; undefined where there is neither a value nor a default. */
 export type Config = {
   readonly [N in OptionName]: ReturnType<(typeof OPTIONS)[N]["parse"]> | undefined;
+} & {
+  /** certFile and certKeyFile. */
+  readonly clientCertificate?: KeyPair | undefined;
+  /** tlsCertFile and tlsKeyFile. */
+  readonly serverCertificate?: KeyPair | undefined;
 };
 
 export interface CommandLine {
@@ -129,7 +135,7 @@ export function parseCommandLine(
     }
     return undefined;
   };
-  const config: Partial<Record<OptionName, unknown>> = {};
+  const config: Partial<Record<keyof Config, unknown>> = {};
   const given = new Map<OptionName, Given>();
   for (const [name, option] of own) {
     const found = lookUp(name);
@@ -148,6 +154,9 @@ export function parseCommandLine(
       const origin = isTyped ? "" : ` (from ${found.origin})`;
       problems.push(`${optionLabel(option)} ${(error as Error).message}${origin}`); // parse throws Errors
     }
+  }
+  for (const [name, ...files] of KEY_PAIRS) {
+    config[name] = keyPair(config, files, problems);
   }
   problems.push(...missingOrConflicting(command, config as Config, given, env, file)); // filled just above
   if (problems.length > 0 && command !== "doctor") {
@@ -192,6 +201,29 @@ function settingsFile(
   return typeof fallback === "object"
     ? { file: fallback, problems: [], warnings: [] }
     : loadConfigFile(flag, env, fallback);
+}
+
+const KEY_PAIRS = [
+  ["clientCertificate", "certFile", "certKeyFile"],
+  ["serverCertificate", "tlsCertFile", "tlsKeyFile"],
+] as const;
+
+function keyPair(
+  config: Partial<Record<OptionName, unknown>>,
+  files: readonly [certificate: OptionName, key: OptionName],
+  problems: string[],
+): KeyPair | undefined {
+  const [certificate, key] = files.map((name) => config[name]);
+  if (!(certificate instanceof ReloadedFile && key instanceof ReloadedFile)) {
+    return undefined;
+  }
+  try {
+    return new KeyPair(certificate, key);
+  } catch (error) {
+    const labels = files.map((name) => optionLabel(OPTIONS[name]));
+    problems.push(`${labels.join(" and ")} do not fit: ${describeError(error)}`);
+    return undefined;
+  }
 }
 
 function usageError(problems: readonly string[], command: Command): ExitError {
@@ -276,17 +308,6 @@ function missingOrConflicting(
       );
     }
   };
-  const mustFit = (certificate: "certFile" | "tlsCertFile", key: "certKeyFile" | "tlsKeyFile") => {
-    const pair = [config[certificate], config[key]] as const;
-    const fits = pair[0] && pair[1] ? fitTogether(pair[0].current, pair[1].current) : true;
-    if (fits !== true) {
-      const why =
-        fits === false ? "is not the key of that certificate" : "cannot be read: is it encrypted?";
-      problems.push(
-        `${optionLabel(OPTIONS[certificate])} and ${optionLabel(OPTIONS[key])} do not fit: ${pair[1]?.path} ${why}`,
-      );
-    }
-  };
   const asksKey4C = given.has("decrypt") || given.has("verify");
   const reachesKey4C =
     command === "serve" || command === "doctor" || (command === "inspect" && asksKey4C);
@@ -321,7 +342,6 @@ function missingOrConflicting(
         "KMS_PIN is set, and the profile (KEY4C_PROFILE) has no {pin} that would send it",
       );
     }
-    mustFit("certFile", "certKeyFile");
   }
   if (command === "inspect") {
     notBoth("decrypt", "verify");
@@ -334,7 +354,6 @@ function missingOrConflicting(
   }
   if (command === "emulator") {
     bothOrNone("tlsCertFile", "tlsKeyFile");
-    mustFit("tlsCertFile", "tlsKeyFile");
   }
   return problems;
 }

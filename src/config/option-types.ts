@@ -1,6 +1,7 @@
-import { createPrivateKey, X509Certificate } from "node:crypto";
+import { X509Certificate } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { MAX_SOCKET_PATH_BYTES } from "../socket/unix-socket.ts";
+import { describeError } from "../system/errors.ts";
 import { ReloadedFile } from "../system/files.ts";
 
 // Each turns the text of an option into its value, or throws an Error that completes "NAME …" and never
@@ -62,21 +63,55 @@ export function keyId(text: string): string {
   return text;
 }
 
-/** @param text `none` for no key at all: an empty one counts as not given */
-export function previousKeyIds(text: string): readonly string[] {
-  return text === "none" ? [] : keyIds(text);
-}
-
 export function keyIds(text: string): readonly string[] {
   return text.split(",").map((one) => keyId(one.trim()));
 }
 
-/** The same in a file: separated by commas or lines, and maybe none. */
-export function keyIdLines(text: string): readonly string[] {
-  return text
-    .split(/[\s,]+/)
-    .filter(Boolean)
-    .map(keyId);
+/** Each is probed at each interval. Whoever changes keys drops a former one after rewriting its data. */
+const MAX_PREVIOUS_KEY_IDS = 64;
+/** Names no key: an empty value counts as not given, and an empty file may be an accident. */
+const NO_KEY_IDS = "none";
+
+/** @param text one ID or more, or `none` */
+export function previousKeyIds(text: string): readonly string[] {
+  return text === NO_KEY_IDS ? [] : atMostPrevious(keyIds(text));
+}
+
+function atMostPrevious(ids: readonly string[]): readonly string[] {
+  if (ids.length > MAX_PREVIOUS_KEY_IDS) {
+    throw new Error(`must be at most ${MAX_PREVIOUS_KEY_IDS} IDs of keys, and are ${ids.length}`);
+  }
+  return ids;
+}
+
+/** The same in a file: separated by commas or lines. An empty one keeps the last list, and has none at the start. */
+export function keyIdsFile(path: string): ReloadedFile<readonly string[]> {
+  const parse = (text: string) => {
+    const words = new Set(text.split(/[\s,]+/).filter(Boolean));
+    words.delete(NO_KEY_IDS); // also beside IDs: a runbook appends to the file
+    return atMostPrevious([...words].map(keyId));
+  };
+  return reloadedFile(path, parse, []);
+}
+
+export function keyIdFile(path: string): ReloadedFile<string> {
+  return reloadedFile(path, (text) => keyId(text.trim()));
+}
+
+/** @param parse throws an Error that completes "the content of the file …" */
+function reloadedFile<T>(
+  path: string,
+  parse: (text: string) => T,
+  emptyAtStart?: T,
+): ReloadedFile<T> {
+  const parseContent = (text: string) => {
+    try {
+      return parse(text);
+    } catch (error) {
+      throw new Error(`the content of ${path} ${describeError(error)}`);
+    }
+  };
+  return new ReloadedFile(path, parseContent, emptyAtStart);
 }
 
 /** Whether a URL leads to this machine. */
@@ -237,32 +272,23 @@ export function httpAddress(text: string): Address | undefined {
 }
 
 export function certificates(path: string): ReloadedFile<string> {
-  return new ReloadedFile(path, (pem) => {
+  return reloadedFile(path, (pem) => {
     try {
       new X509Certificate(pem);
     } catch {
-      throw new Error(`${path} does not hold a certificate in PEM form`);
+      throw new Error("holds no certificate in PEM form");
     }
     return pem;
   });
 }
 
 export function privateKey(path: string): ReloadedFile<string> {
-  return new ReloadedFile(path, (pem) => {
+  return reloadedFile(path, (pem) => {
     if (!/-----BEGIN [A-Z ]*PRIVATE KEY-----/.test(pem)) {
-      throw new Error(`${path} does not hold a private key in PEM form`);
+      throw new Error("holds no private key in PEM form");
     }
     return pem;
   });
-}
-
-/** Whether a private key is that of a certificate; undefined when it cannot be read, for it is encrypted perhaps. */
-export function fitTogether(certificate: string, key: string): boolean | undefined {
-  try {
-    return new X509Certificate(certificate).checkPrivateKey(createPrivateKey(key));
-  } catch {
-    return undefined;
-  }
 }
 
 /** @throws Error which does not show what looks like the secret itself in the place of its path */
@@ -270,11 +296,5 @@ export function secretFile(path: string): ReloadedFile<string> {
   if (!path.includes("/") && !existsSync(path)) {
     throw new Error("must be the path of a file that is there (not shown: it may be the secret)");
   }
-  return new ReloadedFile(path, (text) => {
-    try {
-      return parseSecret(text);
-    } catch (error) {
-      throw new Error(`the content of ${path} ${(error as Error).message}`); // parseSecret's own
-    }
-  });
+  return reloadedFile(path, parseSecret);
 }

@@ -1,6 +1,6 @@
 import { version as VERSION } from "../../package.json";
 import { parseProfile } from "../key4c/profile.ts";
-import { ReloadedFile, readSmallFile } from "../system/files.ts";
+import { readSmallFile } from "../system/files.ts";
 import { LOG_FORMATS, LOG_LEVELS } from "../system/log.ts";
 import type { Command } from "./commands.ts";
 import {
@@ -13,8 +13,9 @@ import {
   imageReference,
   integer,
   keyId,
-  keyIdLines,
+  keyIdFile,
   keyIds,
+  keyIdsFile,
   labelName,
   labelValue,
   loopbackAddress,
@@ -140,7 +141,7 @@ export const OPTIONS = {
       inspect: "File with KMS_KEY_ID",
       status: "File with KMS_KEY_ID",
     },
-    parse: (path: string) => new ReloadedFile(path, (text) => keyId(text.trim())),
+    parse: keyIdFile,
   },
   previousKeyIds: {
     env: "KMS_PREVIOUS_KEY_IDS",
@@ -148,7 +149,7 @@ export const OPTIONS = {
     commands: KEY4C,
     group: "key",
     value: "ID,…|none",
-    help: "IDs of former keys whose data are still decrypted; none: no key, whatever the file of settings names",
+    help: "IDs of former keys whose data are still decrypted; none: no key, whatever the file of settings names; at most 64",
     parse: previousKeyIds,
   },
   previousKeyIdsFile: {
@@ -157,8 +158,8 @@ export const OPTIONS = {
     commands: KEY4C,
     group: "key",
     value: "FILE",
-    help: "File with KMS_PREVIOUS_KEY_IDS, by commas or lines; read again when it changes; it may be empty",
-    parse: (path: string) => new ReloadedFile(path, keyIdLines, "mayBeEmpty"),
+    help: "File with KMS_PREVIOUS_KEY_IDS, by commas or lines; read again when it changes; the word `none` says that there is no key",
+    parse: keyIdsFile,
   },
   kmsUserId: {
     env: "KMS_USER_ID",

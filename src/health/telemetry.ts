@@ -5,6 +5,7 @@ import { formatKeyId, keyNameHash, NO_KCV } from "../keys/key-id.ts";
 import type { KeySet } from "../keys/key-set.ts";
 import type { Keyring } from "../keys/keyring.ts";
 import { STATES, type Standings } from "../keys/standing.ts";
+import type { Fault } from "../system/files.ts";
 import { stderr } from "../system/stderr.ts";
 import type { Health } from "./health.ts";
 import type { Metrics } from "./metrics.ts";
@@ -20,6 +21,8 @@ export interface TelemetrySources {
   readonly live: () => boolean;
   /** Paths, by the name of their option. */
   readonly secretFiles: ByOption<string>;
+  /** What is read again while the plugin runs, by the name of its option. */
+  readonly watchedFiles: ReadonlyMap<string, { readonly fault: Fault }>;
   /** When what is in use expires ({@link expiryOf}), by the name of its option. */
   readonly certificateFiles: ByOption<() => number | undefined>;
 }
@@ -48,7 +51,7 @@ export function key4cCallDurations(metrics: Metrics) {
 /** Adds every metric that is read from the state of the plugin; RPCs and calls record themselves. */
 export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): void {
   const { version, keyring, health, keys, standings, connections, live } = sources;
-  const { secretFiles, certificateFiles } = sources;
+  const { secretFiles, certificateFiles, watchedFiles } = sources;
   metrics.gauge(
     "key4c_kms_build_info",
     "The version of the plugin; always 1.",
@@ -105,7 +108,10 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   metrics.gauge(
     "key4c_kms_key_change_failed",
     "1 while the key that is configured does not become current.",
-    () => (health.keyChangeFailure === undefined ? 0 : 1),
+    () => {
+      const unusable = watchedFiles.get("KMS_KEY_ID_FILE")?.fault.text;
+      return health.keyChangeFailure === undefined && unusable === undefined ? 0 : 1;
+    },
   );
   metrics.gauge(
     "key4c_kms_local_keks_orphaned",
@@ -165,6 +171,16 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     "key4c_kms_secret_file_modified_timestamp_seconds",
     "When a file with a secret was last written. Under systemd that is the copy made at the start.",
     () => byOption(secretFiles, modifiedSeconds),
+    ["option"],
+  );
+  metrics.gauge(
+    "key4c_kms_file_unusable",
+    "1 while a file that an option names cannot be used, and its last good content stays in use.",
+    () =>
+      [...watchedFiles].map(([option, { fault }]) => ({
+        labels: { option },
+        value: fault.text === undefined ? 0 : 1,
+      })),
     ["option"],
   );
   metrics.gauge(
@@ -231,11 +247,11 @@ const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
  * When the first certificate of a PEM text expires, in seconds since the epoch; undefined where none can be read.
  * Parsed again only when the text is another one: 150 CAs take milliseconds.
  */
-export function expiryOf(file: { readonly current: string }): () => number | undefined {
+export function expiryOf(pemNow: () => string): () => number | undefined {
   let read: string | undefined;
   let expiry: number | undefined;
   return () => {
-    const pem = file.current;
+    const pem = pemNow();
     if (pem !== read) {
       read = pem;
       const times = (pem.match(CERTIFICATE) ?? []).map(notAfterSeconds);

@@ -1,12 +1,22 @@
 /** Transport to Key4C: what the compiled binary trusts and presents. */
 import { beforeAll, expect } from "bun:test";
 import { X509Certificate } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { copyFileSync, readFileSync, renameSync } from "node:fs";
+import { type AddressInfo, connect } from "node:net";
 import { join } from "node:path";
+import { createServer } from "node:tls";
 import { $ } from "bun";
 import { missing, testWith } from "../needs.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
-import { fakeServer, onTestEnd, startBinary, startPlugin, temporaryDirectory } from "../support.ts";
+import {
+  emulator,
+  fakeServer,
+  onTestEnd,
+  startBinary,
+  startPlugin,
+  temporaryDirectory,
+} from "../support.ts";
+import { eventually, launchOk } from "./bent-key4c.ts";
 
 const test = testWith("openssl");
 const pki = makePki();
@@ -116,4 +126,53 @@ test("a client certificate and a key that do not fit each other are refused at t
     expect(first).toBe(`key4c-kms-plugin: ${names} do not fit: ${key} ${why}`);
     expect(more).toEqual(["key4c-kms-plugin: see: key4c-kms-plugin help serve"]);
   }
+});
+
+test("a renewed client certificate waits for its key, and the pair before stays in use", async () => {
+  const directory = temporaryDirectory();
+  const seen = new Set<string>();
+  const key4c = emulator();
+  const server = createServer(
+    {
+      cert: readFileSync(file("server.pem")),
+      key: readFileSync(file("server.key")),
+      ca: readFileSync(file("ca.pem")),
+      requestCert: true,
+      rejectUnauthorized: true,
+    },
+    (client) => {
+      seen.add(`${client.getPeerCertificate().subject.CN}`);
+      const behind = connect(Number(new URL(key4c.url).port), "127.0.0.1");
+      for (const socket of [client, behind]) {
+        socket.on("error", () => {});
+      }
+      client.pipe(behind).pipe(client);
+    },
+  );
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  onTestEnd(() => server.close());
+  await pki.issue("renewed", "DNS:client");
+  const put = (name: string, kind: "pem" | "key") => {
+    copyFileSync(file(`${name}.${kind}`), join(directory, "next"));
+    renameSync(join(directory, "next"), join(directory, kind));
+  };
+  put("client", "pem");
+  put("client", "key");
+  const plugin = await launchOk(`https://localhost:${(server.address() as AddressInfo).port}`, {
+    KEY4C_CA_FILE: file("ca.pem"),
+    KEY4C_CERT_FILE: join(directory, "pem"),
+    KEY4C_CERT_KEY_FILE: join(directory, "key"),
+  });
+  put("renewed", "pem");
+  await plugin.untilLogged(
+    /"option":"KEY4C_CERT_FILE and its key","cause":"\S+pem waits for \S+key:/,
+  );
+  seen.clear();
+  await eventually("a probe with the pair before", () => seen.has("client"));
+  await Bun.sleep(1_000); // five probes
+  expect([await plugin.state(), plugin.told().map(({ state }) => state)]).toEqual(["ok", ["ok"]]);
+  put("renewed", "key");
+  await eventually("the renewed pair", () => seen.has("renewed"));
+  await plugin.untilLogged(/a file can be used again/);
+  expect(plugin.told().map(({ state }) => state)).toEqual(["ok"]);
 });

@@ -96,6 +96,7 @@ test.each([
   [{ KMS_KEY_ID: ".." }, "must be the ID of a key"],
   [{ KMS_KEY_ID: "a,b" }, "no comma"],
   [{ KMS_PREVIOUS_KEY_IDS: "a,,b" }, "KMS_PREVIOUS_KEY_IDS (--previous-key-ids) must be the ID"],
+  [{ KMS_PREVIOUS_KEY_IDS: Array(65).fill("a").join() }, "at most 64 IDs of keys, and are 65"],
   [{ KMS_ENDPOINT: "unix://tmp/kms.sock" }, "three slashes"],
   [{ KMS_ENDPOINT: "unix:///@kms" }, "abstract socket"],
   [{ KMS_ENDPOINT: "tcp://127.0.0.1:1" }, "must be unix:///PATH"],
@@ -109,7 +110,7 @@ test.each([
   [{ KMS_USER_ID_FILE: "/nowhere" }, "cannot read /nowhere (ENOENT)"],
   [{ KMS_USER_ID: "u", KMS_USER_ID_FILE: "/nowhere" }, "give one of them"],
   [{ KMS_API_KEY_FILE: `${CONTENT} \n` }, "is empty"],
-  [{ KEY4C_CA_FILE: `${CONTENT}hello` }, "does not hold a certificate in PEM form"],
+  [{ KEY4C_CA_FILE: `${CONTENT}hello` }, "holds no certificate in PEM form"],
   [
     { KEY4C_PROFILE: `${CONTENT}{"encrypt":1}` },
     "KEY4C_PROFILE (--key4c-profile) /encrypt: must be an object",
@@ -264,4 +265,21 @@ test("while a key is changed, the list of previous keys may name the one that wr
     const { config, problems: told } = parseCommandLine([command], given);
     expect([told, previousKeyIdsOf(config)]).toEqual([[], ["a", "b"]]);
   }
+});
+
+test("the list of previous keys in a file", () => {
+  const listed = (text: string) => {
+    const { config } = parseCommandLine([], {
+      ...GOOD,
+      KMS_PREVIOUS_KEY_IDS_FILE: temporaryFile(text),
+    });
+    return [...previousKeyIdsOf(config)];
+  };
+  const ids = (count: number) => Array.from({ length: count }, (_, index) => `id-${index}`);
+  expect(listed("a\nb, c,,\n")).toEqual(["a", "b", "c"]);
+  expect(listed("none\n")).toEqual([]);
+  expect(listed("none\na\n")).toEqual(["a"]); // where somebody appends
+  expect(listed("")).toEqual([]);
+  expect(listed(ids(64).join("\n"))).toEqual(ids(64));
+  expect(() => listed(ids(65).join("\n"))).toThrow("at most 64 IDs");
 });

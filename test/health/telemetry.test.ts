@@ -29,7 +29,8 @@ testWith("openssl")(
       renameSync(`${path}.new`, path);
     };
     replace(`${pem["long"]}# a comment\n${pem["short"]}`);
-    const expiry = expiryOf(certificates(path));
+    const file = certificates(path);
+    const expiry = expiryOf(() => file.current);
     expect(expiry()).toBe(seconds("short"));
     expect(seconds("short") - Date.now() / 1000).toBeWithin(9 * 86_400, 11 * 86_400);
     replace(pem["renewed"] ?? "");
@@ -39,6 +40,6 @@ testWith("openssl")(
     const broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     replace(`${pem["long"]}${broken}`);
     expect(expiry()).toBe(seconds("long"));
-    expect(expiryOf({ current: broken })()).toBeUndefined();
+    expect(expiryOf(() => broken)()).toBeUndefined();
   },
 );

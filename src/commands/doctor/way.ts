@@ -92,8 +92,7 @@ async function checkConnection(url: URL, proxy: URL | undefined, config: Config)
       ...(isIP(hostOf(url)) === 0 && { servername: hostOf(url) }),
       host: hostOf(url),
       ca: config.caFile?.current,
-      cert: config.certFile?.current,
-      key: config.certKeyFile?.current,
+      ...config.clientCertificate?.current,
       rejectUnauthorized: true,
     });
     socket = await settled(tls, "secureConnect");
@@ -188,12 +187,12 @@ function isSoon(date: Date): boolean {
 }
 
 /** The client certificate, where there is one. */
-export function checkClientCertificate({ certFile }: Config): Check[] {
-  if (certFile === undefined) {
+export function checkClientCertificate({ clientCertificate }: Config): Check[] {
+  if (clientCertificate === undefined) {
     return [];
   }
   const check = "client certificate";
-  const certificate = new X509Certificate(certFile.current); // config.ts has checked that it fits its key
+  const certificate = new X509Certificate(clientCertificate.current.cert);
   const until = new Date(certificate.validTo);
   const detail = `valid until ${dateOf(until)}`;
   if (until.getTime() < Date.now()) {
