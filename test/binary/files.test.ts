@@ -115,6 +115,6 @@ test("a FIFO at the start is refused at once", async () => {
   });
   expect([exitCode, stderr]).toEqual([
     2,
-    expect.stringContaining(`KMS_USER_ID_FILE (--user-id-file) ${fifo} is not a regular file\n`),
+    expect.stringContaining(`KMS_USER_ID_FILE (--user-id-file) ${fifo} is not a regular file`),
   ]);
 });
