@@ -1,4 +1,4 @@
-/** What must hold, whatever happens: S1 to S9, with the bounds that we state. */
+/** The rules of rules.ts, with the bounds that we state. */
 import { status } from "@grpc/grpc-js";
 import type { PluginError } from "../../src/failures/plugin-error.ts";
 import type { Snapshot } from "../../src/keys/held.ts";
@@ -16,6 +16,7 @@ import type { Coverage } from "./coverage.ts";
 import { type KmsKeyId, type Settings, WELL_MS } from "./faults.ts";
 import type { Answered, SimulatedKey4C } from "./key4c.ts";
 import type { LogLine, Plugin, PluginEvents, Rpc } from "./plugin.ts";
+import type { Rule } from "./rules.ts";
 
 /** Answers that make a revocation (rule R4), when there is a grace. */
 const VERDICT_ANSWERS = 3;
@@ -52,9 +53,9 @@ const RENEWAL_MS = 20 * SECOND;
 const PINNED = 2;
 
 export class Violation extends Error {
-  readonly rule: string;
+  readonly rule: Rule;
 
-  constructor(rule: `S${1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9}`, message: string) {
+  constructor(rule: Rule, message: string) {
     super(`${rule}: ${message}`);
     this.rule = rule;
   }
@@ -107,7 +108,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     this.neededAtMs = Array.from({ length: settings.nodes }, () => Number.NEGATIVE_INFINITY);
   }
 
-  fail(rule: ConstructorParameters<typeof Violation>[0], message: string): void {
+  fail(rule: Rule, message: string): void {
     this.violation ??= new Violation(rule, `${message} (at ${this.#time.nowMs.toFixed(0)} ms)`);
   }
 
