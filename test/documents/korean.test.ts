@@ -26,12 +26,18 @@ function blocks(markdown: string): string[] {
   return [...markdown.matchAll(BLOCK)].map(([block]) => block.replaceAll(/^ +/gm, ""));
 }
 
+/** Commands, names and lines of the log: readers type them, or search for them. Word order differs between languages. */
+function code(markdown: string): string[] {
+  const spans = markdown.replaceAll(BLOCK, "").matchAll(/`([^`]+)`/g);
+  return [...spans].map(([, span = ""]) => span.replaceAll(/\s+/g, " ")).sort();
+}
+
 /**
  * Where the links of a page lead, as paths of English pages: a link to a Korean page counts as one to its original, and
  * a place as the number of its heading. Links from a page to its own other language are left out.
  */
 function links(markdown: string, path: string): string[] {
-  return [...markdown.replaceAll(BLOCK, "").matchAll(/\]\(([^)]*)\)/g)].flatMap(
+  const found = [...markdown.replaceAll(BLOCK, "").matchAll(/\]\(([^)]*)\)/g)].flatMap(
     ([, target = ""]) => {
       if (/^https?:/.test(target)) {
         return [target];
@@ -44,6 +50,7 @@ function links(markdown: string, path: string): string[] {
       return isSwitch ? [] : [`${english}${number}`];
     },
   );
+  return found.sort();
 }
 
 function originalPath(page: string): string {
@@ -57,6 +64,7 @@ test.each(ALL)("$path: headings, blocks and links are those of $source", (page: 
   expect(levels(korean)).toEqual(levels(english));
   expect(blocks(korean)).toEqual(blocks(english));
   expect(links(korean, page.path)).toEqual(links(english, page.source));
+  expect(code(korean)).toEqual(code(english));
   expect(korean).toMatch(/[\uac00-\ud7a3]{2}/);
 });
 
