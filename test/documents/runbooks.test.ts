@@ -52,6 +52,12 @@ test("each alert leads to a runbook that names it, and the index has it with its
   }
 });
 
+test("each text that a caller gets is in the runbook of failing calls", () => {
+  const told = text("runbooks/errors.md");
+  const texts = Object.entries(KINDS).filter(([kind]) => kind !== "cancelled");
+  expect(texts.filter(([, facts]) => !told.includes(`\`${facts.text}\``))).toEqual([]);
+});
+
 test("each cause, each state and each error of the log is quoted by a runbook", () => {
   const causes = Object.values(KINDS).flatMap(({ headline }) => headline ?? []);
   const ends = Object.values(LEADS_TO).filter((end) => end !== "" && end !== LEADS_TO.degraded);
