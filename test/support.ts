@@ -23,7 +23,8 @@ import { Client, credentials, Metadata, type ServiceError } from "@grpc/grpc-js"
 import { type EmulatorOptions, startEmulator } from "../src/emulator/emulator.ts";
 import type { ErrorKind } from "../src/failures/kinds.ts";
 import { PluginError } from "../src/failures/plugin-error.ts";
-import { Key4C, type Key4COptions } from "../src/key4c/client.ts";
+import type { Key4COptions } from "../src/key4c/calls.ts";
+import { Key4C } from "../src/key4c/client.ts";
 import { DEFAULT_PROFILE } from "../src/key4c/profile.ts";
 import { createLog } from "../src/system/log.ts";
 import { NO_CONFIG_FILE } from "./no-config.ts";

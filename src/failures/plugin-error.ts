@@ -1,9 +1,10 @@
 import type { ErrorKind } from "./kinds.ts";
 
+/** The fields of a {@link PluginError} too, so that one can be made from another. */
 interface PluginErrorOptions {
   readonly cause?: unknown;
   /** How long Key4C asked us to wait (its Retry-After), in milliseconds. */
-  readonly retryAfterMs?: number;
+  readonly retryAfterMs?: number | undefined;
   /** Whether Key4C itself said so of the key, by a code or a state of its contract; a status is none. */
   readonly isVerdict?: boolean;
   /**

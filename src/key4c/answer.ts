@@ -1,8 +1,9 @@
-import type { ErrorKind } from "../failures/kinds.ts";
 import { PluginError } from "../failures/plugin-error.ts";
-import { LOCAL_KEK_BYTES, MAX_KEY_VERSION, MAX_WRAPPED_KEK_BYTES } from "../keys/wrapping.ts";
-import { resolvePointer } from "./json.ts";
-import type { BytesPointer, Profile, RemoteErrorKind } from "./profile.ts";
+import { LOCAL_KEK_BYTES, MAX_KEY_VERSION } from "../keys/wrapping.ts";
+import { ownValue, type Pointer, resolvePointer } from "./json.ts";
+import type { Granted } from "./login.ts";
+import type { BytesPointer, LoginRequest, Profile, VersionSource } from "./profile.ts";
+import type { RemoteErrorKind } from "./profile-members.ts";
 import { decodeBytes } from "./template.ts";
 
 /** The operations on a key. */
@@ -11,10 +12,17 @@ export type OperationName = "describe" | "encrypt" | "decrypt";
 /** The largest honest answer carries a wrapped KEK of 16 KiB. */
 const MAX_RESPONSE_BYTES = 64 * 1024;
 
-/** The parsed answer of a success. @throws PluginError of the kind that the profile gives to a failure */
+/** The service refuses a token that it gave: a new login, and the call again. It never leaves the client. */
+export class TokenExpired extends Error {}
+
+/**
+ * The parsed answer of a success.
+ * @throws PluginError of the kind that the profile gives to a failure
+ * @throws TokenExpired
+ */
 export function readAnswer(
-  name: OperationName,
-  profile: Profile,
+  name: OperationName | "login",
+  { success, errors }: Profile,
   response: Response,
   text: string | undefined,
 ): unknown {
@@ -24,7 +32,6 @@ export function readAnswer(
   } catch {
     document = undefined;
   }
-  const { success, errors } = profile;
   if (response.ok) {
     if (document === undefined) {
       throw malformed(name, text === undefined ? "larger than allowed" : "not JSON");
@@ -33,25 +40,45 @@ export function readAnswer(
       return document;
     }
   }
-  const told = errors.code === undefined ? undefined : resolvePointer(document, errors.code);
-  const code = typeof told === "string" || typeof told === "number" ? String(told) : "";
-  const byCode = ownValue(errors.codes, code);
+  const code = readCode(document, errors.code);
+  const byCode = ownValue(errors.codes, code ?? "");
   const mapped = byCode ?? statusKind(errors.statuses, response.status, document !== undefined);
+  const kind = kindOf(name, mapped);
+  const shownCode = code !== undefined && /^[A-Za-z0-9_.-]{1,64}$/.test(code) ? ` ${code}` : "";
+  const what = `Key4C answered ${name} with HTTP status ${response.status}${shownCode}`;
+  if (kind === "tokenExpired") {
+    throw new TokenExpired(what);
+  }
+  const isUnlisted = code !== undefined && byCode === undefined && kind === "unavailable";
+  throw new PluginError(kind, what, {
+    isVerdict: byCode !== undefined && (kind === byCode || name === "login"),
+    isUnlisted: isUnlisted && isFinal(response.status),
+    ...(kind === "throttled" && retryAfter(response)),
+  });
+}
+
+/** The first text or number that a pointer finds; undefined when there is none. */
+export function readCode(document: unknown, pointers: readonly Pointer[] = []): string | undefined {
+  return pointers
+    .map((pointer) => resolvePointer(document, pointer))
+    .flatMap((told) =>
+      (typeof told === "string" && told !== "") || typeof told === "number" ? [String(told)] : [],
+    )[0];
+}
+
+function kindOf(name: OperationName | "login", mapped: RemoteErrorKind | undefined) {
+  if (name === "login") {
+    // Its request is nothing but the secrets: whatever is wrong with it is wrong with them.
+    return mapped === "throttled"
+      ? mapped
+      : mapped === "denied" || mapped === "invalid" || mapped === "tokenExpired"
+        ? "denied"
+        : "unavailable";
+  }
   // Only a decrypt carries something that came from outside, so only there "invalid" is about the request.
-  const kind: ErrorKind =
-    mapped === undefined || (mapped === "invalid" && name !== "decrypt") ? "unavailable" : mapped;
-  const isVerdict = byCode !== undefined && kind === byCode;
-  const isUnlisted = code !== "" && byCode === undefined && kind === "unavailable";
-  const shownCode = /^[A-Za-z0-9_.-]{1,64}$/.test(code) ? ` ${code}` : "";
-  throw new PluginError(
-    kind,
-    `Key4C answered ${name} with HTTP status ${response.status}${shownCode}`,
-    {
-      isVerdict,
-      isUnlisted: isUnlisted && isFinal(response.status),
-      ...(kind === "throttled" && retryAfter(response)),
-    },
-  );
+  return mapped === undefined || (mapped === "invalid" && name !== "decrypt")
+    ? "unavailable"
+    : mapped;
 }
 
 /** A fault of the request (RFC 9110 §15.5), which the next try would meet too: not too slow, too early or too many. */
@@ -61,7 +88,7 @@ function isFinal(status: number): boolean {
 
 /**
  * A gateway's page has a status too, which says nothing about a key or a ciphertext. It may say that we ask too much, or
- * with the wrong credential. These two are believed, because they only make us ask less.
+ * with the wrong credential. These are believed, because they only make us ask less, or for another token.
  */
 function statusKind(
   statuses: Profile["errors"]["statuses"],
@@ -69,11 +96,8 @@ function statusKind(
   isJson: boolean,
 ): RemoteErrorKind | undefined {
   const kind = ownValue(statuses, String(status));
-  return isJson || kind === "throttled" || kind === "denied" ? kind : undefined;
-}
-
-function ownValue<T>(map: Readonly<Record<string, T>>, key: string): T | undefined {
-  return Object.hasOwn(map, key) ? map[key] : undefined;
+  const isBelieved = kind === "throttled" || kind === "denied" || kind === "tokenExpired";
+  return isJson || isBelieved ? kind : undefined;
 }
 
 /** Reads at most MAX_RESPONSE_BYTES; undefined when there is more. */
@@ -97,24 +121,34 @@ function retryAfter(response: Response): { retryAfterMs?: number } {
   return Number.isFinite(ms) ? { retryAfterMs: Math.max(0, ms) } : {};
 }
 
-export function readVersion(answer: unknown, pointer: string | undefined): number | undefined {
-  if (pointer === undefined) {
+/** From 1 on, whatever the service begins with. @throws PluginError */
+export function readVersion(
+  answer: unknown,
+  source: VersionSource | undefined,
+): number | undefined {
+  if (source === undefined) {
     return undefined;
   }
+  const { pointer, first } = source;
   const told = resolvePointer(answer, pointer);
-  const version = typeof told === "string" && /^[1-9]\d*$/.test(told) ? Number(told) : told;
-  if (
-    typeof version !== "number" ||
-    !Number.isInteger(version) ||
-    version < 1 ||
-    version > MAX_KEY_VERSION
-  ) {
+  const text = typeof told === "string" ? between(told, source) : undefined;
+  const number = text !== undefined && /^(0|[1-9]\d*)$/.test(text) ? Number(text) : told;
+  const version = typeof number === "number" ? number + 1 - first : Number.NaN;
+  if (!Number.isInteger(version) || version < 1 || version > MAX_KEY_VERSION) {
+    const name = source.after + source.before === "" ? pointer : `what is within ${pointer}`;
     throw new PluginError(
       "unavailable",
-      `Key4C's answer: ${pointer} is not a version of 1 or more`,
+      `Key4C's answer: ${name} is not a version of ${first} or more`,
     );
   }
   return version;
+}
+
+/** What stands behind the first `after` and before the next `before`. */
+function between(text: string, { after, before }: VersionSource): string | undefined {
+  const start = text.indexOf(after) + after.length;
+  const end = before === "" ? text.length : text.indexOf(before, start);
+  return text.includes(after) && end >= 0 ? text.slice(start, end) : undefined;
 }
 
 /**
@@ -126,17 +160,15 @@ export function readKcv(answer: unknown, pointer: string | undefined): string | 
   return typeof kcv === "string" && /^[0-9A-Fa-f]{4,64}$/.test(kcv) ? kcv.toUpperCase() : undefined;
 }
 
-export function readCiphertext(answer: unknown, pointer: string): string {
-  const text = resolvePointer(answer, pointer);
-  if (
-    typeof text !== "string" ||
-    text === "" ||
-    !text.isWellFormed() ||
-    Buffer.byteLength(text) > MAX_WRAPPED_KEK_BYTES
-  ) {
-    throw malformed("encrypt", `${pointer} is not a text of 1 to ${MAX_WRAPPED_KEK_BYTES} bytes`);
+/** The token of a login, and its life. @throws PluginError `unavailable` when there is no token */
+export function readGrant(answer: unknown, result: LoginRequest["result"]): Granted {
+  const text = resolvePointer(answer, result.token);
+  if (typeof text !== "string" || !/^[\x21-\x7e]{1,16384}$/.test(text)) {
+    throw malformed("login", `${result.token} is not a text of visible ASCII characters`);
   }
-  return text;
+  const told = result.expiresInSeconds && resolvePointer(answer, result.expiresInSeconds);
+  const seconds = Number(told);
+  return { text, lifeMs: Number.isFinite(seconds) && seconds > 0 ? seconds * 1000 : undefined };
 }
 
 export function readLocalKek(answer: unknown, { pointer, encoding }: BytesPointer): Buffer {
@@ -148,6 +180,6 @@ export function readLocalKek(answer: unknown, { pointer, encoding }: BytesPointe
   return bytes;
 }
 
-function malformed(name: OperationName, what: string): PluginError {
+function malformed(name: OperationName | "login", what: string): PluginError {
   return new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`);
 }

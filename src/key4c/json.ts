@@ -36,3 +36,8 @@ function isMember(of: object, name: string): boolean {
 export function below(at: Pointer, name: string): Pointer {
   return `${at}/${name.replaceAll("~", "~0").replaceAll("/", "~1")}`;
 }
+
+/** The value of a name that came from outside; undefined for one that every object has, such as `constructor`. */
+export function ownValue<T>(map: Readonly<Record<string, T>>, name: string): T | undefined {
+  return Object.hasOwn(map, name) ? map[name] : undefined;
+}

@@ -1,43 +1,31 @@
-import type { Json, Pointer } from "./json.ts";
+import { type CiphertextSource, sentPointer } from "./ciphertext.ts";
+import { type Json, type Pointer, resolvePointer } from "./json.ts";
 import defaultProfile from "./key4c.profile.json";
-import {
-  Faults,
-  jsonTemplate,
-  listOf,
-  type Members,
-  mapOf,
-  mapped,
-  object,
-  oneOf,
-  optional,
-  pointer,
-  required,
-  rowsOf,
-  type Scalar,
-  scalar,
-  template,
-  text,
-  textOr,
-  withDefault,
-} from "./shape.ts";
-import { ENCODINGS, type Encoding, type Placeholder, uses } from "./template.ts";
+import { MEMBERS, type METHODS, type RemoteErrorKind } from "./profile-members.ts";
+import { Faults, object, rowsOf, type Scalar } from "./shape.ts";
+import { type Encoding, type Placeholder, placeholdersOf, uses } from "./template.ts";
 
 /**
  * A profile says how the three operations on a key look on the wire. An operator who has the API document of a service
  * writes one as a JSON file. The default is such a profile too.
  */
 export interface Profile {
+  /** Absent: the calls carry all that the service wants. */
+  readonly login?: LoginRequest | undefined;
   /** Absent: the service tells no version and no state of a key. */
   readonly describe?: Description | undefined;
   readonly encrypt: Operation & {
-    readonly result: { readonly ciphertext: Pointer; readonly version?: Pointer | undefined };
+    readonly result: {
+      readonly ciphertext: CiphertextSource;
+      readonly version?: VersionSource | undefined;
+    };
   };
   readonly decrypt: Operation & { readonly result: { readonly plaintext: BytesPointer } };
   /** Some services answer 200 to a failure; then this value says whether it is one. */
   readonly success?: { readonly pointer: Pointer; readonly equals: Scalar } | undefined;
   readonly errors: {
-    /** Where a failure carries its code. */
-    readonly code?: Pointer | undefined;
+    /** Where a failure carries its code: the first that finds a text or a number. */
+    readonly code?: readonly Pointer[] | undefined;
     /** What a code means. Only a code, or a `state`, is a verdict on the key. */
     readonly codes: Readonly<Record<string, RemoteErrorKind>>;
     /** What an HTTP status means when no code is listed; never a verdict. A failure in neither is `unavailable`. */
@@ -52,13 +40,30 @@ export interface Operation {
   readonly body?: Json | undefined;
 }
 
+/** A request that gives the token of the others. */
+export interface LoginRequest extends Operation {
+  /** In the place of KEY4C_URL. */
+  readonly url?: string | undefined;
+  readonly as: "json" | "form";
+  readonly result: { readonly token: Pointer; readonly expiresInSeconds?: Pointer | undefined };
+}
+
 interface Description extends Operation {
   /** `kcv` is the key check value, `algorithm` is for the doctor only. */
   readonly result: {
-    readonly [R in "version" | "state" | "kcv" | "algorithm"]?: Pointer | undefined;
-  };
+    readonly [R in "state" | "kcv" | "algorithm"]?: Pointer | undefined;
+  } & { readonly version?: VersionSource | undefined };
   /** Values of `state` under which a key must not be used. */
   readonly unusableStates: readonly Scalar[];
+}
+
+/** A pointer to a version, or to a text that has one between two others. */
+export interface VersionSource {
+  readonly pointer: Pointer;
+  /** The number of the first version. */
+  readonly first: 0 | 1;
+  readonly after: string;
+  readonly before: string;
 }
 
 /** A pointer to a text that encodes bytes. */
@@ -67,165 +72,20 @@ export interface BytesPointer {
   readonly encoding: Encoding;
 }
 
-const METHODS = ["GET", "POST", "PUT"] as const;
-const REMOTE_ERROR_KINDS = [
-  "denied",
-  "keyUnusable",
-  "keyNotFound",
-  "throttled",
-  "invalid",
-] as const;
-export type RemoteErrorKind = (typeof REMOTE_ERROR_KINDS)[number];
-
-/** Paths end up in the access logs of proxies: neither key material nor a credential belongs there. */
-const IN_PATHS = ["keyId", "userId", "requestId"] as const;
-const IN_HEADERS = ["keyId", "userId", "apiKey", "pin", "requestId"] as const;
-
-const headers = mapOf(
-  template(IN_HEADERS, { pattern: "^[ -~]*$", fault: "must be printable ASCII" }),
-  {
-    pattern: "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", // RFC 9110 §5.6.2
-    fault: "is not a header name",
-  },
-);
-
-/** @param payload the placeholders of this operation alone */
-function operation<R extends Members>(
-  name: string,
-  payload: readonly Placeholder[],
-  results: R,
-  aboutResults: string,
-) {
-  return {
-    method: required(oneOf(METHODS), "HTTP method"),
-    path: required(
-      template(IN_PATHS, {
-        pattern: '^/[!"$-\\[\\]-~]*$',
-        fault: 'must start with "/" and be visible ASCII without backslash and #',
-      }),
-      "follows KEY4C_URL; values are percent-encoded",
-    ),
-    headers: withDefault(
-      headers,
-      {},
-      "headers of this operation; they win over those of all operations",
-    ),
-    body: optional(
-      jsonTemplate([...payload, ...IN_HEADERS], `/properties/${name}/properties/body`),
-      "sent as JSON; none for GET",
-    ),
-    result: required(object(results), aboutResults),
-  };
-}
-
-const version = optional(pointer, "version of the key: a whole number of 1 or more, or its digits");
-const plaintext = textOr(
-  mapped(pointer, (to) => ({ pointer: to, encoding: ENCODINGS[0] as Encoding })),
-  object({
-    pointer: required(pointer, "where it is"),
-    encoding: required(oneOf(ENCODINGS), "how its bytes are written"),
-  }),
-  'pointer, or `{"pointer", "encoding"}`',
-);
-const kinds = oneOf(REMOTE_ERROR_KINDS);
-
-const MEMBERS = {
-  $schema: optional(text, "for editors; not read"),
-  headers: withDefault(
-    headers,
-    {},
-    "headers of all operations; a header whose placeholder has no value is left out",
-  ),
-  describe: optional(
-    object({
-      ...operation(
-        "describe",
-        [],
-        {
-          version,
-          state: optional(pointer, "state of the key"),
-          kcv: optional(pointer, "key check value, in hexadecimal digits"),
-          algorithm: optional(pointer, "for the doctor only"),
-        },
-        "pointers into the answer",
-      ),
-      unusableStates: withDefault(
-        listOf(scalar),
-        [],
-        "values of `state` under which the key must not be used: a verdict",
-      ),
-    }),
-    "asks for version and state of a key; without it the version comes from encrypt, and no state is seen",
-  ),
-  encrypt: required(
-    object(
-      operation(
-        "encrypt",
-        ["plaintext", "aad"],
-        {
-          ciphertext: required(pointer, "a text; it is stored unchanged, whatever its encoding"),
-          version,
-        },
-        "pointers into the answer",
-      ),
-    ),
-    "wraps a local KEK; its body must hold `{plaintext}`",
-  ),
-  decrypt: required(
-    object(
-      operation(
-        "decrypt",
-        ["ciphertext", "aad"],
-        { plaintext: required(plaintext, "the 32 bytes of the local KEK; base64 for a pointer") },
-        "pointers into the answer",
-      ),
-    ),
-    "unwraps a local KEK; its body must hold `{ciphertext}`, and `{aad}` exactly if the body of encrypt does",
-  ),
-  success: optional(
-    object({
-      pointer: required(pointer, "where an answer says whether it is a success"),
-      equals: required(scalar, "the value that is there in a success"),
-    }),
-    "for services that answer failures with 200 too",
-  ),
-  errors: withDefault(
-    object({
-      code: optional(pointer, "where a failure has its code: a text or a number"),
-      codes: withDefault(mapOf(kinds), {}, "what a code means: a verdict"),
-      statuses: withDefault(
-        mapOf(kinds, { pattern: "^[2-5]\\d\\d$", fault: "is not an HTTP status" }),
-        {},
-        "what an HTTP status means when its code is not listed: never a verdict",
-      ),
-    }),
-    { code: undefined, codes: {}, statuses: {} },
-    "what a failure means; a failure that is not listed is `unavailable`",
-  ),
-};
 const PROFILE = object(MEMBERS);
 
 /** Reads what {@link PROFILE_SCHEMA} describes, and checks what no schema can: how the parts fit together. */
 function readProfile(document: Json, faults: Faults): Profile {
-  const {
-    headers: shared,
-    describe,
-    encrypt,
-    decrypt,
-    ...rest
-  } = PROFILE.read(document, "", faults);
-  for (const [name, { body }, payload] of [
-    ["encrypt", encrypt, "plaintext"],
-    ["decrypt", decrypt, "ciphertext"],
-  ] as const) {
-    if (!uses(body, payload)) {
-      faults.add(`/${name}/body`, `must hold {${payload}}`);
-    }
+  const read = PROFILE.read(document, "", faults);
+  const { headers: shared, login, describe, encrypt, decrypt, success, errors } = read;
+  if (!uses(encrypt.body, "plaintext")) {
+    faults.add("/encrypt/body", "must hold {plaintext}");
   }
+  checkCiphertext(encrypt, decrypt, faults);
   if (uses(encrypt.body, "aad") !== uses(decrypt.body, "aad")) {
     faults.add("/decrypt/body", "must hold {aad} if and only if /encrypt/body does");
   }
-  for (const [name, one] of Object.entries({ describe, encrypt, decrypt })) {
+  for (const [name, one] of Object.entries({ login, describe, encrypt, decrypt })) {
     if (one?.method === "GET" && one.body !== undefined) {
       faults.add(`/${name}/body`, "must be absent for GET");
     }
@@ -233,20 +93,79 @@ function readProfile(document: Json, faults: Faults): Profile {
   if (describe !== undefined && describe.unusableStates.length > 0 && !describe.result.state) {
     faults.add("/describe/result/state", "must be there when unusableStates is");
   }
-  if (Object.keys(rest.errors.codes).length > 0 && rest.errors.code === undefined) {
+  if (Object.keys(errors.codes).length > 0 && errors.code === undefined) {
     faults.add("/errors/code", "must be there when codes is");
   }
   const withShared = <O extends Operation>(one: O): O => ({
     ...one,
     headers: { ...shared, ...one.headers },
   });
-  return {
+  const profile = {
+    login,
     describe: describe && withShared(describe),
     encrypt: withShared(encrypt),
     decrypt: withShared(decrypt),
-    success: rest.success,
-    errors: rest.errors,
+    success,
+    errors,
   };
+  checkLogin(profile, faults);
+  return profile;
+}
+
+/** Each member that encrypt returns must go back with decrypt, and nothing else can. */
+function checkCiphertext(
+  { body: encryptBody, result: { ciphertext } }: Profile["encrypt"],
+  { body }: Operation,
+  faults: Faults,
+): void {
+  const used = placeholdersOf(body).filter(({ name }) => name === "ciphertext");
+  const wanted = typeof ciphertext === "string" ? [undefined] : Object.keys(ciphertext);
+  const spelled = (member: string | undefined) =>
+    member === undefined ? "{ciphertext}" : `{ciphertext.${member}}`;
+  if (wanted.length === 0) {
+    faults.add("/encrypt/result/ciphertext", "must have a member");
+  }
+  for (const member of wanted.filter((one) => used.every((found) => found.member !== one))) {
+    faults.add("/decrypt/body", `must hold ${spelled(member)}`);
+  }
+  for (const { member } of used.filter((found) => wanted.every((one) => one !== found.member))) {
+    faults.add("/decrypt/body", `holds ${spelled(member)}, which encrypt does not return`);
+  }
+  for (const [name, source] of Object.entries(typeof ciphertext === "string" ? {} : ciphertext)) {
+    const pointer = sentPointer(source);
+    if (pointer !== undefined && typeof resolvePointer(encryptBody, pointer) !== "string") {
+      faults.add(`/encrypt/result/ciphertext/${name}`, `finds no text in /encrypt/body${pointer}`);
+    }
+  }
+}
+
+function checkLogin(profile: Profile, faults: Faults): void {
+  const { login, errors } = profile;
+  if (login === undefined) {
+    const kinds = [...Object.values(errors.codes), ...Object.values(errors.statuses)];
+    if (sends(profile, "token")) {
+      faults.add("/login", "must be there when a template has {token}");
+    }
+    if (kinds.includes("tokenExpired")) {
+      faults.add("/login", "must be there when a code or a status means tokenExpired");
+    }
+    return;
+  }
+  if (!sends(profile, "token")) {
+    faults.add("/login", "gives a {token}, and no template has one");
+  }
+  if (login.as === "form" && !isFlat(login.body)) {
+    faults.add("/login/body", "must be an object of texts for a form");
+  }
+}
+
+function isFlat(body: Json | undefined): boolean {
+  return (
+    typeof body === "object" &&
+    body !== null &&
+    !Array.isArray(body) &&
+    Object.values(body).every((one) => typeof one === "string")
+  );
 }
 
 /**
@@ -268,11 +187,17 @@ export function parseProfile(source: string): Profile {
   return profile;
 }
 
-/** Whether any operation sends it. */
-export function sends(profile: Profile, placeholder: Placeholder): boolean {
-  return [profile.describe, profile.encrypt, profile.decrypt].some(
-    (one) => one !== undefined && uses([Object.values(one.headers), one.body ?? null], placeholder),
-  );
+/** Whether any request sends it. */
+export function sends(
+  { login, describe, encrypt, decrypt }: Profile,
+  placeholder: Placeholder,
+): boolean {
+  return [login, describe, encrypt, decrypt].some((one) => one && carries(one, placeholder));
+}
+
+/** Whether a request sends it. */
+export function carries({ path, headers, body = null }: Operation, name: Placeholder): boolean {
+  return uses([path, Object.values(headers), body], name);
 }
 
 /** The JSON Schema, for editors. It cannot say how the parts fit together. */

@@ -29,6 +29,8 @@ export interface Presented {
   readonly secret: string;
   /** If it is among them. */
   readonly pin?: { readonly digest: string; readonly revision: number | undefined } | undefined;
+  /** Its template has the token of a login, and no secret. The login is where secrets are refused. */
+  readonly isBehindLogin: boolean;
   /** The call again, once, without what is confidential in it. */
   readonly repeat: () => Promise<unknown>;
 }
@@ -79,7 +81,7 @@ export class RefusedSecrets {
    * @throws PluginError what the call throws; `denied`, with what it is about, if the secret may not be presented
    */
   async guard<T>(presented: Presented, call: (mayTryAgain: () => void) => Promise<T>): Promise<T> {
-    const secret = this.#secretOf(presented.secret);
+    const secret = this.#secretOf(presented);
     const mayTry = () => this.#mayPresent(presented, secret);
     for (;;) {
       mayTry();
@@ -102,9 +104,9 @@ export class RefusedSecrets {
     return isTrial ? asTrial(secret, presented.operation, outcome) : outcome;
   }
 
-  #secretOf(text: string): Secret {
-    return remembered(this.#secrets, text, () => ({
-      isProven: false,
+  #secretOf({ secret, isBehindLogin }: Presented): Secret {
+    return remembered(this.#secrets, secret, () => ({
+      isProven: isBehindLogin,
       accepted: new Map(),
       paused: new Map(),
     }));
@@ -140,9 +142,12 @@ export class RefusedSecrets {
       this.#accept(presented, secret);
       return result;
     } catch (error) {
-      const isNew =
-        error instanceof PluginError && error.kind === "denied" && error.about === undefined;
-      throw isNew ? await this.#judge(presented, secret, error, isTrial) : error;
+      if (!(error instanceof PluginError && error.kind === "denied" && error.about !== "secret")) {
+        throw error;
+      }
+      throw error.about === "call" || presented.isBehindLogin
+        ? this.#pauseCall(presented, secret, error)
+        : await this.#judge(presented, secret, error, isTrial);
     }
   }
 
@@ -179,13 +184,8 @@ export class RefusedSecrets {
         (reason: unknown) => reason,
       );
       if (failure === undefined) {
-        const about = new PluginError(
-          "denied",
-          `${error.message}; the same credential is accepted for ${control.split(" ")[0]}`,
-          { isVerdict: error.isVerdict, about: "call" },
-        );
-        secret.paused.set(placeOf(presented), this.#pause(about, PAUSE_MS));
-        return about;
+        const hint = `; the same credential is accepted for ${control.split(" ")[0]}`;
+        return this.#pauseCall(presented, secret, error, hint);
       }
       const refused = this.#pauseOf(presented, secret);
       if (refused !== undefined) {
@@ -194,6 +194,16 @@ export class RefusedSecrets {
     }
     // A control that nobody answered leaves it open, so a PIN is not given up for good.
     return this.#refuse(presented, secret, error, control === undefined && error.isVerdict);
+  }
+
+  #pauseCall(presented: Presented, secret: Secret, error: PluginError, hint = ""): PluginError {
+    const known = this.#pauseOf(presented, secret);
+    if (known !== undefined) {
+      return known.error;
+    }
+    const about = new PluginError("denied", error.message + hint, { ...error, about: "call" });
+    secret.paused.set(placeOf(presented), this.#pause(about, PAUSE_MS));
+    return about;
   }
 
   /** Makes a call again that was accepted. @throws PluginError unless it is accepted again */
@@ -222,9 +232,8 @@ export class RefusedSecrets {
 
   #refuse({ pin }: Presented, secret: Secret, error: PluginError, isForGood: boolean): PluginError {
     secret.isProven = false;
-    const { message, isVerdict, cause } = error;
-    const refusal = (text = "") =>
-      new PluginError("denied", message + text, { isVerdict, cause, about: "secret" });
+    const refusal = (hint = "") =>
+      new PluginError("denied", error.message + hint, { ...error, about: "secret" });
     if (pin === undefined) {
       const about = refusal();
       secret.refusal = this.#pause(about, PAUSE_MS);

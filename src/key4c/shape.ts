@@ -3,7 +3,12 @@
  * are made from it.
  */
 import { below, type Json, POINTER_PATTERN, type Pointer } from "./json.ts";
-import { foreignPlaceholders, type Placeholder, placeholderSyntax } from "./template.ts";
+import {
+  foreignPlaceholders,
+  type Placeholder,
+  placeholderSyntax,
+  spellingOf,
+} from "./template.ts";
 
 type Schema = Readonly<Record<string, Json>>;
 
@@ -74,12 +79,16 @@ const notEmpty = (text: string) => (text === "" ? "must be a text" : []);
 
 export const text = textual("text", { minLength: 1 }, notEmpty);
 
-const POINTER_FAULT = 'must be a JSON pointer such as "/data/ciphertext" (RFC 6901)';
-export const pointer = textual(
+/** A text of one syntax, a regular expression. */
+export function patterned(type: string, pattern: string, fault: string): Shape<string> {
+  const syntax = new RegExp(pattern);
+  return textual(type, { pattern }, (one) => (syntax.test(one) ? [] : fault), fault);
+}
+
+export const pointer = patterned(
   "pointer",
-  { pattern: POINTER_PATTERN },
-  (one) => (new RegExp(POINTER_PATTERN).test(one) ? [] : POINTER_FAULT),
-  POINTER_FAULT,
+  POINTER_PATTERN,
+  'must be a JSON pointer such as "/data/ciphertext" (RFC 6901)',
 );
 
 /** A text with placeholders, which must also have the given syntax. */
@@ -128,13 +137,13 @@ export function jsonTemplate(allowed: readonly Placeholder[], place: Pointer): S
 }
 
 function foreign(one: string, allowed: readonly Placeholder[]): string[] {
-  const list = `{${allowed.join("} {")}}`;
+  const list = allowed.map(spellingOf).join(" ");
   return foreignPlaceholders(one, allowed).map(
     (whole) => `${whole} is not allowed here; allowed are ${list}`,
   );
 }
 
-export function oneOf<T extends string>(allowed: readonly [T, ...T[]]): Shape<T> {
+export function oneOf<T extends Scalar>(allowed: readonly [T, ...T[]]): Shape<T> {
   return {
     type: allowed.map((one) => `\`${one}\``).join(", "),
     schema: { enum: allowed },

@@ -580,3 +580,113 @@ test("a URL with a credential in its path is not shown when the answer is no HTT
   expect(error.message).toStartWith("encrypt did not reach Key4C: ");
   expect(JSON.stringify(lines) + error.message).not.toContain(secret);
 });
+
+/** What describe tells with a version found so. */
+async function versionOf(source: object, version: unknown) {
+  const describe = { ...defaultProfile.describe, result: { version: source, state: "/state" } };
+  const profile = parseProfile(JSON.stringify({ ...defaultProfile, describe }));
+  const server = fakeServer(() => Response.json({ version, state: "ENABLED" }));
+  return key4cClient({ url: server.url, profile })
+    .describe("demo")
+    .then(
+      (told) => told.version,
+      (error: PluginError) => error.message,
+    );
+}
+
+test("versions that begin at 0, and those within a text", async () => {
+  const at = { pointer: "/version" };
+  expect(await versionOf({ ...at, first: 0 }, 0)).toBe(1);
+  expect(await versionOf({ ...at, first: 0 }, "7")).toBe(8);
+  expect(await versionOf({ ...at, first: 0 }, 2 ** 32 - 2)).toBe(2 ** 32 - 1);
+  expect(await versionOf({ ...at, first: 0 }, -1)).toBe(
+    "Key4C's answer: /version is not a version of 0 or more",
+  );
+  expect(await versionOf({ ...at, first: 0 }, 2 ** 32 - 1)).toContain("is not a version");
+  const within = { ...at, after: "ncpkms:v", before: ":" };
+  expect(await versionOf(within, "ncpkms:v12:AA:v3:")).toBe(12);
+  expect(await versionOf({ ...at, after: "/cryptoKeyVersions/" }, "k/cryptoKeyVersions/3")).toBe(3);
+  expect(await versionOf({ ...at, before: "." }, "3.AAAA")).toBe(3);
+  for (const text of ["ncpkms:v12", "v12:", "ncpkms:v:", "ncpkms:v1 :", "ncpkms:v0x1:", ""]) {
+    expect([text, await versionOf(within, text)]).toEqual([
+      text,
+      "Key4C's answer: what is within /version is not a version of 1 or more",
+    ]);
+  }
+});
+
+test("of several places for a code the first that finds one counts", async () => {
+  const errors = {
+    code: ["/error/code", "/code", "/rc"],
+    codes: { A: "denied", "7": "throttled" },
+  };
+  const profile = parseProfile(JSON.stringify({ ...defaultProfile, errors }));
+  for (const [answer, kind] of [
+    [{ code: "A" }, "denied"],
+    [{ error: { code: "A" }, code: "B" }, "denied"],
+    [{ error: { code: null }, code: "A" }, "denied"],
+    [{ error: { code: "" }, rc: 7 }, "throttled"],
+    [{ error: { code: "B" }, code: "A" }, "unavailable"],
+  ] as const) {
+    const server = fakeServer(() => Response.json(answer, { status: 400 }));
+    const key4c = key4cClient({ url: server.url, profile });
+    expect([answer, await kindOf(key4c.describe("demo"))]).toEqual([answer, kind]);
+  }
+});
+
+test("a form login at its own address, and a content type of the profile", async () => {
+  const login = fakeServer((_, body) =>
+    body === "grant_type=client_credentials&client_id=u&client_secret=k+%26%3D%25%2B"
+      ? Response.json({ access_token: "the-token", expires_in: 300 })
+      : Response.json({ error: "invalid_client" }, { status: 401 }),
+  );
+  const profile = parseProfile(
+    JSON.stringify({
+      ...defaultProfile,
+      login: {
+        method: "POST",
+        url: login.url,
+        path: "/oauth2/token",
+        as: "form",
+        body: {
+          grant_type: "client_credentials",
+          client_id: "{userId}",
+          client_secret: "{apiKey}",
+        },
+        result: { token: "/access_token", expiresInSeconds: "/expires_in" },
+      },
+      headers: { Authorization: "Bearer {token}", "Content-Type": "application/vnd.x+json" },
+    }),
+  );
+  const service = fakeServer(() => Response.json({ ciphertext: "c", version: 1 }));
+  const credentials = () => ({ userId: "u", apiKey: "k &=%+" });
+  const key4c = key4cClient({ url: service.url, profile, credentials });
+  expect(await kindOf(key4c.wrap("demo", LOCAL_KEK, AAD))).toBe("ok");
+  const asked = login.requests[0]?.request.headers;
+  expect(asked?.get("Content-Type")).toBe("application/x-www-form-urlencoded");
+  expect(asked?.get("Authorization")).toBeNull();
+  const sent = service.requests[0]?.request.headers;
+  expect(sent?.get("Content-Type")).toBe("application/vnd.x+json");
+  expect(sent?.get("Authorization")).toBe("Bearer the-token");
+});
+
+test("a PIN that a header would cut is not sent", async () => {
+  const decrypt = { ...defaultProfile.decrypt, headers: { "X-Pin": "{pin}" } };
+  const profile = parseProfile(JSON.stringify({ ...defaultProfile, decrypt }));
+  const server = fakeServer(() => Response.json({ plaintext: RIGHT }));
+  for (const pin of [" 123456 7", "123456 7 "]) {
+    const credentials = () => ({ userId: "u", pin });
+    const key4c = key4cClient({ url: server.url, profile, credentials });
+    const failure = await failureOf(key4c.unwrap("demo", "c", AAD, FOR_CALLER));
+    expect(failure).toMatchObject({ kind: "denied", about: "secret" });
+    expect(failure.message).toBe("the header X-Pin would begin or end with a blank");
+  }
+  expect(server.requests.length).toBe(0);
+  const key4c = key4cClient({
+    url: server.url,
+    profile,
+    credentials: () => ({ userId: "u", pin: "12 34" }),
+  });
+  expect(await kindOf(key4c.unwrap("demo", "c", AAD))).toBe("ok");
+  expect(server.requests[0]?.request.headers.get("X-Pin")).toBe("12 34");
+});

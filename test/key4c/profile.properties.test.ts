@@ -14,6 +14,7 @@ import {
   render,
   renderJson,
 } from "../../src/key4c/template.ts";
+import withLogin from "../profiles/cloudhsm.json";
 import { holds } from "../properties.ts";
 
 const TEXTS = ["ciphertext", "keyId", "userId", "apiKey", "pin", "requestId"] as const;
@@ -227,16 +228,24 @@ const edit = fc.record({
     json(fc.oneof(fc.string(), placeholder)),
     fc.constantFrom("/p", "/a~1b", "GET", "denied", "{plaintext:hexa}", "/\\", "/a#b", "é", ""),
     fc.record({ pointer: fc.constantFrom("/p", "p"), encoding: fc.oneof(encoding, fc.string()) }),
+    fc.record({ pointer: fc.constant("/v"), first: fc.nat(2), after: fc.string() }),
+    fc.record({
+      iv: fc.constantFrom("/iv", "{sent:iv}", "{sent:}", "iv"),
+      "a.b": fc.constant("/"),
+    }),
+    fc.constantFrom("{random:12:hex}", "{random:0}", "{random:65:hex}", "{ciphertext.iv}", "{a.b}"),
+    fc.constantFrom("https://a", "http://a", "http://[::1]:1/x", "https://a/", "tokenExpired"),
   ),
   name: fc.oneof(
     placeholder,
+    fc.constantFrom("Host", "te", "Content-Type", "url", "as"),
     fc.constantFrom("a/b", "m~n", "__proto__", "X-A", "headers", "body", "codes", "401", "$schema"),
   ),
 });
 
 /** Profiles that are nearly right: random parts of the default are replaced, taken out or added to. */
-const draft = fc.array(edit, { maxLength: 3 }).map((edits) => {
-  let document: Json = [defaultProfile as Json];
+const draft = fc.tuple(fc.boolean(), fc.array(edit, { maxLength: 3 })).map(([isPlain, edits]) => {
+  let document: Json = [(isPlain ? defaultProfile : withLogin) as Json];
   for (const { which, what, value: replacement, name: added } of edits) {
     document = JSON.parse(JSON.stringify(document)) as Json; // what comes of JSON is JSON
     const ways = [...walk(document)].filter(
@@ -305,7 +314,7 @@ holds(
 const isOfSchema = new Ajv({ allowUnionTypes: true }).compile(PROFILE_SCHEMA);
 /** How the parts fit together, which no schema says. */
 const RELATION =
-  /^\/(encrypt\/body: must hold|decrypt\/body: must hold|\w+\/body: must be absent|describe\/result\/state: must be there|errors\/code: must be there)/;
+  /^\/(encrypt\/body: must hold|decrypt\/body: (must hold|holds)|encrypt\/result\/ciphertext: must have|encrypt\/result\/ciphertext\/.*: finds no text|login: (must be there|gives)|login\/body: must be an object of texts for a form|\w+\/body: must be absent|describe\/result\/state: must be there|errors\/code: must be there)/;
 
 holds(
   "the schema and the reader say the same of what each part looks like",

@@ -16,6 +16,8 @@ type Draft = Record<
   Record<string, unknown>
 >;
 
+const LOGIN = { method: "POST", path: "/login", body: {}, result: { token: "/t" } };
+
 /** The default profile with one thing replaced. */
 function changed(change: (profile: Draft) => void): unknown {
   const copy: Draft = structuredClone(defaultProfile);
@@ -27,7 +29,7 @@ test("the default profile is the documented contract", () => {
   expect(DEFAULT_PROFILE.encrypt.path).toBe("/v1/keys/{keyId}/encrypt");
   expect(DEFAULT_PROFILE.describe?.result.kcv).toBe("/kcv");
   expect(DEFAULT_PROFILE.errors).toEqual({
-    code: "/code",
+    code: ["/code"],
     codes: {
       DENIED: "denied",
       KEY_NOT_FOUND: "keyNotFound",
@@ -105,7 +107,7 @@ test.each([
   [
     "an encoding of what is no bytes in a result",
     changed((p) => (p.encrypt["result"] = { ciphertext: { pointer: "/c", encoding: "hex" } })),
-    "/encrypt/result/ciphertext: must be a JSON pointer",
+    "/encrypt/result/ciphertext/encoding: must be a JSON pointer",
   ],
   [
     "a state that is an object",
@@ -153,12 +155,12 @@ test.each([
   [
     "an unknown kind",
     changed((p) => (p.errors["statuses"] = { "401": "forbidden" })),
-    "/errors/statuses/401: must be one of denied, keyUnusable, keyNotFound, throttled, invalid",
+    "/errors/statuses/401: must be one of denied, tokenExpired, keyUnusable, keyNotFound, throttled, invalid",
   ],
   [
     "an unknown kind of a code",
     changed((p) => (p.errors["codes"] = { "a/b": "unavailable" })),
-    "/errors/codes/a~1b: must be one of denied, keyUnusable, keyNotFound, throttled, invalid",
+    "/errors/codes/a~1b: must be one of denied, tokenExpired, keyUnusable, keyNotFound, throttled, invalid",
   ],
   [
     "a code among the statuses",
@@ -190,7 +192,11 @@ test.each([
     changed((p) => (p.headers["X-A"] = "a\r\nb: c")),
     "/headers/X-A: must be printable ASCII",
   ],
-  ["a header name", changed((p) => (p.headers["X A"] = "a")), "/headers/X A: is not a header name"],
+  [
+    "a header name",
+    changed((p) => (p.headers["X A"] = "a")),
+    "/headers/X A: is not the name of a header",
+  ],
   [
     "a plaintext in a header",
     changed((p) => (p.headers["X-A"] = "{plaintext}")),
@@ -235,6 +241,86 @@ test.each([
     "a success test without a value",
     changed((p) => Object.assign(p, { success: { pointer: "/ok" } })),
     "/success/equals: must be",
+  ],
+  [
+    "a member that decrypt does not send",
+    changed((p) => (p.encrypt["result"] = { ciphertext: { iv: "/iv", data: "/data" } })),
+    "/decrypt/body: must hold {ciphertext.iv}; /decrypt/body: must hold {ciphertext.data}; /decrypt/body: holds {ciphertext}, which encrypt does not return",
+  ],
+  [
+    "a member that encrypt does not return",
+    changed((p) => (p.decrypt["body"] = { c: "{ciphertext}{ciphertext.iv}", aad: "{aad}" })),
+    "/decrypt/body: holds {ciphertext.iv}, which encrypt does not return",
+  ],
+  [
+    "a sent member that is not sent",
+    changed((p) => (p.encrypt["result"] = { ciphertext: { iv: "{sent:iv}" } })),
+    "/encrypt/result/ciphertext/iv: finds no text in /encrypt/body/iv",
+  ],
+  [
+    "a random in decrypt",
+    changed((p) => (p.decrypt["body"] = { c: "{ciphertext}", iv: "{random:12}", aad: "{aad}" })),
+    "/decrypt/body/iv: {random:12} is not allowed here",
+  ],
+  [
+    "a random of no length",
+    changed((p) => (p.encrypt["body"] = { p: "{plaintext}", iv: "{random:hex}", aad: "{aad}" })),
+    "/encrypt/body/iv: {random:hex} is not allowed here; allowed are {plaintext} {aad} {random:BYTES:ENCODING}",
+  ],
+  [
+    "a token without a login",
+    changed((p) => (p.headers["Authorization"] = "Bearer {token}")),
+    "/login: must be there when a template has {token}",
+  ],
+  [
+    "tokens that expire without a login",
+    changed((p) => (p.errors["statuses"] = { "401": "tokenExpired" })),
+    "/login: must be there when a code or a status means tokenExpired",
+  ],
+  [
+    "a login whose token nobody sends",
+    changed((p) => Object.assign(p, { login: LOGIN })),
+    "/login: gives a {token}, and no template has one",
+  ],
+  [
+    "a token in a path",
+    changed((p) => (p.describe["path"] = "/{token}")),
+    "/describe/path: {token} is not allowed here",
+  ],
+  [
+    "a token in the login",
+    changed((p) => Object.assign(p, { login: { ...LOGIN, body: { t: "{token}" } } })),
+    "/login/body/t: {token} is not allowed here",
+  ],
+  [
+    "a login by http",
+    changed((p) => Object.assign(p, { login: { ...LOGIN, url: "http://login.example" } })),
+    "/login/url: must be https://HOST",
+  ],
+  [
+    "a login by http to what looks like loopback",
+    changed((p) => Object.assign(p, { login: { ...LOGIN, url: "http://127.0.0.1.example" } })),
+    "/login/url: must be https://HOST",
+  ],
+  [
+    "a form with an object in it",
+    changed((p) => Object.assign(p, { login: { ...LOGIN, as: "form", body: { a: {} } } })),
+    "/login/body: must be an object of texts for a form",
+  ],
+  ...["Host", "content-length", "Transfer-Encoding", "TE"].map(
+    (name) =>
+      [
+        `the header ${name}`,
+        changed((p) => (p.headers[name] = "x")),
+        `/headers/${name}: is not the name of a header that a profile may set`,
+      ] as const,
+  ),
+  [
+    "a first version of 2",
+    changed(
+      (p) => (p.encrypt["result"] = { ciphertext: "/c", version: { pointer: "/v", first: 2 } }),
+    ),
+    "/encrypt/result/version/first: must be one of 0, 1",
   ],
 ])("refuses %s and says where", (_, profile, message) => {
   expect(faultsOf(profile)).toContain(message);

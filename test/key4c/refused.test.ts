@@ -38,6 +38,7 @@ function guarded() {
       keyId,
       secret: JSON.stringify([secret, pin]),
       ...(pin !== undefined && { pin: { digest: pin, revision } }),
+      isBehindLogin: false,
       repeat: () => send(`${place} again`),
     };
     try {

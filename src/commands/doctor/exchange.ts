@@ -7,6 +7,34 @@ import type { Blackout } from "./blackout.ts";
 /** What a pointer of a profile is for, and the pointer. */
 export type Named = readonly [what: string, pointer: Pointer];
 
+/** Where a profile finds what it wants of an answer; `{sent:iv}` is no such place. */
+export function resultPointers(name: OperationName | "login", profile: Profile): Named[] {
+  const { login, describe, encrypt, decrypt } = profile;
+  const named = (places: Readonly<Record<string, string | undefined>>) =>
+    Object.entries(places).flatMap(([what, at]): Named[] =>
+      at?.startsWith("/") ? [[what, at]] : [],
+    );
+  switch (name) {
+    case "login":
+      return named({ ...login?.result });
+    case "describe": {
+      const { version, ...others } = { ...describe?.result };
+      return named({ version: version?.pointer, ...others });
+    }
+    case "encrypt": {
+      const { ciphertext, version } = encrypt.result;
+      const members = Object.entries(typeof ciphertext === "string" ? {} : ciphertext);
+      return named({
+        ...(typeof ciphertext === "string" && { ciphertext }),
+        ...Object.fromEntries(members.map(([member, at]) => [`ciphertext.${member}`, at])),
+        version: version?.pointer,
+      });
+    }
+    case "decrypt":
+      return named({ plaintext: decrypt.result.plaintext.pointer });
+  }
+}
+
 export class Exchange {
   readonly #method: string;
   readonly #url: string;
@@ -62,7 +90,7 @@ export class Exchange {
     const pointers: Named[] = [
       ...(success === undefined ? [] : [["success", success.pointer] as const]),
       ...(isSuccess ? results : []),
-      ...(isSuccess || errors.code === undefined ? [] : [["code", errors.code] as const]),
+      ...(isSuccess ? [] : (errors.code ?? []).map((at) => ["code", at] as const)),
     ];
     return [
       ...request,

@@ -7,7 +7,8 @@ import type { Config } from "../../config/config.ts";
 import type { ErrorKind } from "../../failures/kinds.ts";
 import { type PluginError, toPluginError } from "../../failures/plugin-error.ts";
 import { type OperationName, readKcv } from "../../key4c/answer.ts";
-import { Key4C, type Key4COptions } from "../../key4c/client.ts";
+import type { Key4COptions } from "../../key4c/calls.ts";
+import { Key4C } from "../../key4c/client.ts";
 import { resolvePointer } from "../../key4c/json.ts";
 import type { Profile } from "../../key4c/profile.ts";
 import { uses } from "../../key4c/template.ts";
@@ -17,7 +18,7 @@ import { createLog } from "../../system/log.ts";
 import { configuredKeys, key4cOptions } from "../configured.ts";
 import { Blackout } from "./blackout.ts";
 import { type Check, fail, pass, skip } from "./check.ts";
-import { Exchange, type Named } from "./exchange.ts";
+import { Exchange, type Named, resultPointers } from "./exchange.ts";
 
 const STEPS = [
   "describe",
@@ -122,7 +123,7 @@ class Walk {
     }
     const outcome = await this.#call(() => this.#key4c.describe(this.#keyId, ONCE));
     const told = "result" in outcome ? versionOf(outcome.result) : "";
-    const check = this.#judge("describe", outcome, result, `the key may be used; ${told}`);
+    const check = this.#judge("describe", outcome, `the key may be used; ${told}`);
     const kcv = check.result === "pass" ? result.kcv : undefined;
     if (kcv !== undefined && readKcv(this.#exchange?.document, kcv) === undefined) {
       const detail = `at ${kcv} is no key check value of 4 to 64 hexadecimal digits`;
@@ -138,16 +139,15 @@ class Walk {
     );
     const told = "result" in outcome ? versionOf(outcome.result) : "";
     return {
-      check: this.#judge("encrypt", outcome, this.#profile.encrypt.result, told),
+      check: this.#judge("encrypt", outcome, told),
       ...("result" in outcome && { ciphertext: outcome.result.ciphertext }),
     };
   }
 
   async #decrypt(ciphertext: string): Promise<Check> {
     const outcome = await this.#unwrap(this.#keyId, ciphertext, AAD);
-    const { pointer } = this.#profile.decrypt.result.plaintext;
     const told = "the very bytes that were wrapped";
-    const check = this.#judge("decrypt", outcome, { plaintext: pointer }, told);
+    const check = this.#judge("decrypt", outcome, told);
     if ("result" in outcome && !timingSafeEqual(outcome.result, this.#localKek)) {
       const detail = "Key4C unwraps other bytes than were wrapped";
       const remedy = "compare the encodings of /encrypt/body and /decrypt/result";
@@ -229,15 +229,8 @@ class Walk {
   }
 
   /** A step that must succeed, and whose pointers must all find something. */
-  #judge(
-    name: OperationName,
-    outcome: Outcome<unknown>,
-    results: Readonly<Record<string, string | undefined>>,
-    told: string,
-  ): Check {
-    const pointers = Object.entries(results).flatMap(([what, at]) =>
-      at === undefined ? [] : [[what, at] as const],
-    );
+  #judge(name: OperationName, outcome: Outcome<unknown>, told: string): Check {
+    const pointers = resultPointers(name, this.#profile);
     const shown = this.#shown(name, pointers);
     if ("failure" in outcome) {
       const detail = this.#counts(outcome.failure);
