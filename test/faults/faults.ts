@@ -50,7 +50,7 @@ export interface Fault {
   end(setup: Setup): void;
 }
 
-/** Of the client, see ATTEMPT_TIMEOUT_MS in src/key4c/client.ts. */
+/** Of the client, see ATTEMPT_TIMEOUT_MS in src/key4c/calls.ts. */
 const ATTEMPT_TIMEOUT_MS = 2_500;
 /** An unwrap under way may hang once more and pause (MAX_RETRY_DELAY_MS) before it meets the mended Key4C. */
 const UNWRAP_UNDER_WAY_MS = 4_500;
