@@ -51,7 +51,7 @@ export function readAnswer(
   }
   const isUnlisted = code !== undefined && byCode === undefined && kind === "unavailable";
   throw new PluginError(kind, what, {
-    isVerdict: byCode !== undefined && (kind === byCode || name === "login"),
+    isVerdict: byCode !== undefined && (kind === byCode || (name === "login" && kind === "denied")),
     isUnlisted: isUnlisted && isFinal(response.status),
     ...(kind === "throttled" && retryAfter(response)),
   });
