@@ -32,6 +32,8 @@ const NEEDS = {
   promtool: tool("promtool", "prometheus"),
   prometheus: tool("prometheus", "prometheus"),
   "systemd-analyze": tool("systemd-analyze", "systemd"),
+  "systemd-tmpfiles": tool("systemd-tmpfiles", "systemd"),
+  "systemd-socket-activate": tool("systemd-socket-activate", "systemd"),
   strace: tool("strace", "strace"),
   openssl: tool("openssl", "openssl"),
   setpriv: tool("setpriv", "util-linux"),

@@ -1,10 +1,17 @@
 import type { Socket } from "node:net";
 import { type Server as GrpcServer, ServerCredentials, setLogger } from "@grpc/grpc-js";
+import { type Clock, systemClock } from "../system/clock.ts";
 import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import type { HeldSocket } from "../system/systemd.ts";
 import { Connection } from "./connection.ts";
-import { bindHeld, bindPath, type SocketOptions, warnOfOthers } from "./unix-socket.ts";
+import {
+  type BoundSocket,
+  bindHeld,
+  bindPath,
+  type SocketOptions,
+  warnOfOthers,
+} from "./unix-socket.ts";
 
 /** How long calls in progress may take after SIGTERM; the API server's default timeout is 3 s. */
 const DRAIN_TIMEOUT_MS = 5_000;
@@ -21,6 +28,12 @@ const UNHEARD_LOOK_MS = 10;
 
 /** How often the plugin checks that the path still leads to its socket. A lost path is bound again within 5 s. */
 const WATCH_INTERVAL_MS = 2_000;
+
+/**
+ * systemd-tmpfiles removes what is old from /tmp. It spares a live socket by the name at which it was bound, and ours was
+ * renamed; so its times are kept young. Nobody ages a directory by less than an hour.
+ */
+const TOUCH_INTERVAL_MS = 3_600_000;
 
 /** Where to listen: on a path of our own, or on a socket that systemd made and keeps. */
 export type Place = SocketOptions | HeldSocket;
@@ -40,7 +53,12 @@ export interface Listener {
  * Serves gRPC on a unix socket.
  * @throws ExitError when the socket cannot be bound, with what to do
  */
-export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<Listener> {
+export async function listen(
+  grpc: GrpcServer,
+  place: Place,
+  log: Log,
+  clock = systemClock,
+): Promise<Listener> {
   // By default grpc-js logs to console, which blocks while nobody reads standard error.
   const trace = (text: string) => log.debug("gRPC", { text });
   setLogger({
@@ -74,9 +92,10 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
   };
   const stopWatching = watch(
     place.path,
-    () => bound.isOurs(),
+    () => bound,
     isHeld ? undefined : () => bindAgain(place),
     log,
+    clock,
   );
   return {
     isOurs: () => bound.isOurs(),
@@ -110,18 +129,21 @@ export async function listen(grpc: GrpcServer, place: Place, log: Log): Promise<
 }
 
 /**
- * Checks regularly that the path still leads to our socket. Open connections continue in any case.
+ * Checks regularly that the path still leads to our socket, and keeps it young. Open connections continue in any case.
  * @param bindAgain undefined when only systemd can bind the path
  * @returns a function that ends it
  */
 function watch(
   path: string,
-  isOurs: () => boolean,
+  bound: () => BoundSocket,
   bindAgain: (() => Promise<void>) | undefined,
   log: Log,
+  clock: Clock,
 ): () => Promise<void> {
+  const isOurs = () => bound().isOurs();
   let isLost = false;
   let looking: Promise<void> | undefined;
+  let touchedMs = clock.nowMs();
   const look = async () => {
     let cause = "only systemd can bind it again";
     if (!isOurs()) {
@@ -144,14 +166,21 @@ function watch(
       log.info("the path leads to our socket again", { path });
     }
   };
-  const timer = setInterval(() => {
-    looking ??= look().finally(() => {
-      looking = undefined;
+  let cancel: () => void;
+  const lookLater = () => {
+    cancel = clock.after(WATCH_INTERVAL_MS, () => {
+      if (clock.nowMs() - touchedMs >= TOUCH_INTERVAL_MS) {
+        touchedMs = clock.nowMs();
+        bound().touch();
+      }
+      looking = look().finally(lookLater);
     });
-  }, WATCH_INTERVAL_MS);
+  };
+  lookLater();
   return async () => {
-    clearInterval(timer);
+    cancel();
     await looking;
+    cancel(); // the one that followed
   };
 }
 

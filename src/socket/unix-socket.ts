@@ -3,6 +3,7 @@ import {
   chmodSync,
   chownSync,
   lstatSync,
+  lutimesSync,
   mkdirSync,
   renameSync,
   rmSync,
@@ -26,8 +27,10 @@ export const MAX_SOCKET_PATH_BYTES = 107 - 1 - 2 * TEMPORARY_SUFFIX_BYTES;
 
 /** A listening server and its path. */
 export interface BoundSocket {
-  /** Whether the path still leads to it. */
+  /** Whether the path still leads to it, as far as this process can see. */
   isOurs(): boolean;
+  /** Makes its times those of now, if the path is ours. */
+  touch(): void;
   /** Stops accepting, and removes the path if it is ours. Open connections stay. */
   close(): void;
 }
@@ -54,6 +57,16 @@ export async function bindPath(accept: Accept, options: SocketOptions): Promise<
   const identity = await bind(server, options);
   return {
     isOurs: () => isSame(path, identity),
+    touch() {
+      const now = new Date();
+      try {
+        if (isSame(path, identity)) {
+          lutimesSync(path, now, now);
+        }
+      } catch {
+        // It has just vanished, which is noticed elsewhere.
+      }
+    },
     close() {
       if (isSame(path, identity)) {
         unlinkSync(path);
@@ -66,7 +79,7 @@ export async function bindPath(accept: Accept, options: SocketOptions): Promise<
 /**
  * Takes a socket that systemd made and keeps. The path belongs to systemd: it stays when we end, for the next process.
  * The kernel does not say whether a path leads to a descriptor. So we assume that it does now, and check that the file at
- * the path stays the same.
+ * the path stays the same. A path that was never seen is not lost: others may see it.
  */
 export async function bindHeld(
   accept: Accept,
@@ -74,8 +87,11 @@ export async function bindHeld(
   log: Log,
 ): Promise<BoundSocket> {
   const found = identityOf(path);
-  if (found === "hidden") {
-    const remedy = "DirectoryMode=0711 in the socket unit";
+  if (typeof found !== "object") {
+    const remedy =
+      found === "hidden"
+        ? "DirectoryMode=0711 in the socket unit"
+        : "ListenStream= below /run: PrivateTmp= hides the machine's /tmp and /var/tmp from the service";
     log.warn("cannot look at the path of the socket: if it vanishes, nobody notices", {
       path,
       remedy,
@@ -84,7 +100,8 @@ export async function bindHeld(
   const server = createServer({ allowHalfOpen: false }, accept);
   await listening(server, { fd: descriptor });
   return {
-    isOurs: () => found === "hidden" || (found !== undefined && isSame(path, found)),
+    isOurs: () => typeof found !== "object" || isSame(path, found),
+    touch() {}, // systemd-tmpfiles knows it by its name
     close: () => server.close(),
   };
 }

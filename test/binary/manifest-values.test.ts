@@ -381,6 +381,20 @@ test("a pod has each directory once, and none that is not the file's own", async
       "KMS_ENDPOINT must lie in a directory of its own",
     );
   }
+  for (const endpoint of [
+    "unix:///tmp/kms.sock",
+    "unix:///var/tmp/k/kms.sock",
+    "unix:///run/../tmp/k",
+  ]) {
+    for (const name of ["systemd-service", "systemd-socket"]) {
+      expect(await refusal(name, ["--endpoint", endpoint])).toContain("must not lie in /tmp");
+    }
+  }
+  const inTmp = await printed("static-pod", ["--endpoint", "unix:///tmp/kms.sock"]);
+  expect(inTmp).toMatch(
+    /# All of this machine's \/tmp: [\s\S]*'x \/tmp\/kms\.sock' > \/etc\/tmpfiles\.d/,
+  );
+  expect(await printed("static-pod")).not.toMatch(/# All of|tmpfiles/);
   const same = ["--encryption-configuration", "/run/key4c-kms/e.yaml"];
   const patch = Bun.YAML.parse(await printed("kube-apiserver-patch", same)) as Pod;
   expect(patch.spec.volumes).toHaveLength(1);

@@ -14,7 +14,17 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { testWith } from "../needs.ts";
-import { callRpc, grpcClient, onTestEnd, startBinary, temporaryDirectory } from "../support.ts";
+import {
+  BINARY,
+  callRpc,
+  grpcClient,
+  onTestEnd,
+  startBinary,
+  startProcess,
+  temporaryDirectory,
+  withUntil,
+} from "../support.ts";
+import { eventually } from "./bent-key4c.ts";
 
 /** Starts `serve --emulator` on a path. */
 function serve(socket: string, env: Record<string, string> = {}) {
@@ -230,4 +240,50 @@ test("warns of a socket that everybody may use", async () => {
   await serve(socket, { KMS_SOCKET_MODE: "0666" }).until(
     /every user of this machine can connect.*KMS_SOCKET_MODE=0600/,
   );
+});
+
+/** A plugin on a socket that systemd's own tool holds. @param hide a shell command before its start */
+async function startHeld(hide: string) {
+  const directory = join(temporaryDirectory(), "sockets");
+  mkdirSync(directory);
+  const socket = join(directory, "kms.sock");
+  const start = `${hide}; exec "$1" serve --emulator --http-address 127.0.0.1:0`;
+  const plugin = withUntil(
+    startProcess([
+      ...(["systemd-socket-activate", "--listen", socket] as const),
+      ...["unshare", "--mount", "sh", "-ec", start, directory, BINARY],
+    ]),
+  );
+  await eventually("listening", () => existsSync(socket));
+  expect(await healthzOf(socket)).toBe("ok");
+  const [, url] = await plugin.until(/"msg":"health and metrics","url":"([^"]*)"/);
+  return { plugin, socket, livez: async () => (await fetch(`${url}livez`)).status };
+}
+
+const LOOK_MS = 2_500; // it looks at the path every 2 s
+
+testWith(
+  "root",
+  "mount namespaces",
+  "systemd-socket-activate",
+)(
+  "a path of systemd's that this process cannot see is not lost, as below /tmp with PrivateTmp=yes",
+  async () => {
+    const { plugin, socket, livez } = await startHeld('mount -t tmpfs none "$0"');
+    expect(plugin.output()).toMatch(/"warn","msg":"cannot look at the path.*PrivateTmp=/);
+    await Bun.sleep(LOOK_MS);
+    expect(plugin.output()).not.toContain("no longer leads");
+    expect([await livez(), await healthzOf(socket)]).toEqual([200, "ok"]);
+  },
+);
+
+testWith(
+  "root",
+  "mount namespaces",
+  "systemd-socket-activate",
+)("a path of systemd's that was there, and vanished, is lost", async () => {
+  const { plugin, socket, livez } = await startHeld(":");
+  rmSync(socket);
+  await plugin.until(/"error","msg":"the path no longer leads to our socket/);
+  expect(await livez()).toBe(503);
 });

@@ -1,13 +1,17 @@
 /** The end of a listener, under callers that are on their way. */
 import { expect, test } from "bun:test";
+import { existsSync, writeFileSync } from "node:fs";
 import { connect as http2Connect } from "node:http2";
 import { connect } from "node:net";
 import { join } from "node:path";
+import { $ } from "bun";
 import { KeyManagementService } from "../../src/gen/v1beta1/api_pb.ts";
 import { listen } from "../../src/socket/listen.ts";
 import { addService } from "../../src/socket/rpc.ts";
 import { UnaryServer } from "../../src/socket/unary-server.ts";
+import { TestClock } from "../clock.ts";
 import { eventually } from "../e2e/process.ts";
+import { testWith } from "../needs.ts";
 import { onTestEnd, silentLog, temporaryDirectory } from "../support.ts";
 
 test("a call on a connection that was only just accepted is answered before the end", async () => {
@@ -48,3 +52,27 @@ test("a call on a connection that was only just accepted is answered before the 
   await closed;
   expect(listener.connections).toBe(0);
 });
+
+testWith("systemd-tmpfiles")(
+  "a socket that lives is kept by who removes old files, and a dead one is not",
+  async () => {
+    const directory = temporaryDirectory();
+    const path = join(directory, "sockets", "kms.sock");
+    const clock = new TestClock();
+    const place = { path, mode: 0o600, gid: undefined };
+    const listener = await listen(new UnaryServer({}), place, silentLog, clock);
+    onTestEnd(() => listener.close());
+    const rules = join(directory, "rules.conf");
+    writeFileSync(rules, `e ${join(directory, "sockets")} 0700 - - 1s\n`);
+    const clean = () => $`systemd-tmpfiles --clean ${rules}`.quiet();
+    await Bun.sleep(1_200);
+    await clock.pass(3_600_000 + 2_000);
+    await clean();
+    expect(existsSync(path)).toBe(true);
+    await Bun.sleep(1_200); // not touched again: as it would be without the touch
+    await clean();
+    expect(existsSync(path)).toBe(false);
+    await clock.pass(2_000);
+    await eventually("bound again", 10_000, () => existsSync(path));
+  },
+);

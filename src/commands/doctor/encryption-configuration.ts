@@ -61,7 +61,7 @@ async function examine({
   }
   // What is not known counts as on: checkApi reports KMS v1, and the kube-apiserver checks advise to reload.
   const loaded = loadConfiguration(bytes, { hasKmsV1: true, reloads: true, ...server });
-  const { faults, unclear, groups } = loaded;
+  const { faults, unclear, groups, unreadFromLine } = loaded;
   if (faults.length > 0) {
     return faults.map(({ where, what, remedy }) =>
       fail(named("file"), `kube-apiserver refuses it: ${where}: ${what}`, remedy),
@@ -78,7 +78,14 @@ async function examine({
   const others = providers.flatMap((one) =>
     one.kms === undefined || isOurs(one) ? [] : [[one.where, one.kms] as const],
   );
-  const loads = pass(named("file"), `${path}: kube-apiserver loads it`);
+  const loads =
+    unreadFromLine === undefined
+      ? pass(named("file"), `${path}: kube-apiserver loads it`)
+      : warn(
+          named("file"),
+          `${path}: kube-apiserver loads its first document alone, and not a word is said of the one at line ${unreadFromLine}`,
+          "move its resources into the first one, and remove the line `---` between them",
+        );
   const endpoint = checkEndpoint(ours, others, socket);
   if (ours.length === 0) {
     return [loads, endpoint];

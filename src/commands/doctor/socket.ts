@@ -6,6 +6,7 @@ import { errorCode } from "../../system/files.ts";
 import { type Unanswered, unansweredAt } from "../unanswered.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
 import { checkPlugin } from "./plugin.ts";
+import { checkTmpfiles } from "./tmpfiles.ts";
 
 /**
  * @param freshKeyId the key_id that a wrap by Key4C gives now; undefined when there was none
@@ -25,6 +26,7 @@ export async function checkSocket(
   return [
     checkDirectory(dirname(path), config),
     checkSocketFile(path, isAnswered ? undefined : answer, isNamed, config),
+    ...checkTmpfiles(path),
     ...(isAnswered ? answer : []),
   ];
 }

@@ -1,5 +1,5 @@
 /** The settings that a manifest gives to serve, and where they come from. */
-import { dirname } from "node:path";
+import { dirname, normalize } from "node:path";
 import { type CommandLine, type Environment, required } from "../../config/config.ts";
 import { PROXY_NAMES } from "../../config/config-file.ts";
 import { absolutePath, group } from "../../config/option-types.ts";
@@ -185,10 +185,15 @@ export function endpointUrl(socket: string): string {
   return `unix://${path("KMS_ENDPOINT", socket)}`;
 }
 
+/** Whether a directory belongs to others. */
+export function isShared(directory: string): boolean {
+  return SHARED_DIRECTORIES.has(normalize(directory));
+}
+
 /** The directory of a file, which a pod mounts as a whole. @throws ExitError 2 when others use that directory too */
 export function directoryFor(name: string, file: string): string {
   const directory = dirname(file);
-  if (SHARED_DIRECTORIES.has(directory)) {
+  if (isShared(directory)) {
     throw new ExitError(
       2,
       `${name} must lie in a directory of its own, not in ${directory}: the pod gets the directory as a whole, so that it sees a renewed file`,

@@ -1,9 +1,11 @@
 import { dirname } from "node:path";
 import { required } from "../../config/config.ts";
+import { isBelowTmp, keepCommand } from "../below-tmp.ts";
 import {
   configFilePath,
   directoryFor,
   isInConfigFile,
+  isShared,
   type Order,
   serveFiles,
   serveSettings,
@@ -27,7 +29,8 @@ export function staticPodText(order: Order): string {
     ...(group === undefined ? [] : [["KMS_SOCKET_GROUP", String(group)] as const]),
     ...files.filter(([name]) => !isInConfigFile(order, name)),
   ];
-  const socketDirectory = dirname(socketPath(order));
+  const socket = socketPath(order);
+  const socketDirectory = dirname(socket);
   const directories = new Set(
     [...config, ...files].map(([name, path]) => directoryFor(name, path)),
   );
@@ -45,6 +48,7 @@ export function staticPodText(order: Order): string {
       `  value: ${quotedForContainer(text)}`,
     ]),
     socketDirectory,
+    socketNotes: socketNotes(socket),
     fileMounts: mounts.flatMap(({ name, path }) => [
       `- name: ${name}`,
       `  mountPath: ${path}`,
@@ -57,4 +61,19 @@ export function staticPodText(order: Order): string {
       "    type: Directory",
     ]),
   });
+}
+
+/** What is to be known of a socket in a directory of others. */
+function socketNotes(socket: string): string[] {
+  const directory = dirname(socket);
+  if (!isShared(directory)) {
+    return [];
+  }
+  return [
+    `# All of this machine's ${directory}: whoever can write there can bind the socket first, and be given DEKs.`,
+    "# Safer is a directory of its own: unix:///run/key4c-kms/kms.sock, in the EncryptionConfiguration too.",
+    ...(isBelowTmp(socket)
+      ? [`# systemd-tmpfiles removes old files there: ${keepCommand(socket)}`]
+      : []),
+  ];
 }

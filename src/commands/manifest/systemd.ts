@@ -2,6 +2,7 @@ import { dirname } from "node:path";
 import { credentialName, required } from "../../config/config.ts";
 import { CONFIG_CREDENTIAL } from "../../config/config-file.ts";
 import { ExitError } from "../../system/errors.ts";
+import { isBelowTmp } from "../below-tmp.ts";
 import {
   configFilePath,
   isInConfigFile,
@@ -21,6 +22,7 @@ const CREDENTIALS = ["KMS_USER_ID_FILE", "KMS_API_KEY_FILE", "KMS_PIN_FILE"];
 const READ_IN_PLACE = ["KMS_KEY_ID_FILE", "KMS_PREVIOUS_KEY_IDS_FILE"];
 
 export function systemdServiceText(order: Order): string {
+  sharedSocketPath(order);
   const { binary, environmentFile } = order.line.config;
   const files = serveFiles(order);
   const inPlace = files.filter(([name]) =>
@@ -76,8 +78,20 @@ function unitWord(name: string, text: string): string {
   return `"${name}=${escaped}"`;
 }
 
-export function systemdSocketText(order: Order): string {
+/** @throws ExitError 2 for one that service and API server would not share */
+function sharedSocketPath(order: Order): string {
   const path = socketPath(order);
+  if (isBelowTmp(path)) {
+    throw new ExitError(
+      2,
+      `KMS_ENDPOINT must not lie in /tmp or /var/tmp: the service has its own (PrivateTmp=) and would not see ${path}; take unix:///run/key4c-kms/kms.sock, in the EncryptionConfiguration too`,
+    );
+  }
+  return path;
+}
+
+export function systemdSocketText(order: Order): string {
+  const path = sharedSocketPath(order);
   const group = socketGroup(order);
   return fill(systemdSocket, {
     path,

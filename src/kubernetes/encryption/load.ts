@@ -6,7 +6,7 @@ import { Decoder, type Fault, type Place } from "./decode.ts";
 import { base64Length } from "./go.ts";
 import { type Kms, KmsReader, type Server } from "./kms.ts";
 import { checkMasked, checkOverlap, checkResource } from "./resources.ts";
-import { type Node, Refused, readTree, Unclear } from "./tree.ts";
+import { type Node, Refused, readTree, type Tree, Unclear } from "./tree.ts";
 
 export interface Provider {
   /** `line 7, resources[0].providers[1]` */
@@ -27,13 +27,15 @@ export interface Loaded {
   readonly faults: readonly Fault[];
   readonly unclear: readonly string[];
   readonly groups: readonly Group[];
+  /** Line of a second YAML document, which kube-apiserver does not read; undefined without one. */
+  readonly unreadFromLine?: number | undefined;
 }
 
 export function loadConfiguration(bytes: Uint8Array, server: Server): Loaded {
   const none = { faults: [], unclear: [], groups: [] };
-  let root: Node;
+  let tree: Tree;
   try {
-    root = readTree(bytes);
+    tree = readTree(bytes);
   } catch (error) {
     if (error instanceof Refused) {
       const remedy = "correct it; `manifest encryption-configuration` prints one to start with";
@@ -47,7 +49,7 @@ export function loadConfiguration(bytes: Uint8Array, server: Server): Loaded {
     }
     throw error;
   }
-  return new Loader(server).load(root);
+  return { ...new Loader(server).load(tree.root), unreadFromLine: tree.unreadFromLine };
 }
 
 const PROVIDER_KINDS = ["kms", "identity", "aescbc", "aesgcm", "secretbox"] as const;

@@ -47,8 +47,14 @@ export class Unclear extends Error {}
 /** No real configuration has so many nodes, but aliases can expand a few lines into any number. */
 const MAX_NODES = 10_000;
 
+export interface Tree {
+  readonly root: Node;
+  /** Line of a second document, which kube-apiserver does not read; undefined without one. */
+  readonly unreadFromLine?: number;
+}
+
 /** @throws Refused or Unclear; RangeError where it is nested too deeply for our stack */
-export function readTree(bytes: Uint8Array): Node {
+export function readTree(bytes: Uint8Array): Tree {
   if (/^(\xff\xfe|\xfe\xff)/.test(Buffer.from(bytes.subarray(0, 2)).toString("latin1"))) {
     throw new Unclear("it is UTF-16");
   }
@@ -79,7 +85,12 @@ export function readTree(bytes: Uint8Array): Node {
   } else if (document === undefined || document.errors.length > 0) {
     throw new Unclear("it is JSON that cannot be read as YAML");
   }
-  return new TreeReader(text, lines, isJson).read(document?.contents);
+  const others = isJson ? [] : documents.slice(1).map(({ contents }) => contents?.range);
+  const [at] = others.find((range) => range && range[0] < range[1]) ?? []; // the first that has something in it
+  return {
+    root: new TreeReader(text, lines, isJson).read(document?.contents),
+    ...(at !== undefined && { unreadFromLine: lines.linePos(at).line }),
+  };
 }
 
 function checkJson(text: string): void {

@@ -47,6 +47,26 @@ test("without a path it is not checked; one that cannot be read is a fault", asy
   expect(checks).toMatchObject([{ result: "fail", detail: expect.stringContaining("ENOENT") }]);
 });
 
+test("a block that was appended a second time is not read, and nobody says so", async () => {
+  const one = printed("v2");
+  const lines = one.split("\n").length - 1;
+  expect(await faults(`${one}---\n${one.replace("- secrets", "- configmaps")}`)).toEqual([
+    {
+      fault: expect.stringMatching(
+        new RegExp(
+          `file: .* loads its first document alone.* at line ${firstLineOf(one) + lines + 1}$`,
+        ),
+      ),
+      remedy: expect.stringContaining("move its resources into the first one"),
+    },
+  ]);
+  expect(await faults(`${one}---\n`)).toEqual([]);
+  expect(await faults(`${one}---\n# a comment\n...\n`)).toEqual([]);
+});
+
+/** Of a YAML text: the first line that is not a comment. */
+const firstLineOf = (text: string) => text.split("\n").findIndex((line) => /^\w/.test(line)) + 1;
+
 /** A change of a line of the printed one, the fault that comes of it, and the remedy. */
 const BROKEN: readonly (readonly [string, string | RegExp, string, RegExp, RegExp])[] = [
   ["not YAML", "kind:", "kind: [", /refuses it: line \d+: it is not YAML/, /manifest encryption-/],
