@@ -6,6 +6,7 @@ import { doctorCommand } from "./commands/doctor/doctor.ts";
 import { emulatorCommand, emulatorInside } from "./commands/emulator.ts";
 import { helpText } from "./commands/help.ts";
 import { inspectCommand } from "./commands/inspect/command.ts";
+import { installCommand } from "./commands/install/install.ts";
 import { licences } from "./commands/licences.ts";
 import { manifestCommand } from "./commands/manifest/manifest.ts";
 import { type Config, parseCommandLine, required } from "./config/config.ts";
@@ -277,6 +278,8 @@ async function run(argv: readonly string[]): Promise<void> {
       process.exitCode = ok ? 0 : 1;
       return;
     }
+    case "install":
+      return installCommand(line, process.env, log);
     case "manifest":
       return print(manifestCommand(line, process.env));
     case "status":

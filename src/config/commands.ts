@@ -64,6 +64,23 @@ const TABLE = {
       },
     ],
   },
+  install: {
+    purpose:
+      "write the plugin's files on this node, start it, and say what is left for the API server",
+    reads:
+      "its options, the settings of this node, and KMS_USER_ID on standard input where nothing names it; it asks Key4C before it writes",
+    writes:
+      "files of the plugin alone, in /etc/key4c-kms, and its pod or units; the lines for the API server on standard output",
+    example:
+      "install --as systemd --key4c-url https://key4c.example --key-id KEY --user-id-file FILE",
+    note: "What is not the plugin's own stays as it is, and install stops and says why. Run again it changes nothing, or completes what was interrupted. An old file of its own is kept as *.before-key4c.",
+    exits: [
+      {
+        0: "installed, and the plugin is ok (without a kubelet: it will be started); with `--dry-run`: shown",
+        1: "nothing was written, or the plugin is not ok yet: the text says which",
+      },
+    ],
+  },
   manifest: {
     purpose: "print what an installation needs: pod, units, alerts",
     operand: { shown: "[NAME]" },

@@ -62,7 +62,7 @@ export const OPTION_LIST: readonly (readonly [OptionName, Option])[] = Object.en
  * environment.
  */
 export function optionsOf(command: Command): readonly (readonly [OptionName, Option])[] {
-  const takesThoseOfServe = command === "doctor" || command === "manifest";
+  const takesThoseOfServe = ["doctor", "manifest", "install"].includes(command);
   return OPTION_LIST.filter(
     ([, { commands, env }]) =>
       commands.includes(command) ||
@@ -310,7 +310,7 @@ function missingOrConflicting(
   };
   const asksKey4C = given.has("decrypt") || given.has("verify");
   const reachesKey4C =
-    command === "serve" || command === "doctor" || (command === "inspect" && asksKey4C);
+    ["serve", "doctor", "install"].includes(command) || (command === "inspect" && asksKey4C);
   if (reachesKey4C) {
     if (!given.has("emulator")) {
       const demo = command === "serve" ? "; or try --emulator" : "";
@@ -319,10 +319,12 @@ function missingOrConflicting(
         ["kmsKeyId", "kmsKeyIdFile"],
         `KMS_KEY_ID (--key-id) is missing: the ID of the Key4C key${demo}`,
       );
-      need(
-        ["kmsUserId", "kmsUserIdFile"],
-        `KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token${hintOf(env)}`,
-      );
+      if (command !== "install") {
+        need(
+          ["kmsUserId", "kmsUserIdFile"],
+          `KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token${hintOf(env)}`,
+        );
+      } // else it may come on standard input
     } else {
       for (const name of ["key4cUrl", "profile", "caFile", "certFile"] as const) {
         notBoth("emulator", name);

@@ -71,6 +71,10 @@ const yes = () => true;
 const KUBEADM_APIS = ["v1beta3", "v1beta4"] as const;
 const SERVE = ["serve"] as const;
 const MANIFEST = ["manifest"] as const;
+const INSTALL = ["install"] as const;
+const BOTH = ["manifest", "install"] as const;
+const INSTALLED_AS = ["static-pod", "systemd"] as const;
+const CONTROL_PLANES = ["one", "several"] as const;
 const PLUGINS_SOCKET = "Unix socket of the plugin to ask";
 const CLIENTS = ["status", "encrypt", "decrypt", "inspect"] as const;
 /** What talks to Key4C itself: inspect only with --decrypt or --verify. */
@@ -82,7 +86,7 @@ export const OPTIONS = {
   config: {
     env: "KMS_CONFIG",
     flag: "config",
-    commands: [...KEY4C, "doctor", "manifest", "status", "encrypt", "decrypt", "emulator"],
+    commands: [...KEY4C, ...BOTH, "doctor", "status", "encrypt", "decrypt", "emulator"],
     value: "FILE",
     help: "File of settings, NAME=VALUE with the names of the environment, below flags and environment (default: /etc/key4c-kms/config, where it is there)",
     parse: text,
@@ -478,13 +482,14 @@ export const OPTIONS = {
   },
   encryptionConfiguration: {
     flag: "encryption-configuration",
-    commands: ["doctor", "inspect", "manifest"],
+    commands: ["doctor", "inspect", "manifest", "install"],
     value: "FILE",
     help: {
       doctor:
         "kube-apiserver's EncryptionConfiguration, to be checked (default: that of --kube-apiserver)",
       inspect: "kube-apiserver's EncryptionConfiguration, to compare its providers with the values",
       manifest: "Path at which kube-apiserver has its EncryptionConfiguration",
+      install: "Path at which kube-apiserver has its EncryptionConfiguration",
     },
     parse: text,
   },
@@ -509,7 +514,7 @@ export const OPTIONS = {
   },
   providerName: {
     flag: "provider-name",
-    commands: MANIFEST,
+    commands: BOTH,
     value: "NAME",
     default: "key4c-kms-plugin",
     help: "Name of the provider in the EncryptionConfiguration; it can never be changed once data are written",
@@ -517,9 +522,9 @@ export const OPTIONS = {
   },
   image: {
     flag: "image",
-    commands: MANIFEST,
+    commands: BOTH,
     value: "IMAGE",
-    default: `key4c-kms-plugin:${VERSION}`,
+    default: `localhost/key4c-kms-plugin:${VERSION}`,
     help: "Image of the static pod",
     parse: imageReference,
   },
@@ -541,7 +546,7 @@ export const OPTIONS = {
   },
   binary: {
     flag: "binary",
-    commands: MANIFEST,
+    commands: BOTH,
     value: "/PATH",
     default: "/usr/local/bin/key4c-kms-plugin",
     help: "Where systemd finds the plugin",
@@ -580,6 +585,32 @@ export const OPTIONS = {
     value: "/PATH",
     help: "Write to this file, as a whole or not at all, instead of standard output; what is there must be of the same manifest, unchanged",
     parse: text,
+  },
+  identityFirst: {
+    flag: "identity-first",
+    commands: MANIFEST,
+    help: "In the EncryptionConfiguration, let nobody write under the plugin yet: for more than one control plane",
+    parse: yes,
+  },
+  as: {
+    flag: "as",
+    commands: INSTALL,
+    value: INSTALLED_AS.join("|"),
+    help: "How the plugin runs (default: as it is installed already)",
+    parse: oneOf(INSTALLED_AS),
+  },
+  dryRun: {
+    flag: "dry-run",
+    commands: INSTALL,
+    help: "Show every file as a diff, and write nothing",
+    parse: yes,
+  },
+  controlPlanes: {
+    flag: "control-planes",
+    commands: INSTALL,
+    value: CONTROL_PLANES.join("|"),
+    help: "Whether the cluster has more than one (default: as it says itself; several where it does not)",
+    parse: oneOf(CONTROL_PLANES),
   },
   force: {
     flag: "force",

@@ -20,6 +20,8 @@ export interface KubeApiserver {
   readonly flags: ReadonlyMap<string, string>;
   readonly mounts: readonly Mount[];
   readonly server: Partial<Server>;
+  /** Of its release, by its image: 37 of v1.37.2. */
+  readonly minor: number | undefined;
   /** The EncryptionConfiguration as this host sees it; undefined where none is named or mounted. */
   readonly configuration: string | undefined;
 }
@@ -52,6 +54,7 @@ export function readKubeApiserver(path: string): KubeApiserver {
     path,
     flags,
     mounts,
+    minor: minor === undefined ? undefined : Number(minor),
     server: {
       reloads: isOn(flags.get(RELOAD_FLAG)),
       ...((hasGate || minor !== undefined) && { hasKmsV1: hasGate || isOld }),

@@ -162,7 +162,7 @@ function readBounded(path: string, kind: "any" | "regular"): { bytes: Buffer; st
  * @throws Error with a sentence for the user. Also when the path leads to something other than a regular file: the
  * rename would replace it, such as /dev/null for the whole machine
  */
-export function replaceFile(path: string, text: string, mode: number): void {
+export function replaceFile(path: string, content: string | Uint8Array, mode: number): void {
   if (lstatSync(path, { throwIfNoEntry: false })?.isFile() === false) {
     throw new Error(`${path} is no regular file`);
   }
@@ -173,7 +173,7 @@ export function replaceFile(path: string, text: string, mode: number): void {
     try {
       withDescriptor(descriptor, () => {
         fchmodSync(descriptor, mode); // whatever the umask
-        writeFileSync(descriptor, text); // writeSync may write only a part
+        writeFileSync(descriptor, content); // writeSync may write only a part
         fsyncSync(descriptor);
       });
       renameSync(temporary, path);

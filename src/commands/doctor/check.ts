@@ -1,3 +1,5 @@
+import { printable } from "../printable.ts";
+
 /** One line of the doctor. */
 export interface Check {
   readonly check: string;
@@ -26,4 +28,16 @@ export function fail(check: string, detail: string, remedy: string): Check {
 /** Not checked, and why. */
 export function skip(check: string, detail: string): Check {
   return { check, result: "skip", detail, remedy: "" };
+}
+
+const MARKS = { pass: "✓", warn: "!", fail: "✗", skip: "–" } as const;
+
+/** One line for people, and its evidence below it. */
+export function checkLine({ check, result, detail, remedy, shown = [] }: Check): string {
+  const text = `${check}: ${detail}${remedy === "" ? "" : ` → ${remedy}`}`;
+  return [
+    `${MARKS[result]} ${printable(text)}`,
+    ...shown.map((one) => `    ${printable(one)}`),
+    "",
+  ].join("\n");
 }

@@ -2,8 +2,8 @@
 import type { CommandLine, Config } from "../../config/config.ts";
 import type { Log } from "../../system/log.ts";
 import { forbiddenEnvironment, hardenProcess } from "../../system/process.ts";
-import { printable, printableJson } from "../printable.ts";
-import { type Check, fail, pass, warn } from "./check.ts";
+import { printableJson } from "../printable.ts";
+import { type Check, checkLine, fail, pass, warn } from "./check.ts";
 import { checkEncryptionConfiguration } from "./encryption-configuration.ts";
 import { checkKey4C } from "./key4c.ts";
 import { checkKubeApiserver, findKubeApiserver, hostPaths } from "./kube-apiserver.ts";
@@ -34,7 +34,7 @@ export async function doctorCommand(
       : await checkInstallation(config, isUsable)),
   ];
   return {
-    text: config.json === true ? `${printableJson(checks)}\n` : checks.map(line).join(""),
+    text: config.json === true ? `${printableJson(checks)}\n` : checks.map(checkLine).join(""),
     ok: checks.every(({ result }) => result !== "fail"),
   };
 }
@@ -85,15 +85,4 @@ function checkConfiguration(
         ]
       : []),
   ];
-}
-
-const MARKS = { pass: "✓", warn: "!", fail: "✗", skip: "–" } as const;
-
-function line({ check, result, detail, remedy, shown = [] }: Check): string {
-  const text = `${check}: ${detail}${remedy === "" ? "" : ` → ${remedy}`}`;
-  return [
-    `${MARKS[result]} ${printable(text)}`,
-    ...shown.map((one) => `    ${printable(one)}`),
-    "",
-  ].join("\n");
 }

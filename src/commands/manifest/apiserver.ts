@@ -13,15 +13,37 @@ import rke2 from "./templates/rke2.yaml.txt";
 const KUBEADM_PKI = "/etc/kubernetes/pki";
 
 export function encryptionConfigurationText(order: Order): string {
+  const { identityFirst } = order.line.config;
+  const kms = providerLines(order);
+  return fill(encryptionConfiguration, {
+    providers: identityFirst
+      ? [
+          "# First: it writes, in clear, until every API server knows the provider below. Then that one comes first.",
+          "- identity: {}",
+          ...kms,
+        ]
+      : [
+          ...kms,
+          "# Last: what is not encrypted yet stays readable. It writes nothing.",
+          "- identity: {}",
+        ],
+  });
+}
+
+/** The plugin's entry in the list of providers. */
+export function providerLines(order: Order): string[] {
   const { config } = order.line;
   const api = required(config.api);
-  return fill(encryptionConfiguration, {
-    api,
-    name: quoted(required(config.providerName)),
-    endpoint: endpointUrl(socketPath(order)),
+  return [
+    "- kms:",
+    `    apiVersion: ${api}`,
+    "    # Part of every stored value: never change it.",
+    `    name: ${quoted(required(config.providerName))}`,
+    `    endpoint: ${endpointUrl(socketPath(order))}`,
     // Only KMS v1 calls the plugin for every object; v2 refuses the field.
-    cachesize: api === "v1" ? ["cachesize: 10000"] : [],
-  });
+    ...(api === "v1" ? ["    cachesize: 10000"] : []),
+    "    timeout: 3s",
+  ];
 }
 
 export function kubeApiserverPatchText(order: Order): string {

@@ -1,7 +1,8 @@
 /** The settings that a manifest gives to serve, and where they come from. */
+import { createHash } from "node:crypto";
 import { dirname, normalize } from "node:path";
 import { type CommandLine, type Environment, required } from "../../config/config.ts";
-import { PROXY_NAMES } from "../../config/config-file.ts";
+import { PROXY_NAMES, secretsIn } from "../../config/config-file.ts";
 import { absolutePath, group } from "../../config/option-types.ts";
 import { ExitError } from "../../system/errors.ts";
 
@@ -72,6 +73,13 @@ const SHARED_DIRECTORIES = new Set([
   ],
 ]);
 
+/** Enough letters of a SHA-256 to tell a change; nobody is kept from forging it. */
+const DIGEST_LETTERS = 16;
+
+export function digestOf(text: string): string {
+  return createHash("sha256").update(text).digest("hex").slice(0, DIGEST_LETTERS);
+}
+
 /** @throws ExitError 2 for a control character, which no pod, unit or comment could hold */
 export function refuseControlCharacters(order: Order): void {
   const bad = toldBy(order).filter((one) => /\p{Cc}/u.test(one));
@@ -86,6 +94,13 @@ export function configFilePath({ line: { configFile } }: Order): string | undefi
   return configFile !== undefined && configFile.settings.size > 0
     ? path("KMS_CONFIG", configFile.path)
     : undefined;
+}
+
+/** Of its settings but secrets: a digest is read by many, and a PIN is soon guessed. */
+export function settingsDigest({ line: { configFile } }: Order): string {
+  const settings = configFile?.settings ?? new Map<string, string>();
+  const secrets = secretsIn(settings);
+  return digestOf(JSON.stringify([...settings].filter(([name]) => !secrets.includes(name))));
 }
 
 /** Whether the plugin finds a setting in that file by itself. */

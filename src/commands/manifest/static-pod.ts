@@ -9,6 +9,7 @@ import {
   type Order,
   serveFiles,
   serveSettings,
+  settingsDigest,
   socketGroupId,
   socketPath,
 } from "./settings.ts";
@@ -39,6 +40,11 @@ export function staticPodText(order: Order): string {
   return fill(staticPod, {
     userIdFile: new Map(files).get("KMS_USER_ID_FILE") ?? configFile,
     podName: quoted(required(podName)),
+    // With other settings in the file a kubelet makes a new pod of it, which reads them.
+    annotations:
+      configFile === undefined
+        ? []
+        : ["annotations:", `  key4c-kms-plugin.io/settings: ${settingsDigest(order)}`],
     image: quoted(required(image)),
     user: String(required(runAsUser)),
     // A process without capabilities may give a file only to a group that it is in.

@@ -1,12 +1,9 @@
 /** A manifest in a file: the head that tells what it was made from, and by which we know again what we wrote. */
-import { createHash } from "node:crypto";
 import { lstatSync } from "node:fs";
 import { version } from "../../../package.json";
 import { readSmallBytes } from "../../system/files.ts";
-import { type Order, toldBy } from "./settings.ts";
+import { digestOf, type Order, toldBy } from "./settings.ts";
 
-/** Enough to notice a change by hand; nobody is kept from forging it. */
-const DIGEST_LETTERS = 16;
 const DIGEST_LINE = /^# sha256 of what follows: ([0-9a-f]+)\n/m;
 
 /** The manifest under a comment that says what it was made from, without secrets. */
@@ -16,15 +13,17 @@ export function withHead(order: Order, name: string, text: string): string {
   return [
     `Made by \`key4c-kms-plugin manifest ${name}\`, release ${version}${from}`,
     ...told.map((one) => `  ${one}`),
-    `sha256 of what follows: ${digest(text)}`,
+    `sha256 of what follows: ${digestOf(text)}`,
   ]
     .map((one) => `# ${one}\n`)
     .join("")
     .concat(text);
 }
 
-function digest(text: string): string {
-  return createHash("sha256").update(text).digest("hex").slice(0, DIGEST_LETTERS);
+/** What is below the head. */
+export function bodyOf(whole: string): string {
+  const [line = ""] = DIGEST_LINE.exec(whole) ?? [];
+  return whole.slice(whole.indexOf(line) + line.length);
 }
 
 /** What is at the place of a file that is to be written. */
@@ -72,9 +71,8 @@ function whose(there: string, name: string, text: string): Occupant {
   if (madeBy !== name) {
     return { what: `what \`manifest ${madeBy}\` wrote` };
   }
-  const [line = "", told] = DIGEST_LINE.exec(there) ?? [];
-  const rest = there.slice(there.indexOf(line) + line.length);
-  return told === digest(rest)
+  const told = DIGEST_LINE.exec(there)?.[1];
+  return told === digestOf(bodyOf(there))
     ? "ours"
     : { what: "what this program wrote, and somebody has changed since" };
 }
