@@ -71,8 +71,7 @@ const TABLE = {
       "its options, the settings of this node, and KMS_USER_ID on standard input where nothing names it; it asks Key4C before it writes",
     writes:
       "files of the plugin alone, in /etc/key4c-kms, and its pod or units; the lines for the API server on standard output",
-    example:
-      "install --as systemd --key4c-url https://key4c.example --key-id KEY --user-id-file FILE",
+    example: "install --as systemd --key4c-url https://key4c.example --key-id KEY",
     note: "What is not the plugin's own stays as it is, and install stops and says why. Run again it changes nothing, or completes what was interrupted. An old file of its own is kept as *.before-key4c.",
     exits: [
       {

@@ -291,7 +291,9 @@ function missingOrConflicting(
   const problems: string[] = [];
   const need = (names: readonly OptionName[], text: string) => {
     if (names.every((name) => !given.has(name))) {
-      problems.push(file === undefined ? text : `${text} (${file.path} has none)`);
+      problems.push(
+        file === undefined || file.settings.size === 0 ? text : `${text} (${file.path} has none)`,
+      );
     }
   };
   const notBoth = (one: OptionName, other: OptionName) => {

@@ -24,7 +24,11 @@ export async function doctorCommand(
   }
   const configuration = [
     ...warnings.map((one) => warn("configuration", one, "run the doctor as root")),
-    ...checkConfiguration(problems, forbidden, configFile?.path),
+    ...checkConfiguration(
+      problems,
+      forbidden,
+      configFile?.settings.size === 0 ? undefined : configFile?.path,
+    ),
   ];
   const isUsable = problems.length + forbidden.length === 0;
   const checks = [
