@@ -27,6 +27,7 @@ import type { Key4COptions } from "../src/key4c/calls.ts";
 import { Key4C } from "../src/key4c/client.ts";
 import { DEFAULT_PROFILE } from "../src/key4c/profile.ts";
 import { createLog } from "../src/system/log.ts";
+import { expectInReference } from "./log-messages.ts";
 import { NO_CONFIG_FILE } from "./no-config.ts";
 import {
   allowFile,
@@ -95,6 +96,7 @@ export function recordingLog() {
   const lines: Record<string, unknown>[] = [];
   const write = (line: string) => {
     expectNoSecret("a log line", line);
+    expectInReference(line);
     lines.push(JSON.parse(line));
   };
   return { lines, log: createLog({ level: "debug", format: "json", write }) };
@@ -316,6 +318,7 @@ export function startProcess(
     startedWith(command, env); // a file with a credential may have another content by now
     expectNoSecret("the HTTP endpoints", told);
     expectNoSecret("argv", command.join("\0"));
+    expectInReference(output());
   });
   return {
     pid: child.pid,

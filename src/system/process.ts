@@ -8,7 +8,7 @@ import type { Log } from "./log.ts";
  * Variables that Bun obeys even in a compiled binary, and that nobody needs here. Some have acted before this line runs
  * (SECURITY.md). So the refusal does not stop an attacker; it stops a debugging session from becoming a service.
  */
-const FORBIDDEN_ENVIRONMENT = [
+export const FORBIDDEN_ENVIRONMENT = [
   "BUN_CONFIG_VERBOSE_FETCH", // prints the calls to Key4C, with tokens and local KEKs
   "NODE_TLS_REJECT_UNAUTHORIZED", // ends TLS checks
   "BUN_INSPECT", // a debugger's port: whoever connects reads the memory

@@ -8,7 +8,6 @@ import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import { rpcs, Sightings } from "../faults/callers.ts";
 import { type Wrapped, wrapUnderNewKeks } from "../faults/material.ts";
-import { watchStalls } from "../faults/plugin.ts";
 import { API_KEY, ServiceKey, vault } from "../services.ts";
 import { emulator, fakeServer } from "../support.ts";
 import {
@@ -145,22 +144,18 @@ async function codesNow(plugin: Plugin, known: Wrapped) {
 }
 
 async function isRevokedWithin(graceMs: number): Promise<void> {
-  const intervalMs = 500;
   const key4c = key4cOf();
   const plugin = await launchOk(key4c.url, {
-    KMS_PROBE_INTERVAL: `${intervalMs}ms`,
+    KMS_PROBE_INTERVAL: "500ms",
     KMS_REVOCATION_GRACE: `${graceMs}ms`,
   });
   const known = await wrap(plugin);
-  const stalls = watchStalls();
   key4c.behaviour = DISABLED;
   const disabledAtMs = performance.now();
   await untilRefused(plugin);
   const tookMs = performance.now() - disabledAtMs;
   console.log(`figure: grace ${graceMs} ms, revoked after ${Math.round(tookMs)} ms`);
-  expect(tookMs).toBeGreaterThanOrEqual(graceMs);
-  // The stated bound, and what this machine kept everybody from work.
-  expect(tookMs).toBeLessThanOrEqual(1.1 * intervalMs + graceMs + 6_000 + 2 * stalls.stop());
+  expect(tookMs).toBeGreaterThanOrEqual(graceMs); // at most how much: test/health/bad-days.test.ts
   const UNUSABLE = ["FAILED_PRECONDITION"];
   expect(await codesNow(plugin, known)).toEqual({
     defects: [],

@@ -1,6 +1,6 @@
 /**
  * Key4C is well, and not what it was: other key material, a version that is gone or goes back, a replica that lags.
- * Nothing that is acknowledged later than the stated bound may be lost, what is known stays readable, and it heals.
+ * Nothing that is acknowledged after it is found may be lost, what is known stays readable, and the plugin recovers.
  */
 import { expect } from "bun:test";
 import { randomBytes } from "node:crypto";
@@ -9,7 +9,6 @@ import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import { rpcs, Sightings } from "../faults/callers.ts";
 import type { Wrapped } from "../faults/material.ts";
-import { watchStalls } from "../faults/plugin.ts";
 import { emulator, temporaryDirectory, temporaryFile } from "../support.ts";
 import {
   ALL_WELL,
@@ -32,14 +31,7 @@ import { sideBySide } from "./side-by-side.ts";
 
 const { OK, FAILED_PRECONDITION, INVALID_ARGUMENT } = status;
 const PLAY_TIMEOUT_MS = 240_000;
-const INTERVAL_MS = 500;
-const INTERVAL = { KMS_PROBE_INTERVAL: `${INTERVAL_MS}ms` };
-/**
- * From the first answer that is not the old one's to the last acknowledgement: the next probe finds it, and two more
- * until 10 s are over say the same (VERDICT_ANSWERS, MISMATCH_MS, MAX_VERDICT_INTERVAL_MS).
- */
-const BOUND_MS = 1.1 * INTERVAL_MS + 10_000 + 6_000;
-
+const INTERVAL = { KMS_PROBE_INTERVAL: "500ms" };
 /** An emulator whose keys are those of another one at this moment: a backup of it. */
 function restored(dataFile: string) {
   const copy = join(temporaryDirectory(), "restored.json");
@@ -75,7 +67,6 @@ async function isReplaced(
   const known = await wrap(plugin);
   const callers = keepCalling(plugin, known);
   await eventually("acknowledged", () => callers.acknowledged.length > 20);
-  const stalls = watchStalls();
   if (outageFirst !== undefined) {
     key4c.behaviour = outageFirst;
     await Bun.sleep(3_000);
@@ -84,9 +75,8 @@ async function isReplaced(
   key4c.behaviour = undefined;
   const replacedMs = performance.now();
   await plugin.untilState("mismatch");
-  const foundMs = performance.now() - replacedMs;
-  console.log(`figure: mismatch after ${Math.round(foundMs)} ms`);
-  expect(foundMs).toBeLessThanOrEqual(BOUND_MS + 2 * stalls.stop());
+  // How soon at most is tested in simulated time: test/health/bad-days.test.ts.
+  console.log(`figure: mismatch after ${Math.round(performance.now() - replacedMs)} ms`);
   await eventually("Encrypt fails", () =>
     callers.seen.codesOf("encrypt").includes(FAILED_PRECONDITION),
   );

@@ -80,22 +80,6 @@ test("a link between the documents leads somewhere", () => {
   expect(broken).toEqual([]);
 });
 
-test("each file and function on the way of a request exists", () => {
-  const [, way = ""] = document("docs/CODE.md").split("\n## The way of a request\n");
-  const section = way.split("\n## ")[0] ?? "";
-  const rows = [...section.matchAll(/^\| \[(src\/[^\]]*)\]\(\.\.\/(.*?)\) \| `(\w+)` \|/gm)];
-  expect(rows.length).toBe(section.match(/^\| \[/gm)?.length ?? 0);
-  expect(rows.length).toBeGreaterThan(20);
-  const missing = rows.filter(([, file = "", linked, name]) => {
-    const declared = new RegExp(
-      `^(export )?(async )?(function|class) ${name}\\b|^  (async )?${name}[(<]`,
-      "m",
-    );
-    return file !== linked || !existsSync(join(ROOT, file)) || !declared.test(document(file));
-  });
-  expect(missing.map(([, file, , name]) => `${file} ${name}`)).toEqual([]);
-});
-
 test(".ci/setup installs every package that a test may miss", () => {
   const setup = document(".ci/setup");
   expect([...DEBIAN_PACKAGES].filter((name) => !setup.includes(name))).toEqual([]);

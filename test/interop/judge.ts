@@ -4,8 +4,8 @@
  */
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { loadConfiguration } from "../../src/kubernetes/encryption/load.ts";
-import { providersOf, storedPrefix } from "../../src/kubernetes/encryption/providers.ts";
+import { loadConfiguration, type Provider } from "../../src/kubernetes/encryption/load.ts";
+import { providersOf } from "../../src/kubernetes/encryption/providers.ts";
 
 const directory = process.argv[2] ?? "";
 for (const file of readdirSync(directory)) {
@@ -21,4 +21,15 @@ for (const file of readdirSync(directory)) {
   );
   const why = [...faults.map(({ where, what }) => `${where}: ${what}`), ...unclear].join("; ");
   console.log(JSON.stringify({ file, verdict, writes, why }));
+}
+
+/** The prefix of every value that a provider has encrypted; empty for plaintext. */
+function storedPrefix(provider: Provider | undefined): string {
+  if (provider === undefined || provider.kind === "identity") {
+    return "";
+  }
+  const { kind, kms, keyName } = provider;
+  return kms === undefined
+    ? `k8s:enc:${kind}:v1:${keyName}:`
+    : `k8s:enc:kms:${kms.apiVersion}:${kms.name}:`;
 }

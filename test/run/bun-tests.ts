@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { MISSING_FILE } from "../needs.ts";
 import { linesOf } from "./lines.ts";
-import type { Done, Job } from "./pool.ts";
+import { cpuSecondsOf, type Done, type Job } from "./pool.ts";
 import { noteMissing, noteSkipped, tell } from "./report.ts";
 import { ROOT } from "./shell.ts";
 
@@ -63,6 +63,7 @@ async function bunTest(file: string, scratch: string, show: boolean): Promise<Do
   return {
     count: { passed: number("tests") - failed - skipped, failed: failed + crashed, skipped },
     output,
+    cpuSeconds: cpuSecondsOf(child),
   };
 }
 

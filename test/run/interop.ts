@@ -3,7 +3,7 @@ import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import { missing } from "../needs.ts";
 import { countGoTests } from "./go-tests.ts";
-import type { Done, Job } from "./pool.ts";
+import { cpuSecondsOf, type Done, type Job } from "./pool.ts";
 import { outcome, skipSuite } from "./report.ts";
 import { ROOT, shell } from "./shell.ts";
 
@@ -74,5 +74,5 @@ async function goTest(program: string, cwd: string, test: string, flags: string[
   const count = await countGoTests(test, 1, child, (ok, what, printed) => {
     output += ok ? "" : `${what}\n${printed}`;
   });
-  return { count, output };
+  return { count, output, cpuSeconds: cpuSecondsOf(child) };
 }

@@ -14,6 +14,8 @@ export interface Done {
   readonly count: Count;
   /** What is shown if it failed. */
   readonly output: string;
+  /** What its processes used of a processor: the rest of its time it waited. */
+  readonly cpuSeconds?: number;
   /** What can begin now. */
   readonly next?: readonly Job[];
 }
@@ -45,13 +47,9 @@ export async function runLanes(lanes: readonly Lane[]): Promise<Count> {
     const startMs = performance.now();
     running.set(job, startMs);
     tellRunning();
-    const {
-      count,
-      output,
-      next = [],
-    } = await job
+    const { count, output, cpuSeconds, next } = await job
       .run()
-      .catch((error: unknown) => ({ count: FAILED, output: String(error), next: [] }));
+      .catch((error: unknown): Done => ({ count: FAILED, output: String(error) }));
     running.delete(job);
     done += 1;
     const tookSeconds = (performance.now() - startMs) / 1000;
@@ -63,9 +61,10 @@ export async function runLanes(lanes: readonly Lane[]): Promise<Count> {
       ...(failed > 0 ? [`${failed} failed`] : []),
       ...(skipped > 0 ? [`${skipped} skipped`] : []),
       `${tookSeconds.toFixed(1)} s`,
+      ...(cpuSeconds === undefined ? [] : [`${cpuSeconds.toFixed(1)} s of a processor`]),
     ];
     tellResult(failed === 0, `${done}/${total} ${job.name}: ${parts.join(", ")}`, output);
-    return next;
+    return next ?? [];
   }
 
   async function runLane({ width, jobs }: Lane): Promise<void> {
@@ -98,6 +97,11 @@ export async function runLanes(lanes: readonly Lane[]): Promise<Count> {
   endState();
   seconds.keep();
   return sum(counts);
+}
+
+/** Of a process that has ended, with those that it waited for. */
+export function cpuSecondsOf(child: Bun.Subprocess<"ignore" | "pipe" | undefined>): number {
+  return Number(child.resourceUsage()?.cpuTime.total ?? 0) / 1e6;
 }
 
 const FAILED: Count = { passed: 0, failed: 1, skipped: 0 };

@@ -12,7 +12,7 @@ import { proxyOf } from "./proxy.ts";
 /** Long enough for a resolver or a handshake, short enough for a person who waits. */
 const CONNECT_TIMEOUT_MS = 5_000;
 /** How long before its end a certificate is worth a warning; the alert Key4cKmsCertificateExpires has the same. */
-const CERTIFICATE_WARNING_DAYS = 14;
+export const CERTIFICATE_WARNING_DAYS = 14;
 const DAY_MS = 86_400_000;
 /** A proxy's answer to CONNECT: a line and a few headers. */
 const MAX_PROXY_ANSWER_BYTES = 16 * 1024;

@@ -19,14 +19,3 @@ export function providersOf(groups: readonly Group[], resource: string): readonl
   }
   return [];
 }
-
-/** The prefix of every value that a provider has encrypted; empty for plaintext. */
-export function storedPrefix(provider: Provider | undefined): string {
-  if (provider === undefined || provider.kind === "identity") {
-    return "";
-  }
-  const { kind, kms, keyName } = provider;
-  return kms === undefined
-    ? `k8s:enc:${kind}:v1:${keyName}:`
-    : `k8s:enc:kms:${kms.apiVersion}:${kms.name}:`;
-}

@@ -1,0 +1,44 @@
+/** What is logged in a test stands in REFERENCE.md: whoever reads a line at night finds what to do. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { type ErrorKind, KINDS } from "../src/failures/kinds.ts";
+import { LEVELS } from "../src/health/change-log.ts";
+import { headline } from "../src/health/words.ts";
+import { STATES } from "../src/keys/standing.ts";
+
+const REFERENCE = readFileSync(join(import.meta.dir, "../docs/REFERENCE.md"), "utf8");
+const TABLE =
+  /<!-- log-messages -->\n([\s\S]*)\n<!-- \/log-messages -->/.exec(REFERENCE)?.[1] ?? "";
+
+/** Level and message. */
+const told = new Set<string>();
+for (const [, level, message] of TABLE.matchAll(/^\| (\w+) \| `(.*?)` \|/gm)) {
+  told.add(`${level} ${message}`);
+}
+/** The lines of states are made of the words of two other tables, which the source makes. */
+for (const state of STATES) {
+  for (const kind of [undefined, ...(Object.keys(KINDS) as ErrorKind[])]) {
+    told.add(`${LEVELS[state]} ${headline(state, kind)}`);
+  }
+}
+
+/**
+ * @param lines of JSON, among others
+ * @throws Error for one from info on that the table does not have
+ */
+export function expectInReference(lines: string): void {
+  for (const text of lines.split("\n")) {
+    const { time, level, msg } = lineOf(text);
+    if (time !== undefined && level !== "debug" && !told.has(`${level} ${msg}`)) {
+      throw new Error(`REFERENCE.md, "Log messages", does not have: ${level} ${msg}`);
+    }
+  }
+}
+
+function lineOf(text: string): Readonly<Partial<Record<"time" | "level" | "msg", string>>> {
+  try {
+    return text.startsWith('{"time":') ? JSON.parse(text) : {};
+  } catch {
+    return {}; // cut short
+  }
+}
