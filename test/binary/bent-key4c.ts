@@ -104,6 +104,9 @@ export const withoutKcv = () => {
   return { KEY4C_PROFILE: temporaryFile(JSON.stringify({ ...defaultProfile, describe })) };
 };
 
+/** Many scenarios are played side by side: whoever looks or calls more often takes the processor from the others. */
+const LOOK_INTERVAL_MS = 50;
+const CALL_INTERVAL_MS = 100;
 /** What an RPC may take on a machine that does something else besides. */
 const GIVE_UP_MS = 90_000;
 
@@ -116,7 +119,7 @@ export async function eventually<T>(
     if (found !== undefined && found !== false) {
       return found;
     }
-    await Bun.sleep(20);
+    await Bun.sleep(LOOK_INTERVAL_MS);
   }
   throw new Error(`${what}: waited in vain`);
 }
@@ -229,7 +232,7 @@ export function keepCalling({ client }: Plugin, known: Wrapped, callers = 1) {
       });
       await seen.see("known", () => rpcs.decrypt1(client, known));
       await seen.see("known", () => rpcs.decrypt2(client, known));
-      await Bun.sleep(20);
+      await Bun.sleep(CALL_INTERVAL_MS);
     }
   });
   return {

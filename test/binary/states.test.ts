@@ -154,7 +154,7 @@ const stateOf = async (plugin: Plugin) => (await get(plugin, "readyz"))[1].match
 
 async function until(plugin: Plugin, state: string): Promise<void> {
   while ((await stateOf(plugin)) !== state) {
-    await Bun.sleep(10);
+    await Bun.sleep(50);
   }
 }
 
