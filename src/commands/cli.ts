@@ -24,7 +24,7 @@ const MAX_CIPHERTEXT_BYTES = 256 * 1024;
 const MAX_COUNTED_BYTES = 1024 ** 2;
 
 /** With the start of the process, `status --live` takes at most 2 s. */
-const LIVE_TIMEOUT_MS = 1_500;
+export const LIVE_TIMEOUT_MS = 1_500;
 
 /**
  * One line of JSON with what Status says, and the plugin's version; with --live what Version says.

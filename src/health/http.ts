@@ -13,11 +13,11 @@ import { SparingListener } from "./sparing-listener.ts";
 /** How often an address in use is tried again. A former plugin that still holds it gives it up when it ends. */
 const RETRY_INTERVAL_MS = 1_000;
 /** The request of a scraper has a few hundred bytes. */
-const MAX_REQUEST_BYTES = 8 * 1024;
+export const MAX_REQUEST_BYTES = 8 * 1024;
 /** From the first byte of a connection to the last. */
-const MAX_CONNECTION_MS = 5_000;
+export const MAX_CONNECTION_MS = 5_000;
 /** The metrics are made at most once in this time. A request that comes sooner waits for the next ones. */
-const METRICS_INTERVAL_MS = 1_000;
+export const METRICS_INTERVAL_MS = 1_000;
 
 const OK = "200 OK";
 const UNAVAILABLE = "503 Service Unavailable";

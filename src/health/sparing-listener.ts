@@ -3,9 +3,9 @@ import { createServer, type Server, type Socket } from "node:net";
 import { duplicate } from "../system/libc.ts";
 
 /** Connections open at once, and accepted before a pause. Prometheus needs one; the rest is for the API server. */
-const MAX_HTTP_CONNECTIONS = 8;
+export const MAX_HTTP_CONNECTIONS = 8;
 /** With this pause at most 80 connections a second cost anything. */
-const PAUSE_MS = 100;
+export const PAUSE_MS = 100;
 
 /**
  * A TCP listener that cannot be used against the process. Every user of the node can reach loopback, and each connection

@@ -10,7 +10,7 @@ import { decodeBytes } from "./template.ts";
 export type OperationName = "describe" | "encrypt" | "decrypt";
 
 /** The largest honest answer carries a wrapped KEK of 16 KiB. */
-const MAX_RESPONSE_BYTES = 64 * 1024;
+export const MAX_RESPONSE_BYTES = 64 * 1024;
 
 /** The service refuses a token that it gave: a new login, and the call again. It never leaves the client. */
 export class TokenExpired extends Error {}

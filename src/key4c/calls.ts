@@ -14,9 +14,9 @@ import { exchange, type Way } from "./request.ts";
 import type { Placeholder, PlaceholderValues } from "./template.ts";
 
 /** One attempt. Below the API server's default timeout of 3 s, so that its caller may live to see a second one. */
-const ATTEMPT_TIMEOUT_MS = 2_500;
+export const ATTEMPT_TIMEOUT_MS = 2_500;
 /** All attempts of one call together. Longer than a caller waits, because the result goes into the cache. */
-const CALL_BUDGET_MS = 10_000;
+export const CALL_BUDGET_MS = 10_000;
 const FIRST_RETRY_DELAY_MS = 100;
 /** Callers wait for 3 s. So a retry must not sleep for long after Key4C is back. */
 const MAX_RETRY_DELAY_MS = 500;

@@ -2,7 +2,7 @@ import { type CiphertextSource, sentPointer } from "./ciphertext.ts";
 import { type Json, type Pointer, resolvePointer } from "./json.ts";
 import defaultProfile from "./key4c.profile.json";
 import { MEMBERS, type METHODS, type RemoteErrorKind } from "./profile-members.ts";
-import { Faults, object, rowsOf, type Scalar } from "./shape.ts";
+import { Faults, object, type Scalar } from "./shape.ts";
 import { type Encoding, type Placeholder, placeholdersOf, uses } from "./template.ts";
 
 /**
@@ -206,17 +206,6 @@ export const PROFILE_SCHEMA = {
   title: "A profile of key4c-kms-plugin",
   ...PROFILE.schema,
 };
-
-/** The table of a profile's members in REFERENCE.md, in Markdown; a test keeps the two equal. */
-export function profileTable(): string {
-  return [
-    ["member", "type", "required, or default", "meaning"],
-    ["---", "---", "---", "---"],
-    ...rowsOf(MEMBERS),
-  ]
-    .map((cells) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`)
-    .join("\n");
-}
 
 /** The profile of the contract that REFERENCE.md documents. */
 export const DEFAULT_PROFILE: Profile = parseProfile(JSON.stringify(defaultProfile));

@@ -2,7 +2,7 @@ import { PluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
 
 /** After a refusal, the secret or the call is not tried again for this time: tokens of HSMs lock. */
-const PAUSE_MS = 30_000;
+export const PAUSE_MS = 30_000;
 /**
  * After a refusal of a PIN that may be somebody else's, such as a firewall's page: so long until the second, third and
  * fourth time it is presented. HSMs lock after five wrong PINs in a row, some after three.

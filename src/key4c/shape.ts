@@ -275,15 +275,3 @@ export function mapped<T, U>(shape: Shape<T>, to: (value: T) => U): Shape<U> {
   const { type, schema } = shape;
   return { type, schema, read: (value, at, faults) => to(shape.read(value, at, faults)) };
 }
-
-/** A row for each member and what is below it: name, type, required or default, meaning. */
-export function rowsOf(members: Members, before = ""): string[][] {
-  return Object.entries(members).flatMap(([name, { shape, isRequired, fallback, about }]) => {
-    const path = `${before}${name}`;
-    const standsFor = fallback === undefined ? "" : `\`${JSON.stringify(fallback)}\``;
-    return [
-      [`\`${path}\``, shape.type, isRequired ? "required" : standsFor, about],
-      ...rowsOf(shape.members ?? {}, `${path}.`),
-    ];
-  });
-}

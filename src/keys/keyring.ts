@@ -15,11 +15,11 @@ import { type Caller, Unwraps } from "./unwraps.ts";
 import type { WrappingService } from "./wrapping.ts";
 
 /** NIST SP 800-38D §8.3: no more invocations under one key with random 96-bit IVs. */
-const MAX_USES_EVER = 2 ** 32;
+export const MAX_USES_EVER = 2 ** 32;
 /** Renewal starts at this part of either limit, so that no Encrypt waits for it. */
 const RENEW_AT = 0.9;
 /** Status waits this long for the first probe, then says why there is nothing yet. */
-const MAX_FIRST_PROBE_WAIT_MS = 2_000;
+export const MAX_FIRST_PROBE_WAIT_MS = 2_000;
 /**
  * A renewal wants the witness given back, unless a probe or another renewal has just seen that: else
  * KMS_LOCAL_KEK_MAX_USES=1 would cost one more call for each DEK. What a renewal itself makes is always proven.

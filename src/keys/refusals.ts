@@ -2,11 +2,11 @@ import { PluginError } from "../failures/plugin-error.ts";
 import { type Clock, sleep } from "../system/clock.ts";
 
 /** How long the plugin itself refuses a wrapped local KEK that Key4C has refused, without asking again. */
-const REFUSAL_MS = 10_000;
+export const REFUSAL_MS = 10_000;
 /** How many refusals are remembered. So many in that time mean an attack, or a LIST of objects under a destroyed version. */
-const MAX_REFUSALS = 1_024;
+export const MAX_REFUSALS = 1_024;
 /** Above that, one unknown local KEK is asked for in this time: honest ones still come through, and no HSM is flooded. */
-const FLOODED_INTERVAL_MS = 10;
+export const FLOODED_INTERVAL_MS = 10;
 /** A caller whose turn is further away is refused at once. */
 const MAX_TURN_MS = 2_000;
 

@@ -2,11 +2,11 @@ import type { Clock } from "../system/clock.ts";
 import type { LocalKek } from "./envelope.ts";
 
 /** Renewals at the same time. With KMS_LOCAL_KEK_MAX_USES=1 each Encrypt needs one, and an HSM must not be flooded. */
-const MAX_CONCURRENT_RENEWALS = 64;
+export const MAX_CONCURRENT_RENEWALS = 64;
 /** After a failed renewal the current local KEK goes on. The next attempt waits this long, or for a successful probe. */
 const RENEWAL_PAUSE_MS = 5_000;
 /** An Encrypt above the limit of uses waits this long for a new local KEK, and then uses the current one. */
-const MAX_RENEWAL_WAIT_MS = 2_000;
+export const MAX_RENEWAL_WAIT_MS = 2_000;
 
 interface RenewalsOptions {
   /** Makes a local KEK; {@link Renewals.serve} is told when it is current. */

@@ -49,8 +49,8 @@ const MIN_PROBE_INTERVAL_MS = 250;
 const FIRST_THROTTLED_PAUSE_MS = 1_000;
 const MAX_THROTTLED_PAUSE_MS = 30_000;
 /** A Retry-After is obeyed up to the first value; without a local KEK to go on with, up to the second. */
-const MAX_RETRY_AFTER_MS = 300_000;
-const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15_000;
+export const MAX_RETRY_AFTER_MS = 300_000;
+export const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15_000;
 /** The client tries a refused secret only every 30 s. The probe comes this often, so that a changed one is used soon. */
 const DENIED_INTERVAL_MS = 2_000;
 

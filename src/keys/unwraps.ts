@@ -13,9 +13,9 @@ import type { Standing, Standings } from "./standing.ts";
 import type { WrappingService } from "./wrapping.ts";
 
 /** More than three restarting control planes need, and few enough for an HSM. */
-const MAX_CONCURRENT_UNWRAPS = 64;
+export const MAX_CONCURRENT_UNWRAPS = 64;
 /** How many unwraps may wait for a free place. Further ones are refused, so that a flood takes no memory. */
-const MAX_WAITING_UNWRAPS = 1_024;
+export const MAX_WAITING_UNWRAPS = 1_024;
 
 /** The RPC that needs a local KEK, and whether its caller still waits. */
 export interface Caller {

@@ -3,7 +3,7 @@ import { Duplex } from "node:stream";
 import { AuthorityFilter } from "./authority.ts";
 
 /** When so many bytes of answers are unsent, because the client does not read them, its requests are not read either. */
-const MAX_UNSENT_BYTES = 64 * 1024;
+export const MAX_UNSENT_BYTES = 64 * 1024;
 
 /**
  * A client's connection as the HTTP/2 server sees it. Requests pass through the authority filter. While too many bytes

@@ -20,7 +20,7 @@ const DRAIN_TIMEOUT_MS = 5_000;
  * An API server has a handful; a container may have 1,024 descriptors in all. Above the limit a new connection replaces
  * the one that was silent longest. So silent clients cannot lock out one that talks.
  */
-const MAX_CONNECTIONS = 512;
+export const MAX_CONNECTIONS = 512;
 
 /** How long the shutdown waits for the first bytes of a new connection: its client may have written them already. */
 const UNHEARD_TIMEOUT_MS = 200;

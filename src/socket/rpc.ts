@@ -26,7 +26,7 @@ export const MAX_MESSAGE_BYTES = 128 * 1024;
  */
 export const MAX_CONCURRENT_STREAMS = 128;
 /** An honest request has a handful; 128 KiB of small ones would take a hundred times as long to decode. */
-const MAX_FIELDS = 32;
+export const MAX_FIELDS = 32;
 /** An answer leaves this long before the caller's deadline, so that it arrives. */
 const ANSWER_BEFORE_DEADLINE_MS = 100;
 /** How long a caller without a deadline waits; the API server's own default is 3 s. */

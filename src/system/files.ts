@@ -18,7 +18,7 @@ import { basename, dirname, join } from "node:path";
 import { describeError } from "./errors.ts";
 
 /** Secrets, certificates and profiles are far smaller; a larger file is the wrong file. */
-const MAX_FILE_BYTES = 1024 * 1024;
+export const MAX_FILE_BYTES = 1024 * 1024;
 
 /** Why something cannot be used now. Whoever watches it is told at once, and of each change. */
 export class Fault {

@@ -10,7 +10,7 @@ const STDERR = 2;
 /** A descriptor that poll(2) calls writable takes this much at once: PIPE_BUF of pipe(7). */
 const MAX_WRITE_BYTES = 4096;
 /** Kept for a reader that hangs or a disk that is full. Further lines are dropped and counted. */
-const MAX_WAITING_BYTES = 256 * 1024;
+export const MAX_WAITING_BYTES = 256 * 1024;
 /** How often waiting lines are tried again. */
 const RETRY_INTERVAL_MS = 100;
 /** At its end the process waits so long for a slow reader. */

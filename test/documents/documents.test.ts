@@ -2,12 +2,12 @@
 import { expect, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { profileTable } from "../../src/key4c/profile.ts";
 import { DEBIAN_PACKAGES } from "../needs.ts";
 import { startBinary, temporaryDirectory } from "../support.ts";
 import { NEWEST, OLDER } from "../upstream/generate.ts";
 import { anchorsOf, commandsOf, DOCUMENTS } from "./blocks.ts";
-import { exitCodeTable, optionTables } from "./reference-tables.ts";
+import { limitsTable } from "./limits-table.ts";
+import { exitCodeTable, optionTables, profileTable } from "./reference-tables.ts";
 
 const ROOT = join(import.meta.dir, "../..");
 const document = (name: string) => readFileSync(join(ROOT, name), "utf8");
@@ -17,6 +17,7 @@ test.each([
   ["options", optionTables()],
   ["exit-codes", exitCodeTable()],
   ["profile", profileTable()],
+  ["limits", limitsTable()],
 ])("REFERENCE.md has the table of %s that the source makes", (name, table) => {
   const between = new RegExp(`<!-- ${name} -->\\n([\\s\\S]*)\\n<!-- /${name} -->`);
   expect(REFERENCE.match(between)?.[1]).toBe(table);

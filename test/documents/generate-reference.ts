@@ -1,9 +1,9 @@
 /** Writes the tables that the source makes into REFERENCE.md; `npm run generate` calls it after Buf. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { profileTable } from "../../src/key4c/profile.ts";
+import { limitsTable } from "./limits-table.ts";
 import { MONITORING_TABLES } from "./monitoring-tables.ts";
-import { exitCodeTable, optionTables } from "./reference-tables.ts";
+import { exitCodeTable, optionTables, profileTable } from "./reference-tables.ts";
 
 const path = join(import.meta.dir, "../../docs/REFERENCE.md");
 let text = readFileSync(path, "utf8");
@@ -11,6 +11,7 @@ for (const [name, table] of [
   ["options", optionTables()],
   ["exit-codes", exitCodeTable()],
   ["profile", profileTable()],
+  ["limits", limitsTable()],
   ...MONITORING_TABLES,
 ] as const) {
   const between = new RegExp(`(<!-- ${name} -->\\n)[\\s\\S]*(\\n<!-- /${name} -->)`);

@@ -12,14 +12,9 @@ import {
 } from "../../src/health/telemetry.ts";
 import { LEADS_TO } from "../../src/health/words.ts";
 import { STATES } from "../../src/keys/standing.ts";
+import { table } from "./markdown.ts";
 
 const ROOT = join(import.meta.dir, "../..");
-
-function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const line = (cells: readonly string[]) =>
-    `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`;
-  return [line(head), `|${"---|".repeat(head.length)}`, ...rows.map(line)].join("\n");
-}
 
 /** Every metric that serve registers. */
 export function registeredMetrics() {

@@ -3,6 +3,9 @@ import { flagOf, groupsOf } from "../../src/commands/help.ts";
 import { COMMAND_FACTS, COMMANDS, type Command } from "../../src/config/commands.ts";
 import { helpOf, OPTION_LIST, optionsOf } from "../../src/config/config.ts";
 import { GROUPS, type Option } from "../../src/config/options.ts";
+import { MEMBERS } from "../../src/key4c/profile-members.ts";
+import type { Members } from "../../src/key4c/shape.ts";
+import { table } from "./markdown.ts";
 
 /** Those of serve by group, and of every other command what serve does not have, or means otherwise. */
 export function optionTables(): string {
@@ -72,8 +75,18 @@ function code(text: string | undefined): string {
   return text === undefined ? "" : `\`${text}\``;
 }
 
-function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const line = (cells: readonly string[]) =>
-    `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`;
-  return [line(head), `|${"---|".repeat(head.length)}`, ...rows.map(line)].join("\n");
+export function profileTable(): string {
+  return table(["member", "type", "required, or default", "meaning"], rowsOf(MEMBERS));
+}
+
+/** A row for each member and what is below it: name, type, required or default, meaning. */
+function rowsOf(members: Members, before = ""): string[][] {
+  return Object.entries(members).flatMap(([name, { shape, isRequired, fallback, about }]) => {
+    const path = `${before}${name}`;
+    const standsFor = fallback === undefined ? "" : `\`${JSON.stringify(fallback)}\``;
+    return [
+      [`\`${path}\``, shape.type, isRequired ? "required" : standsFor, about],
+      ...rowsOf(shape.members ?? {}, `${path}.`),
+    ];
+  });
 }

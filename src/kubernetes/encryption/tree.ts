@@ -45,7 +45,7 @@ export class Refused extends Error {
 export class Unclear extends Error {}
 
 /** No real configuration has so many nodes, but aliases can expand a few lines into any number. */
-const MAX_NODES = 10_000;
+export const MAX_NODES = 10_000;
 
 export interface Tree {
   readonly root: Node;
