@@ -9,15 +9,21 @@ import { blocksOf, DOCUMENTS, ROOT } from "./blocks.ts";
 
 /** The tests that type the blocks of shell below a heading, in their order; `*.long.ts` only with `-- --all`. */
 const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
-  "README.md": { "Try it": ["documents/documents.test.ts", "documents/documents.test.ts"] },
+  "README.md": {
+    "Install it": ["hosts/runbook.ts"],
+    "Try it": ["documents/documents.test.ts", "documents/documents.test.ts"],
+  },
   "docs/install.md": {
     "Verify the release": ["ship/release.ship.ts"],
+    "Install with one command": ["hosts/runbook.ts", "hosts/runbook.ts", "hosts/runbook.ts"],
+    Verify: ["hosts/cluster.long.ts"],
+  },
+  "docs/install-by-hand.md": {
     "Binary, credential, settings": ["hosts/runbook.ts", "hosts/runbook.ts"],
     "As a static pod (kubeadm)": ["hosts/kubelet.hosts.ts"],
     "A new cluster": ["hosts/cluster.ts"],
     "A cluster that exists": ["hosts/cluster.ts", "hosts/cluster.ts"],
     "As a systemd service (bare metal, k3s, RKE2)": ["hosts/systemd.hosts.ts"],
-    Verify: ["hosts/cluster.long.ts"],
   },
   "docs/install-special.md": {
     "Without root in the pod": ["hosts/kubelet.hosts.ts"],

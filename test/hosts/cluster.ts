@@ -12,8 +12,7 @@ import { RELEASE, releaseArchive } from "./runbook.ts";
 export const CONFIGURATION = "/etc/kubernetes/pki/encryption-configuration.yaml";
 
 /** What a shell of whoever operates the cluster has, as install.md says. */
-export const SHELL = `[ ! -e /etc/key4c-kms/env ] || . /etc/key4c-kms/env
-export KUBECONFIG=/etc/kubernetes/admin.conf ETCDCTL_ENDPOINTS=https://127.0.0.1:2379
+export const SHELL = `export KUBECONFIG=/etc/kubernetes/admin.conf ETCDCTL_ENDPOINTS=https://127.0.0.1:2379
 export ETCDCTL_CACERT=/etc/kubernetes/pki/etcd/ca.crt
 export ETCDCTL_CERT=/etc/kubernetes/pki/etcd/healthcheck-client.crt ETCDCTL_KEY=/etc/kubernetes/pki/etcd/healthcheck-client.key
 cd /root
@@ -72,11 +71,13 @@ export const type = ({ machine }: ClusterNode, script: string) =>
   machine.run(`set -o pipefail\n${SHELL}${script}`);
 
 /** The blocks of "As a static pod": the pod, a new cluster, a cluster that exists. */
-export const [POD = ""] = commandsOf("docs/install.md", "As a static pod (kubeadm)").map((block) =>
-  filledIn(block, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN }),
+export const [POD = ""] = commandsOf("docs/install-by-hand.md", "As a static pod (kubeadm)").map(
+  (block) => filledIn(block, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN }),
 );
-export const [NEW_CLUSTER = ""] = commandsOf("docs/install.md", "A new cluster");
-export const EXISTING_CLUSTER = commandsOf("docs/install.md", "A cluster that exists").join("\n");
+export const [NEW_CLUSTER = ""] = commandsOf("docs/install-by-hand.md", "A new cluster");
+export const EXISTING_CLUSTER = commandsOf("docs/install-by-hand.md", "A cluster that exists").join(
+  "\n",
+);
 
 /** What the reader is to replace in each block with an InitConfiguration. */
 const initAddress = ({ name, address }: ClusterNode) => ({

@@ -65,11 +65,10 @@ const seconds = async (work: () => Promise<unknown>) => {
 
 /** Has `manifest` write the pod, in a shell that has read the settings. */
 const manifest = (flags: string) =>
-  machine.run(`. /etc/key4c-kms/env
-    key4c-kms-plugin manifest static-pod --output ${MANIFEST} ${flags}`);
+  machine.run(`key4c-kms-plugin manifest static-pod --output ${MANIFEST} ${flags}`);
 
 hostCase("install, as install.md has it", async () => {
-  const [pod = ""] = commandsOf("docs/install.md", "As a static pod (kubeadm)");
+  const [pod = ""] = commandsOf("docs/install-by-hand.md", "As a static pod (kubeadm)");
   await machine.run(`${INSTALL}\n${filledIn(pod, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
   figure(`ok ${await seconds(() => isOk("120s"))} after the manifest was written`);
   await running(0);
@@ -158,8 +157,7 @@ hostCase(
     await machine.run("groupadd --gid 4711 apiserver; useradd --gid 4711 apiserver; useradd other");
     const odd = `x$(HOME)$$y%n"z'`;
     await machine.run(
-      `. /etc/key4c-kms/env; unset KMS_PREVIOUS_KEY_IDS_FILE
-    KMS_PREVIOUS_KEY_IDS=$(cat) key4c-kms-plugin manifest static-pod --output ${MANIFEST} --image ${PLUGIN} \\
+      `KMS_PREVIOUS_KEY_IDS=$(cat) key4c-kms-plugin manifest static-pod --output ${MANIFEST} --image ${PLUGIN} \\
       --socket-group apiserver --socket-mode 0660`,
       { input: `null,${odd}` },
     );
@@ -202,7 +200,7 @@ hostCase("the vendor's pod, with KEY4C_URL and without `volumes` in the containe
 hostCase("ours beside it, as VENDOR-PLUGIN.md has it: both serve", async () => {
   const [beside = ""] = commandsOf("docs/VENDOR-PLUGIN.md", "The move");
   await machine.run(`chown root /etc/key4c-kms /etc/key4c-kms/user-id /run/key4c-kms
-    . /etc/key4c-kms/env\n${filledIn(beside, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
+    ${filledIn(beside, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
   await machine.run("KMS_ENDPOINT=unix:///tmp/kms.sock key4c-kms-plugin status");
   await machine.run("rm /etc/kubernetes/manifests/key4c.yaml");
 });

@@ -23,7 +23,7 @@ export async function releaseArchive(): Promise<string> {
 }
 
 const [BINARY_AND_SECRET = "", SETTINGS = ""] = commandsOf(
-  "docs/install.md",
+  "docs/install-by-hand.md",
   "Binary, credential, settings",
 );
 
@@ -33,3 +33,25 @@ ${filledIn(BINARY_AND_SECRET, {
   "cat > /etc/key4c-kms/user-id)": "cat > /etc/key4c-kms/user-id) <<< the-token",
 })}
 ${filledIn(SETTINGS, { "https://…": KEY4C_URL, "KEY-ID >": "demo >" })}`;
+
+const VALUES = { "https://…": KEY4C_URL, "KEY-ID": "demo" };
+const [README = ""] = commandsOf("README.md", "Install it");
+const [UNPACK = "", AS_POD = "", AS_SERVICE = ""] = commandsOf(
+  "docs/install.md",
+  "Install with one command",
+);
+
+/** What README has, typed where the release is; the credential is on standard input. */
+export const BY_README = `cd ${dirname(RELEASE)}\n${filledIn(README, VALUES)}`;
+/** The same by install.md, for a kubelet and for systemd. */
+export const [INSTALL_POD, INSTALL_SERVICE] = [AS_POD, AS_SERVICE].map(
+  (one) => `cd ${dirname(RELEASE)}\n${UNPACK}${filledIn(one, VALUES)}`,
+) as [string, string]; // of two
+
+/** How many commands a reader types or pastes, without the way to the directory. */
+export function commandsIn(block: string): number {
+  const lines = block.replaceAll("\\\n", " ").split("\n");
+  return lines
+    .flatMap((line) => line.split(" && "))
+    .filter((one) => one !== "" && !one.startsWith("#") && !/^cd |^\w+=\S*$/.test(one)).length;
+}

@@ -104,7 +104,7 @@ function checkKeyId(keyId: string | undefined, kmsKeyId: string | undefined): Ch
     : fail(
         check,
         `its key_id ${keyId} does not stand for KMS_KEY_ID (${kmsKeyId})`,
-        "give the doctor the plugin's configuration (. /etc/key4c-kms/env); only if the plugin's own is wrong, and Key4C answers, restart it with this one",
+        "give the doctor the plugin's settings (/etc/key4c-kms/config, or --config); only if the plugin's own is wrong, and Key4C answers, restart it with this one",
       );
 }
 

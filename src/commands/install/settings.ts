@@ -90,18 +90,17 @@ function draftOwnFile(
   const input = name === "KMS_USER_ID" ? userId : undefined;
   const named = given.get(setting);
   const wanted = given.get(name) ?? (named === undefined ? input : textAt(named)?.trim());
-  // An empty list is a file all the same: it is read again when it changes.
-  const content = wanted ?? (name === "KMS_PREVIOUS_KEY_IDS" ? "" : undefined);
+  // No key is a file all the same: it is read again when it changes.
+  const content = wanted ?? (name === "KMS_PREVIOUS_KEY_IDS" ? "none" : undefined);
   if (before !== undefined && wanted !== undefined && before !== wanted) {
     const where = there.has(name) ? DEFAULT_CONFIG_FILE : path;
     draft.obstacles.push(
       `this node has another ${name} (${where}): ${document} says how to change it`,
     );
   } else if (before === undefined && content !== undefined) {
-    const text = content === "" ? "" : `${content}\n`;
     draft.changes.push({
       path,
-      content: text,
+      content: `${content}\n`,
       mode,
       ...(mode === 0o600 && { instead: "a secret" }),
     });
