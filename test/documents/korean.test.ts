@@ -29,7 +29,7 @@ function blocks(markdown: string): string[] {
 /** Commands, names and lines of the log: readers type them, or search for them. Word order differs between languages. */
 function code(markdown: string): string[] {
   const spans = markdown.replaceAll(BLOCK, "").matchAll(/`([^`]+)`/g);
-  return [...spans].map(([, span = ""]) => span.replaceAll(/\s+/g, " ")).sort();
+  return [...new Set([...spans].map(([, span = ""]) => span.replaceAll(/\s+/g, " ")))].sort();
 }
 
 /**
