@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { missing, type NeedName } from "./needs.ts";
 import { bunTests } from "./run/bun-tests.ts";
-import { attacks, interop } from "./run/interop.ts";
+import { interop, interopLong } from "./run/interop.ts";
 import { type Done, JOBS, type Job, runLanes } from "./run/pool.ts";
 import { type Count, outcome, skipSuite, sum, tell, tellEnd, tellResult } from "./run/report.ts";
 import { shell } from "./run/shell.ts";
@@ -100,10 +100,10 @@ const SUITES: Readonly<Record<string, Suite>> = {
     lane: "processors",
     jobs: () => [{ name: "simulation", run: simulation }],
   },
-  attacks: {
-    what: "45 kinds of hostile clients; 3 minutes",
+  "interop-long": {
+    what: "45 kinds of hostile clients, and 1.28's gRPC in what current's is tested in; 5 minutes",
     lane: "processors",
-    jobs: () => attacks(scratch),
+    jobs: () => interopLong(scratch),
   },
   faults: {
     what: "a Key4C that goes wrong in 45 ways, and recovers; 9 minutes",

@@ -13,6 +13,9 @@ import (
 // callerCount is how many goroutines stand for the parallel requests of an API server.
 const callerCount = 64
 
+// loadPause leaves a processor to what is tested, and to the tests beside it.
+const loadPause = 50 * time.Millisecond
+
 // maxFailureTexts bounds what callers remember that go on failing.
 const maxFailureTexts = 100
 

@@ -18,7 +18,7 @@ func RestartUnderCallers(t *testing.T) {
 				for range connections {
 					pool = append(pool, connect(t, plugin.socket, ""))
 				}
-				load := startLoad(t, 0, func(caller, turn int) error {
+				load := startLoad(t, loadPause, func(caller, turn int) error {
 					return roundTrip(api, pool[caller%connections], dek(turn))
 				})
 				for range 2 {
@@ -48,7 +48,7 @@ func HandOverOfAHeldSocket(t *testing.T) {
 		for range 8 {
 			pool = append(pool, connect(t, plugin.socket, ""))
 		}
-		load := startLoad(t, 0, func(caller, turn int) error {
+		load := startLoad(t, loadPause, func(caller, turn int) error {
 			return roundTrip(api, pool[caller%len(pool)], dek(turn))
 		})
 		for range 4 {
@@ -61,8 +61,8 @@ func HandOverOfAHeldSocket(t *testing.T) {
 	})
 }
 
-// HandOverFarFromKey4C restarts a plugin twenty times on a held socket while its first local KEK takes three calls of
-// 300 ms each: every method waits for it, Status too, and no call of eight clients fails.
+// HandOverFarFromKey4C restarts a plugin twenty times (with -short five) on a held socket while its first local KEK
+// takes three calls of 300 ms each: every method waits for it, Status too, and no call of eight clients fails.
 func HandOverFarFromKey4C(t *testing.T) {
 	emulator := startEmulator(t)
 	plugin := newPlugin(t, emulator, time.Hour)
@@ -73,7 +73,7 @@ func HandOverFarFromKey4C(t *testing.T) {
 	for range 8 {
 		pool = append(pool, connect(t, plugin.socket, ""))
 	}
-	load := startLoad(t, 10*time.Millisecond, func(caller, turn int) error {
+	load := startLoad(t, loadPause, func(caller, turn int) error {
 		c := pool[caller%len(pool)]
 		for _, api := range []string{"v1", "v2"} {
 			if _, err := wireVersion(api, c); err != nil {
@@ -85,14 +85,18 @@ func HandOverFarFromKey4C(t *testing.T) {
 		}
 		return nil
 	})
-	for range 20 {
+	handOvers := 20
+	if testing.Short() {
+		handOvers = 5
+	}
+	for range handOvers {
 		load.progress(t, callerCount)
 		plugin.stop(t)
 		plugin.launch(t) // what comes from now on meets the first probe
 	}
 	load.progress(t, callerCount)
 	load.stop()
-	load.expectNoFailure(t, "calls during twenty hand-overs")
+	load.expectNoFailure(t, "calls during hand-overs")
 }
 
 // SlowCallIsAnsweredBeforeTheEnd stops the plugin while a Decrypt waits for Key4C.

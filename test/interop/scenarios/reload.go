@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
 )
@@ -39,7 +38,7 @@ func ReloadTurnsEncryptionOn(t *testing.T, client Client) {
 			t.Fatalf("stored as %.40q before encryption is on", plain.stored)
 		}
 
-		load := startLoad(t, time.Millisecond, func(caller, turn int) error {
+		load := startLoad(t, loadPause, func(caller, turn int) error {
 			o := newObject(fmt.Sprintf("during-%d-%d", caller, turn))
 			if err := o.write(server); err != nil {
 				return err

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
-	"time"
 )
 
 // RotationUnderWriters gives the Key4C key a new version while 64 callers write.
@@ -24,7 +23,7 @@ func RotationUnderWriters(t *testing.T, client Client) {
 
 		var during [callerCount][]*object
 		// The pause leaves the plugin and the emulator their part of two processors.
-		load := startLoad(t, 5*time.Millisecond, func(caller, turn int) error {
+		load := startLoad(t, loadPause, func(caller, turn int) error {
 			o := newObject(fmt.Sprintf("during-%d-%d", caller, turn))
 			if err := o.write(server.secrets); err != nil {
 				return err
