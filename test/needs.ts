@@ -4,6 +4,7 @@
  */
 import { test } from "bun:test";
 import { appendFileSync, existsSync, readFileSync } from "node:fs";
+import { networkInterfaces } from "node:os";
 
 interface Need {
   readonly isThere: () => boolean;
@@ -50,6 +51,13 @@ const NEEDS = {
   "libc6 for arm64": {
     isThere: () => existsSync("/usr/aarch64-linux-gnu/lib/libc.so.6"),
     from: debian("libc6-arm64-cross"),
+  },
+  IPv6: {
+    isThere: () =>
+      Object.values(networkInterfaces())
+        .flat()
+        .some((one) => one?.address === "::1"),
+    from: "a kernel with IPv6 on loopback",
   },
   root: { isThere: () => process.getuid?.() === 0, from: "run as root" },
   "core files": {

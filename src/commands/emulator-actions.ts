@@ -2,7 +2,7 @@
 import { USAGE_EXIT_CODE } from "../config/commands.ts";
 import { type Config, required } from "../config/config.ts";
 import { isLoopback } from "../config/option-types.ts";
-import { readBody } from "../key4c/answer.ts";
+import { readBody } from "../key4c/body.ts";
 import { ExitError } from "../system/errors.ts";
 import { errorCode } from "../system/files.ts";
 import { printable } from "./printable.ts";

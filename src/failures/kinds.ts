@@ -47,14 +47,17 @@ interface KindFacts {
   readonly remedy: string;
 }
 
+/** In an outage. */
+export const DO_NOT_RESTART =
+  "do not restart a plugin that knows local KEKs: it would lose them until Key4C is reachable again";
+
 export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
   unavailable: {
     code: status.UNAVAILABLE,
     text: "Key4C is not available",
     retry: true,
     headline: "Key4C is unreachable",
-    remedy:
-      "check KEY4C_URL, the network, the proxy and the CA; do not restart a plugin that knows local KEKs: it would lose them until Key4C is reachable again",
+    remedy: `check KEY4C_URL, the network, the proxy and the CA; ${DO_NOT_RESTART}`,
   },
   throttled: {
     code: status.RESOURCE_EXHAUSTED,

@@ -19,6 +19,8 @@ interface PluginErrorOptions {
    * health, and the same call will have the same answer.
    */
   readonly isUnlisted?: boolean;
+  /** Where there is a better one than that of the kind. */
+  readonly remedy?: string | undefined;
 }
 
 /** An error with a kind. Its message is for the log and never holds key material or credentials. */
@@ -28,6 +30,8 @@ export class PluginError extends Error {
   readonly isVerdict: boolean;
   readonly about: "secret" | "call" | undefined;
   readonly isUnlisted: boolean;
+  /** What to do; undefined: what the kind says. */
+  readonly remedy: string | undefined;
 
   constructor(kind: ErrorKind, message: string, options: PluginErrorOptions = {}) {
     super(message, { cause: options.cause });
@@ -37,6 +41,7 @@ export class PluginError extends Error {
     this.isVerdict = options.isVerdict ?? false;
     this.about = options.about;
     this.isUnlisted = options.isUnlisted ?? false;
+    this.remedy = options.remedy;
   }
 }
 

@@ -63,7 +63,11 @@ export class ChangeLog {
       state,
       kmsKeyId,
       keyId,
-      ...(failure && { kind: failure.kind, cause, remedy: remedyOf(failure.kind) }),
+      ...(failure && {
+        kind: failure.kind,
+        cause,
+        remedy: failure.remedy ?? remedyOf(failure.kind),
+      }),
     });
   }
 }

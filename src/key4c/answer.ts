@@ -1,5 +1,7 @@
+import { DO_NOT_RESTART } from "../failures/kinds.ts";
 import { PluginError } from "../failures/plugin-error.ts";
 import { LOCAL_KEK_BYTES, MAX_KEY_VERSION } from "../keys/wrapping.ts";
+import { notJson } from "./body.ts";
 import { ownValue, type Pointer, resolvePointer } from "./json.ts";
 import type { Granted } from "./login.ts";
 import type { BytesPointer, LoginRequest, Profile, VersionSource } from "./profile.ts";
@@ -8,9 +10,6 @@ import { decodeBytes } from "./template.ts";
 
 /** The operations on a key. */
 export type OperationName = "describe" | "encrypt" | "decrypt";
-
-/** The largest honest answer carries a wrapped KEK of 16 KiB. */
-export const MAX_RESPONSE_BYTES = 64 * 1024;
 
 /** The service refuses a token that it gave: a new login, and the call again. It never leaves the client. */
 export class TokenExpired extends Error {}
@@ -34,7 +33,11 @@ export function readAnswer(
   }
   if (response.ok) {
     if (document === undefined) {
-      throw malformed(name, text === undefined ? "larger than allowed" : "not JSON");
+      throw malformed(
+        name,
+        text === undefined ? "larger than allowed" : notJson(response, text),
+        `check KEY4C_URL, KEY4C_PROFILE, and what stands before Key4C: a gateway, a proxy, a login page; ${DO_NOT_RESTART}`,
+      );
     }
     if (success === undefined || resolvePointer(document, success.pointer) === success.equals) {
       return document;
@@ -98,20 +101,6 @@ function statusKind(
   const kind = ownValue(statuses, String(status));
   const isBelieved = kind === "throttled" || kind === "denied" || kind === "tokenExpired";
   return isJson || isBelieved ? kind : undefined;
-}
-
-/** Reads at most MAX_RESPONSE_BYTES; undefined when there is more. */
-export async function readBody(response: Response): Promise<string | undefined> {
-  const chunks: Uint8Array[] = [];
-  let length = 0;
-  for await (const chunk of response.body ?? []) {
-    length += chunk.length;
-    if (length > MAX_RESPONSE_BYTES) {
-      return undefined; // leaving the loop cancels the body
-    }
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks).toString("utf8");
 }
 
 /** Seconds or a date (RFC 9110 §10.2.3), in milliseconds from now. */
@@ -180,6 +169,6 @@ export function readLocalKek(answer: unknown, { pointer, encoding }: BytesPointe
   return bytes;
 }
 
-function malformed(name: OperationName | "login", what: string): PluginError {
-  return new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`);
+function malformed(name: OperationName | "login", what: string, remedy?: string): PluginError {
+  return new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`, { remedy });
 }

@@ -3,9 +3,9 @@ import { type ErrorKind, KINDS } from "../failures/kinds.ts";
 import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import { type CallOptions, LOCAL_KEK_BYTES } from "../keys/wrapping.ts";
 import { type Clock, sleep, systemClock } from "../system/clock.ts";
-import { errorCode } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
 import { type OperationName, readAnswer, readGrant, TokenExpired } from "./answer.ts";
+import { notReached } from "./connect-error.ts";
 import type { Json } from "./json.ts";
 import { type Granted, Login } from "./login.ts";
 import { carries, type Operation, type Profile } from "./profile.ts";
@@ -226,7 +226,7 @@ export class Calls {
     } catch (error) {
       throw error instanceof PluginError || error instanceof TokenExpired
         ? error
-        : new PluginError("unavailable", `${name} did not reach Key4C: ${errorCode(error)}`);
+        : notReached(name, error, this.#options.tls().cert);
     }
   }
 

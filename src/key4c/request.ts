@@ -1,7 +1,7 @@
 /** One HTTP request, made from a profile's templates. */
 import { PluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
-import { readBody } from "./answer.ts";
+import { readBody } from "./body.ts";
 import type { Json } from "./json.ts";
 import type { LoginRequest, Operation } from "./profile.ts";
 import { type PlaceholderValues, render, renderJson } from "./template.ts";

@@ -288,7 +288,7 @@ test("a service that is not there, a page, and a configuration that is not compl
   const away = await profileCheck("http://127.0.0.1:9");
   expect(away.step("describe")).toMatchObject({
     result: "fail",
-    remedy: "let `doctor` without --profile-check say what is in the way",
+    remedy: expect.stringContaining("check KEY4C_URL (host and port)"),
     shown: expect.arrayContaining(["← no answer"]),
   });
   const page = fakeServer(

@@ -6,17 +6,22 @@ import { type AddressInfo, connect } from "node:net";
 import { join } from "node:path";
 import { createServer } from "node:tls";
 import { $ } from "bun";
+import type { Check } from "../../src/commands/doctor/check.ts";
+import { helloOf, tlsTable } from "../documents/tls-table.ts";
 import { missing, testWith } from "../needs.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
 import {
   emulator,
   fakeServer,
   onTestEnd,
+  runBinary,
   startBinary,
   startPlugin,
+  startProcess,
   temporaryDirectory,
+  withUntil,
 } from "../support.ts";
-import { eventually, launchOk } from "./bent-key4c.ts";
+import { eventually, launchOk, type Told } from "./bent-key4c.ts";
 
 const test = testWith("openssl");
 const pki = makePki();
@@ -53,8 +58,8 @@ test("trusts the CA it is given, and tells when certificates expire", async () =
   }
 });
 
-/** The cause that the first failed probe logs. */
-async function failure(url: string, env: Record<string, string>): Promise<string> {
+/** What the first failed probe logs. */
+async function told(url: string, env: Record<string, string>): Promise<Told> {
   const running = startBinary(["serve"], {
     KMS_ENDPOINT: `unix://${join(temporaryDirectory(), "kms.sock")}`,
     KEY4C_URL: url,
@@ -62,8 +67,12 @@ async function failure(url: string, env: Record<string, string>): Promise<string
     KMS_USER_ID: "u",
     ...env,
   });
-  return (await running.until(/"state":"starting".*"cause":"([^"]*)"/))[1] ?? "";
+  const [line] = await running.until(/\{[^\n]*"state":"starting".*\}/);
+  return JSON.parse(line) as Told;
 }
+
+const failure = async (url: string, env: Record<string, string>) =>
+  (await told(url, env)).cause ?? "";
 
 test.each([
   ["a CA that it does not know", "server", {}],
@@ -175,4 +184,113 @@ test("a renewed client certificate waits for its key, and the pair before stays 
   await eventually("the renewed pair", () => seen.has("renewed"));
   await plugin.untilLogged(/a file can be used again/);
   expect(plugin.told().map(({ state }) => state)).toEqual(["ok"]);
+});
+
+/** What serve logs, and what the doctor says: each failing check with its detail and remedy in a line. */
+async function bothSay(url: string, env: Record<string, string>) {
+  const { cause, remedy } = await told(url, env);
+  const { stdout } = await runBinary(["doctor", "--json"], {
+    env: { KEY4C_URL: url, KMS_KEY_ID: "demo", KMS_USER_ID: "u", KMS_ENDPOINT, ...env },
+  });
+  const failed = (JSON.parse(stdout.toString()) as Check[]).filter((one) => one.result === "fail");
+  return [`${cause} → ${remedy}`, failed.map((one) => `${one.detail} → ${one.remedy}`).join("\n")];
+}
+
+const KMS_ENDPOINT = "unix:///nowhere/kms.sock";
+
+/** A server by openssl, which can be told to speak nearly anything. */
+async function opensslServer(certificate: string, ...options: string[]): Promise<string> {
+  const files = ["-cert", file(`${certificate}.pem`), "-key", file(`${certificate}.key`)];
+  const server = withUntil(
+    startProcess(["openssl", "s_server", "-www", "-accept", "0", ...files, ...options]),
+  );
+  const [, port] = await server.until(/ACCEPT [^\n]*:(\d+)/);
+  return `https://localhost:${port}`;
+}
+
+const HANDSHAKE =
+  /the TLS handshake failed \(EPROTO\) → .*doctor.*REFERENCE\.md \(TLS\).*do not restart/;
+
+test("TLS in words: each fault has its own cause and remedy, in the log and from the doctor", async () => {
+  const ca = { KEY4C_CA_FILE: file("ca.pem") };
+  const client = { KEY4C_CERT_FILE: file("client.pem"), KEY4C_CERT_KEY_FILE: file("client.key") };
+  const expired = {
+    KEY4C_CERT_FILE: file("expired.pem"),
+    KEY4C_CERT_KEY_FILE: file("expired.key"),
+  };
+  await pki.issueExpired("expired", "DNS:localhost");
+  await pki.issueSelfSigned("stranger", "DNS:localhost");
+  await $`openssl req -x509 -newkey rsa-pss -pkeyopt rsa_keygen_bits:2048 -nodes -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout ${file("pss.key")} -out ${file("pss.pem")}`.quiet();
+  const plain = fakeServer(() => new Response("")).url.replace(
+    "http://127.0.0.1",
+    "https://localhost",
+  );
+  const wants = ["-Verify", "1", "-verify_return_error", "-CAfile"];
+  const old = ["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"];
+  const sha = ["-tls1_2", "-cipher", "ECDHE-ECDSA-AES256-SHA384"];
+  const cases = [
+    [await opensslServer("pss"), ca, HANDSHAKE, /handshake failed \(ERR_SSL_SSLV3_ALERT_HAND/],
+    [await opensslServer("server", "-curves", "P-521"), ca, HANDSHAKE, /ALERT_HANDSHAKE_FAILURE/],
+    [await opensslServer("server", ...sha), ca, HANDSHAKE, /ALERT_HANDSHAKE_FAILURE/],
+    [await opensslServer("server", ...old), ca, HANDSHAKE, /no TLS version.*→ .*TLS 1\.2 or 1\.3/],
+    [plain, ca, HANDSHAKE, /does not speak TLS.*→ correct host and port/],
+    [
+      await opensslServer("expired"),
+      ca,
+      /certificate has expired, by the clock of this machine.*→ .*renewed.*timedatectl/,
+      /certificate has expired, by the clock.*→ .*renewed.*timedatectl/,
+    ],
+    [await opensslServer("elsewhere"), ca, /for another name.*→ let KEY4C_URL/, /for another name/],
+    [
+      await opensslServer("stranger"),
+      ca,
+      /CA that is not trusted.*→ set KEY4C_CA_FILE/,
+      /not trusted/,
+    ],
+    [
+      await opensslServer("server", ...wants, file("ca.pem")),
+      ca,
+      HANDSHAKE,
+      /wants a client certificate.*→ set KEY4C_CERT_FILE/,
+    ],
+    [
+      await opensslServer("server", ...wants, file("stranger.pem")),
+      { ...ca, ...client },
+      HANDSHAKE,
+      /refuses the client certificate.*→ have a client certificate issued/,
+    ],
+    [
+      await opensslServer("server", ...wants, file("ca.pem")),
+      { ...ca, ...expired },
+      /the client certificate has expired \(EPROTO\) → have it renewed/,
+      /it was valid until 2020/,
+    ],
+    ["https://localhost:1", ca, /nobody listens there/, /nobody listens there.*→ check KEY4C_URL/],
+    [
+      "https://no-such-host.invalid",
+      ca,
+      /does not resolve \(ENOTFOUND\) → correct/,
+      /does not resolve/,
+    ],
+  ] as const;
+  await Promise.all(
+    cases.map(async ([url, env, log, doctor]) => {
+      const [inLog, byDoctor] = await bothSay(url, env);
+      expect([url, inLog]).toEqual([url, expect.stringMatching(log)]);
+      expect([url, byDoctor]).toEqual([url, expect.stringMatching(doctor)]);
+    }),
+  );
+});
+
+test("REFERENCE has what the compiled binary offers a TLS server", async () => {
+  const hello = await helloOf((url) =>
+    startBinary(["serve"], {
+      KMS_ENDPOINT: `unix://${join(temporaryDirectory(), "kms.sock")}`,
+      KEY4C_URL: url,
+      KMS_KEY_ID: "demo",
+      KMS_USER_ID: "u",
+    }),
+  );
+  const reference = readFileSync(join(import.meta.dir, "../../docs/REFERENCE.md"), "utf8");
+  expect(reference).toContain(tlsTable(hello));
 });

@@ -3,7 +3,7 @@ import * as cli from "../../src/commands/cli.ts";
 import { OPTION_LIST } from "../../src/config/config.ts";
 import * as http from "../../src/health/http.ts";
 import * as sparingListener from "../../src/health/sparing-listener.ts";
-import * as answer from "../../src/key4c/answer.ts";
+import * as body from "../../src/key4c/body.ts";
 import * as calls from "../../src/key4c/calls.ts";
 import * as refused from "../../src/key4c/refused.ts";
 import * as envelope from "../../src/keys/envelope.ts";
@@ -128,7 +128,7 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
   ["all attempts of a call", constant({ calls }, "CALL_BUDGET_MS"), "the result fills the cache"],
   [
     "an answer of Key4C",
-    constant({ answer }, "MAX_RESPONSE_BYTES"),
+    constant({ body }, "MAX_RESPONSE_BYTES"),
     "the largest honest answer carries 16 KiB",
   ],
   [

@@ -1,5 +1,6 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { brotliCompressSync, gzipSync } from "node:zlib";
 import type { ErrorKind } from "../../src/failures/kinds.ts";
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
@@ -162,6 +163,44 @@ test("what makes no sense is tried again, and no verdict", async () => {
       expect([name, told, isVerdict]).toEqual([name, "unavailable", false]);
     }),
   );
+});
+
+const ANSWER = JSON.stringify({ plaintext: RIGHT });
+const encoded = (body: Buffer | string, encoding: string) => () =>
+  new Response(body, { headers: { "Content-Encoding": encoding } });
+
+test("gzip that nobody asked for, and a mark of byte order, are read", async () => {
+  for (const answer of [
+    encoded(gzipSync(ANSWER), "gzip"),
+    encoded(gzipSync(ANSWER), "X-Gzip"),
+    () => new Response(`\ufeff${ANSWER}`),
+  ]) {
+    const key4c = key4cClient({ url: fakeServer(answer).url });
+    expect(await key4c.unwrap("demo", "c", AAD)).toEqual(LOCAL_KEK);
+  }
+});
+
+test("an answer that is not JSON is called what it is", async () => {
+  for (const [answer, cause] of [
+    [() => new Response(null, { status: 204 }), /empty, with HTTP status 204$/],
+    [() => new Response(" "), /empty, with HTTP status 200$/],
+    [() => new Response(html), /a page \(HTML or XML\)/],
+    [() => new Response(Buffer.from(`\ufeff${ANSWER}`, "utf16le")), /UTF-16/],
+    [() => new Response(Buffer.from(ANSWER, "utf16le")), /UTF-16/],
+    [
+      encoded(brotliCompressSync(ANSWER), "br"),
+      /compressed \(Content-Encoding: br\), which nobody/,
+    ],
+    [encoded(ANSWER.slice(0, 20), "gzip"), /compressed \(Content-Encoding: gzip\)/],
+    [encoded(gzipSync(html), "gzip"), /a page \(HTML or XML\)|compressed/],
+    [encoded(gzipSync(Buffer.alloc(1024 * 1024, " ")), "gzip"), /larger than allowed$/],
+    [() => new Response("plaintext=AAAA"), /not JSON$/],
+  ] as const) {
+    const key4c = key4cClient({ url: fakeServer(answer).url });
+    const failure = await failureOf(key4c.unwrap("demo", "c", AAD, { newConnection: true }));
+    expect(failure.message).toMatch(cause);
+    expect(failure.remedy).toMatch(/KEY4C_PROFILE.*do not restart/);
+  }
 });
 
 /** Codes that the profile does not list. Those of a 4xx would be the same at the next try. */
@@ -399,7 +438,7 @@ test("a control that does not reach Key4C is an outage, for the call that waits 
   isAway = true;
   await clock.pass(30_000);
   const failure = await failureOf(key4c.wrap("demo", LOCAL_KEK, AAD));
-  expect(failure.message).toBe("describe did not reach Key4C: ECONNREFUSED");
+  expect(failure.message).toBe("describe did not reach Key4C: nobody listens there (ECONNREFUSED)");
   expect([failure.kind, attempts.length]).toEqual(["unavailable", 5]);
 });
 

@@ -1,5 +1,6 @@
 /** What goes over the network in one call of a profile, and how it is shown. */
-import { type OperationName, readBody } from "../../key4c/answer.ts";
+import type { OperationName } from "../../key4c/answer.ts";
+import { readBody } from "../../key4c/body.ts";
 import { type Pointer, resolvePointer } from "../../key4c/json.ts";
 import type { Profile } from "../../key4c/profile.ts";
 import type { Blackout } from "./blackout.ts";
@@ -52,7 +53,8 @@ export class Exchange {
   async answered(response: Response): Promise<void> {
     const text = await readBody(response);
     const { status, headers } = response;
-    const type = headers.get("Content-Type") ?? "no content type";
+    const encoding = headers.get("Content-Encoding");
+    const type = `${headers.get("Content-Type") ?? "no content type"}${encoding ? `, ${encoding}` : ""}`;
     this.#answered = { status, type, ...(text !== undefined && { text }) };
   }
 

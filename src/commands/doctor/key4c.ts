@@ -99,7 +99,7 @@ function keyCheckValue({ kcv }: KeyDescription): string[] {
 function refusalChecks(failure: PluginError, ms: number): Check[] {
   const { kind, isVerdict } = failure;
   const detail = describeError(failure);
-  const { remedy } = KINDS[kind];
+  const remedy = failure.remedy ?? KINDS[kind].remedy;
   if (kind === "denied") {
     const maybe = isVerdict ? "" : "; or correct KEY4C_URL: is it the service?";
     return [fail("credential", detail, remedy + maybe), skip("key", "the credential is refused")];

@@ -4,7 +4,7 @@ import { version as VERSION } from "../../../package.json";
 import { type Config, keyIdOf } from "../../config/config.ts";
 import { KeyManagementService as V1 } from "../../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../gen/v2/api_pb.ts";
-import { readBody } from "../../key4c/answer.ts";
+import { readBody } from "../../key4c/body.ts";
 import { standsFor } from "../../keys/key-id.ts";
 import { describeError } from "../../system/errors.ts";
 import { CallError } from "../call-error.ts";

@@ -234,7 +234,7 @@ class Walk {
     const shown = this.#shown(name, pointers);
     if ("failure" in outcome) {
       const detail = this.#counts(outcome.failure);
-      return { ...fail(name, detail, this.#remedy(name, outcome.failure.kind)), shown };
+      return { ...fail(name, detail, this.#remedy(name, outcome.failure)), shown };
     }
     const document = this.#exchange?.document;
     const empty = pointers.filter(([, at]) => resolvePointer(document, at) === undefined);
@@ -246,9 +246,9 @@ class Walk {
     return { ...pass(name, told), shown };
   }
 
-  #remedy(name: OperationName, kind: ErrorKind): string {
-    if (this.#exchange?.isAnswered !== true) {
-      return "let `doctor` without --profile-check say what is in the way";
+  #remedy(name: OperationName, failure: PluginError): string {
+    if (failure.remedy !== undefined || this.#exchange?.isAnswered !== true) {
+      return failure.remedy ?? "let `doctor` without --profile-check say what is in the way";
     }
     const remedies: { readonly [K in ErrorKind]?: string } = {
       denied: "correct KMS_USER_ID, KMS_API_KEY or KMS_PIN, or the headers of the profile",
@@ -256,7 +256,7 @@ class Walk {
       keyNotFound: `correct KMS_KEY_ID, or /${name}/path`,
       throttled: "wait before the next try",
     };
-    return remedies[kind] ?? `compare /${name} with what is sent and answered here`;
+    return remedies[failure.kind] ?? `compare /${name} with what is sent and answered here`;
   }
 
   #counts(failure: PluginError): string {

@@ -29,9 +29,14 @@ function isExempt(url: URL, env: Environment): boolean {
       return true;
     }
     const [, name = one, ofPort = port] = /^(.*?):(\d+)$/.exec(isIP(one) === 6 ? "" : one) ?? [];
-    const domain = name.replace(/^\*?\./, "").replace(/[[\]]/g, "");
+    const domain = canonical(name.replace(/^\*?\./, "").replace(/[[\]]/g, ""));
     return domain !== "" && ofPort === port && (host === domain || host.endsWith(`.${domain}`));
   });
+}
+
+/** An IPv6 address has many spellings; that of a URL is the shortest (RFC 5952). */
+function canonical(name: string): string {
+  return isIP(name) === 6 ? new URL(`http://[${name}]`).hostname.replace(/[[\]]/g, "") : name;
 }
 
 function isInNetwork(host: string, network: string): boolean {

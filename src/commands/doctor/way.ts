@@ -4,7 +4,7 @@ import { lookup } from "node:dns/promises";
 import { isIP, connect as netConnect, type Socket } from "node:net";
 import { type TLSSocket, connect as tlsConnect } from "node:tls";
 import type { Config } from "../../config/config.ts";
-import { describeError } from "../../system/errors.ts";
+import { connectFault } from "../../key4c/connect-error.ts";
 import { errorCode } from "../../system/files.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
 import { proxyOf } from "./proxy.ts";
@@ -14,6 +14,8 @@ const CONNECT_TIMEOUT_MS = 5_000;
 /** How long before its end a certificate is worth a warning; the alert Key4cKmsCertificateExpires has the same. */
 export const CERTIFICATE_WARNING_DAYS = 14;
 const DAY_MS = 86_400_000;
+/** Beside twice what the handshake took: how long an alert may take that follows it. */
+const ALERT_TIMEOUT_MS = 100;
 /** A proxy's answer to CONNECT: a line and a few headers. */
 const MAX_PROXY_ANSWER_BYTES = 16 * 1024;
 
@@ -62,24 +64,13 @@ async function checkName(url: URL, option: string): Promise<Check> {
   }
 }
 
-/** What to do about the codes of a failed handshake. Any other code is a problem of the network. */
-const TLS_REMEDIES: Readonly<Record<string, string>> = {
-  CERT_HAS_EXPIRED: "have the certificate of Key4C renewed, or correct the clock of this machine",
-  CERT_NOT_YET_VALID: "correct the clock of this machine",
-  ERR_TLS_CERT_ALTNAME_INVALID: "let KEY4C_URL name a host that the certificate names",
-};
-const UNKNOWN_CA = "set KEY4C_CA_FILE to a file with the CA that issued the certificate";
-
 async function checkConnection(url: URL, proxy: URL | undefined, config: Config): Promise<Check> {
   const startMs = performance.now();
   const target = `${hostOf(url)}:${portOf(url)}`;
   const through = proxy === undefined ? "" : ` through the proxy ${proxy.host}`;
   let socket: Socket | undefined;
   try {
-    socket = await settled(
-      netConnect({ host: hostOf(proxy ?? url), port: portOf(proxy ?? url) }),
-      "connect",
-    );
+    socket = await connectTo(proxy ?? url);
     if (proxy !== undefined) {
       await openTunnel(socket, target, proxy);
     }
@@ -96,22 +87,45 @@ async function checkConnection(url: URL, proxy: URL | undefined, config: Config)
       rejectUnauthorized: true,
     });
     socket = await settled(tls, "secureConnect");
-    return certificateCheck(tls, through, performance.now() - startMs);
+    const ms = performance.now() - startMs;
+    await withoutAlert(tls, 2 * ms + ALERT_TIMEOUT_MS);
+    return certificateCheck(tls, through, ms);
   } catch (error) {
     if (error instanceof ProxyRefusal) {
       return fail("connection", `${target}${through}: ${error.message}`, error.remedy);
     }
-    const code = errorCode(error);
-    const isCertificate = /CERT|SIGN|ISSUER|CHAIN|VERIFY/.test(code);
-    return fail(
-      "connection",
-      `${target}${through}: ${code === "Error" ? describeError(error) : code}`,
-      TLS_REMEDIES[code] ??
-        (isCertificate ? UNKNOWN_CA : "check KEY4C_URL, routes, firewalls, HTTPS_PROXY"),
-    );
+    const { cause, remedy } = connectFault(error, config.clientCertificate?.current.cert);
+    return fail("connection", `${target}${through}: ${cause}`, remedy);
   } finally {
     socket?.destroy();
   }
+}
+
+/** By every address that the name has, as serve does. @throws the error of the last one */
+async function connectTo(url: URL): Promise<Socket> {
+  let failure: unknown;
+  for (const host of await addressesOf(hostOf(url))) {
+    try {
+      return await settled(netConnect({ host, port: portOf(url) }), "connect");
+    } catch (error) {
+      failure = error;
+    }
+  }
+  throw failure;
+}
+
+async function addressesOf(host: string): Promise<string[]> {
+  return host === "localhost"
+    ? ["127.0.0.1", "::1"] // to Bun's fetch, whatever /etc/hosts says (RFC 6761 §6.3)
+    : (await lookup(host, { all: true })).map(({ address }) => address);
+}
+
+/** With TLS 1.3 a server judges the client's certificate after the handshake. @throws its alert */
+function withoutAlert(socket: TLSSocket, ms: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    socket.once("error", reject);
+    setTimeout(resolve, ms);
+  });
 }
 
 /** The socket at its event. @throws the socket's error, or that it was late */
@@ -123,7 +137,9 @@ function settled<S extends Socket>(socket: S, event: "connect" | "secureConnect"
     };
     socket.once(event, () => resolve(socket));
     socket.once("error", failed);
-    socket.setTimeout(CONNECT_TIMEOUT_MS, () => failed(new Error("no answer in time")));
+    socket.setTimeout(CONNECT_TIMEOUT_MS, () =>
+      failed(new DOMException("no answer in time", "TimeoutError")),
+    );
   });
 }
 
@@ -154,7 +170,9 @@ async function openTunnel(socket: Socket, target: string, proxy: URL): Promise<v
     });
     socket.once("close", () => resolve(text));
     socket.once("error", reject);
-    socket.once("timeout", () => reject(new Error("no answer from the proxy in time")));
+    socket.once("timeout", () =>
+      reject(new DOMException("no answer from the proxy in time", "TimeoutError")),
+    );
   });
   socket.removeAllListeners("data");
   const status = /^HTTP\/1\.[01] (\d{3})/.exec(answer)?.[1];

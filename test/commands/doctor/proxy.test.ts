@@ -56,7 +56,7 @@ const CASES: readonly (readonly [Readonly<Record<string, string>>, string?])[] =
   ...["127.0.0.1", "127.0.0.0/8", "10.0.0.0/8", "127.0.0.1:1", "127.0.0.1:2"].map(
     (NO_PROXY) => [{ HTTPS_PROXY: "http://1", NO_PROXY }, "https://127.0.0.1:1/v1"] as const,
   ),
-  ...["::1", "[::1]", "::/64", "[::1]:1"].map(
+  ...["::1", "[::1]", "::/64", "[::1]:1", "0:0:0:0:0:0:0:1", "0000::0001", "[0:0::1]:1", "::2"].map(
     (NO_PROXY) => [{ HTTPS_PROXY: "http://1", NO_PROXY }, "https://[::1]:1/v1"] as const,
   ),
 ];
