@@ -14,6 +14,9 @@ import { type Count, outcome, skipSuite, sum, tell, tellEnd, tellResult } from "
 import { shell } from "./run/shell.ts";
 import { upstream } from "./upstream/suite.ts";
 
+// What one suite has compiled, the next one finds in Go's cache: only with the same flags.
+process.env["GOFLAGS"] = `${process.env["GOFLAGS"] ?? ""} -trimpath`.trim();
+
 const scratch = mkdtempSync(join(tmpdir(), "k4c-run-"));
 
 const CHECKS: readonly (readonly [string, string])[] = [

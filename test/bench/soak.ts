@@ -11,8 +11,9 @@ import { join } from "node:path";
 import { compile, NAME, ROOT } from "../../src/build/compile.ts";
 import { scriptArguments } from "../../src/build/usage.ts";
 import { makePki } from "../e2e/pki.ts";
-import { eventually, freePort } from "../e2e/process.ts";
+import { eventually } from "../e2e/process.ts";
 import { NO_CONFIG_FILE } from "../no-config.ts";
+import { freePort } from "../ports.ts";
 
 const SAMPLE_INTERVAL_MS = 5_000;
 const ROTATION_INTERVAL_MS = 45_000;

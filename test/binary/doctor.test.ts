@@ -11,6 +11,7 @@ import { addService } from "../../src/socket/rpc.ts";
 import { testWith } from "../needs.ts";
 import { NO_CONFIG_FILE } from "../no-config.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
+import { freePort } from "../ports.ts";
 import {
   BINARY,
   emulator,
@@ -176,11 +177,7 @@ test("a name that does not resolve", async () => {
 });
 
 test("nobody listens", async () => {
-  const closed = createServer();
-  await new Promise<void>((resolve) => closed.listen(0, "127.0.0.1", resolve));
-  const { port } = closed.address() as { port: number };
-  closed.close();
-  await expectFault(setup(`http://127.0.0.1:${port}`), [
+  await expectFault(setup(`http://127.0.0.1:${freePort()}`), [
     "connection",
     /ECONNREFUSED/,
     /check KEY4C_URL/,

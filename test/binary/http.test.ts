@@ -6,6 +6,7 @@ import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { registeredMetrics } from "../documents/monitoring-tables.ts";
 import { testWith } from "../needs.ts";
+import { freePort } from "../ports.ts";
 import {
   callRaw,
   callRpc,
@@ -164,9 +165,9 @@ test("only GET, only these three paths", async () => {
 });
 
 test("a port in use is a warning; it is taken when it becomes free", async () => {
-  const squatter = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response("mine") });
+  const port = freePort();
+  const squatter = Bun.serve({ hostname: "127.0.0.1", port, fetch: () => new Response("mine") });
   onTestEnd(() => squatter.stop(true));
-  const { port } = squatter;
   const plugin = await startPlugin(emulator().url, {
     KMS_HTTP_ADDRESS: `127.0.0.1:${port}`,
   });

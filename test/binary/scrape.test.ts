@@ -1,12 +1,12 @@
 /** The printed scrape configuration, in the hands of promtool and of a real Prometheus. */
 import { expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { commandsOf, filledIn, ROOT } from "../documents/blocks.ts";
 import { testWith } from "../needs.ts";
 import { NO_CONFIG_FILE } from "../no-config.ts";
+import { freePort } from "../ports.ts";
 import {
   BINARY,
   emulator,
@@ -97,14 +97,6 @@ testWith("promtool")("elsewhere the nodes of the control plane are the targets",
   ]);
 });
 
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number }; // it listens on TCP
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
 /** As Prometheus' HTTP API answers; only what is looked at. */
 interface Answers {
   readonly targets: { readonly activeTargets: readonly { readonly health: string }[] };
@@ -144,7 +136,7 @@ testWith("prometheus", "promtool")(
     });
     const global = "global: { evaluation_interval: 1s }\nrule_files: [key4c-kms-rules.yaml]\n";
     writeFileSync(file("p.yaml"), `${global}${scrape}`);
-    const port = await freePort();
+    const port = freePort();
     const prometheus = startProcess(
       [
         "prometheus",

@@ -3,12 +3,13 @@
  * unwrapped the old data's local KEK) and to one that is cold (it has not).
  */
 import { afterAll, beforeAll, expect } from "bun:test";
-import { randomBytes, randomInt } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import { startEmulator } from "../../src/emulator/emulator.ts";
 import { type EncryptResponse, KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { freePort } from "../ports.ts";
 import {
   callRpc,
   failureOf,
@@ -87,17 +88,6 @@ const key4c = startEmulator({
   control: true,
 });
 
-/** A port of nobody's: below those that the kernel gives out, so that it is still free after a pause. */
-function serveOnAPortOfItsOwn(fetch: (request: Request) => Promise<Response>) {
-  for (;;) {
-    try {
-      return Bun.serve({ hostname: "127.0.0.1", port: randomInt(10_000, 30_000), fetch });
-    } catch {
-      // taken
-    }
-  }
-}
-
 /** A Key4C that behaves as it is told to. */
 function startProxy() {
   let behaviour: Answer | undefined;
@@ -108,15 +98,16 @@ function startProxy() {
     const forward = () => fetch(key4c.url + pathname, { ...init, ...(body && { body }) });
     return behaviour === undefined ? forward() : behaviour(request, forward, body);
   };
-  let server = serveOnAPortOfItsOwn(fetched);
-  const { port } = server;
+  const port = freePort();
+  const serve = () => Bun.serve({ hostname: "127.0.0.1", port, fetch: fetched });
+  let server = serve();
   onTestEnd(() => server.stop(true));
   return {
     url: `http://127.0.0.1:${port}`,
     /** Undefined: as Key4C does. */
     async behave(next: Answer | undefined): Promise<void> {
       if (behaviour === REFUSES) {
-        server = Bun.serve({ hostname: "127.0.0.1", port: Number(port), fetch: fetched });
+        server = serve();
       }
       behaviour = next;
       if (next === REFUSES) {

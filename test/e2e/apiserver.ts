@@ -1,10 +1,11 @@
 /** The real kube-apiserver, called over plain HTTPS with a client certificate. */
 import { renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { freePort } from "../ports.ts";
 import { type Running, startProcess } from "../support.ts";
 import type { Servers } from "./build.ts";
 import type { Pki } from "./pki.ts";
-import { eventually, freePort } from "./process.ts";
+import { eventually } from "./process.ts";
 
 /** One entry of `providers` in the EncryptionConfiguration. */
 export type Provider =

@@ -1,8 +1,9 @@
 /** One etcd, and the very bytes it holds. */
 import { BinaryReader } from "@bufbuild/protobuf/wire";
+import { freePort } from "../ports.ts";
 import { startProcess } from "../support.ts";
 import type { Servers } from "./build.ts";
-import { eventually, freePort, run } from "./process.ts";
+import { eventually, run } from "./process.ts";
 
 export interface Etcd {
   readonly url: string;

@@ -2,11 +2,12 @@
 import { createHash, X509Certificate } from "node:crypto";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { freePort } from "../ports.ts";
 import { allowFile, secret } from "../secrets.ts";
 import { type Running, startProcess, temporaryDirectory } from "../support.ts";
 import { builtKes } from "./build.ts";
 import { makePki, type Pki } from "./pki.ts";
-import { eventually, freePort } from "./process.ts";
+import { eventually } from "./process.ts";
 
 /** Here, not in a test: a first build takes longer than any test may. */
 const KES = await builtKes();

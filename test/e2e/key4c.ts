@@ -1,7 +1,9 @@
 /** Key4C (the emulator, as an https process of its own) and the plugin. */
+
+import { freePort } from "../ports.ts";
 import { BINARY, type Running, startProcess } from "../support.ts";
 import type { Pki } from "./pki.ts";
-import { eventually, freePort, run } from "./process.ts";
+import { eventually, run } from "./process.ts";
 
 /** The binary under test. */
 const PLUGIN = process.env["KEY4C_KMS_PLUGIN"] ?? BINARY;

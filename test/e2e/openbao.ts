@@ -1,10 +1,11 @@
 /** A real OpenBao with a transit engine: HashiCorp Vault's API, served by others' code. */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { freePort } from "../ports.ts";
 import { secret } from "../secrets.ts";
 import { type Running, startProcess, temporaryDirectory } from "../support.ts";
 import { fetchedOpenBao } from "./build.ts";
-import { eventually, freePort } from "./process.ts";
+import { eventually } from "./process.ts";
 
 /** Here, not in a test: the first download takes longer than any test may. */
 const BAO = await fetchedOpenBao();

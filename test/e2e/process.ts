@@ -52,19 +52,6 @@ export async function eventually<T>(
   throw new Error(`${what}: not within ${withinMs} ms; ${last}\n${evidence().slice(-4_000)}`);
 }
 
-/** A port that nobody listens on, below those that the kernel gives to outgoing connections. */
-export function freePort(): number {
-  for (;;) {
-    const port = 20_000 + Math.floor(Math.random() * 12_000);
-    try {
-      Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } }).stop(true);
-      return port;
-    } catch {
-      // in use; the next one
-    }
-  }
-}
-
 /** One line of the run's figures. */
 export function figure(text: string): void {
   console.log(`figure: ${text}`);

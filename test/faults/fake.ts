@@ -5,6 +5,7 @@
 import { readFileSync } from "node:fs";
 import type { Socket, TCPSocketListener } from "bun";
 import type { Pki } from "../pki.ts";
+import { freePort } from "../ports.ts";
 
 /** One request and what can be done to it. */
 export interface Exchange {
@@ -51,7 +52,7 @@ export class FakeKey4C {
   readonly #emulatorUrl: string;
   readonly #open = new Set<Socket<Connection>>();
   #listener: TCPSocketListener<Connection> | undefined;
-  #port = 0;
+  readonly #port = freePort();
 
   constructor(emulatorUrl: string) {
     this.#emulatorUrl = emulatorUrl;
@@ -61,7 +62,7 @@ export class FakeKey4C {
     return this.#port;
   }
 
-  /** Listens, from the second time on at the same port. Without a certificate it speaks no TLS. */
+  /** Listens, at the same port each time. Without a certificate it speaks no TLS. */
   listen(
     certificate: { readonly pki: Pki; readonly name: string } | undefined,
     host = "127.0.0.1",
@@ -105,7 +106,6 @@ export class FakeKey4C {
         error: () => {}, // such as a client that does not like the certificate
       },
     });
-    this.#port = this.#listener.port;
   }
 
   /** From now on connections are refused; those that are open are cut. */

@@ -4,8 +4,9 @@ import { chmodSync, chownSync, lstatSync, mkdirSync, readdirSync, writeFileSync 
 import { join, relative } from "node:path";
 import { version } from "../../package.json";
 import { commandsOf, filledIn, ROOT } from "../documents/blocks.ts";
-import { eventually, freePort, run } from "../e2e/process.ts";
+import { eventually, run } from "../e2e/process.ts";
 import { makePki, startHttpsEmulator } from "../pki.ts";
+import { freePort } from "../ports.ts";
 import { BINARY, onTestEnd, startBinary } from "../support.ts";
 import { vendorPod } from "../vendor-pod.ts";
 import {

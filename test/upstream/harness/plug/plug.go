@@ -11,6 +11,7 @@ package plug
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -52,13 +53,16 @@ type Plugin struct {
 	startEmulator func() *exec.Cmd
 }
 
+// freePort is one on which nobody listens, below those that the kernel gives to outgoing connections: an emulator that
+// is stopped and started again finds it free.
 func freePort() int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err)
+	for {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(10_000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().(*net.TCPAddr).Port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func Start(t testing.TB, socketPath string) *Plugin {
