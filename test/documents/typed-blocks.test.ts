@@ -104,7 +104,7 @@ test("command lines are found", () => {
 test.each(DOCUMENTS)("%s: there is each script of npm", (document) => {
   const { scripts } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
   const text = readFileSync(join(ROOT, document), "utf8");
-  const named = [...text.matchAll(/npm run ([a-z][a-z0-9:]*)/g)].map(([, name = ""]) => name);
+  const named = [...text.matchAll(/npm run ([a-z][a-z0-9:-]*)/g)].map(([, name = ""]) => name);
   expect(named.filter((name) => !Object.hasOwn(scripts, name))).toEqual([]);
 });
 
