@@ -22,10 +22,8 @@ import { addStateMetrics, expiryOf, rpcDurations } from "./health/telemetry.ts";
 import { headline } from "./health/words.ts";
 import { annotationsOf, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
-import type { Snapshot } from "./keys/held.ts";
 import { formatKeyId, parseKeyId } from "./keys/key-id.ts";
-import { Keyring, type Wrapped } from "./keys/keyring.ts";
-import { Standings } from "./keys/standing.ts";
+import { Keyring, soon } from "./keys/keyring.ts";
 import { type Listener, listen, type Place } from "./socket/listen.ts";
 import {
   addService,
@@ -48,41 +46,30 @@ export function kmsV1(keyring: Keyring): Handlers<typeof KmsV1> {
       runtimeName: "key4c-kms-plugin",
       runtimeVersion: VERSION,
     }),
-    encrypt({ plain }, call) {
-      const answer = ({ envelope }: Wrapped) => ({ cipher: encodeEnvelope(envelope, true) });
-      const wrapped = keyring.wrapNow(plain);
-      return wrapped ? answer(wrapped) : keyring.wrap(plain, call).then(answer);
-    },
-    decrypt({ cipher }, call) {
-      const envelope = decodeEnvelope(cipher);
-      const answer = (plain: Buffer) => ({ plain });
-      const plain = keyring.unwrapNow(envelope);
-      return plain ? answer(plain) : keyring.unwrap(envelope, call).then(answer);
-    },
+    encrypt: ({ plain }, call) =>
+      soon(keyring.wrap(plain, call), ({ envelope }) => ({
+        cipher: encodeEnvelope(envelope, true),
+      })),
+    decrypt: ({ cipher }, call) =>
+      soon(keyring.unwrap(decodeEnvelope(cipher), call), (plain) => ({ plain })),
   };
 }
 
 /** KMS v2: the wrapped local KEK, which may be large, travels in an annotation. */
 export function kmsV2(keyring: Keyring): Handlers<typeof KmsV2> {
   return {
-    status(_, call) {
-      const answer = ({ keyId }: Snapshot) => ({
+    status: (_, call) =>
+      soon(keyring.status(), ({ keyId }) => ({
         version: statusVersion(call.userAgent()),
         healthz: "ok",
         keyId,
-      });
-      const acknowledged = keyring.acknowledgedNow();
-      return acknowledged ? answer(acknowledged) : keyring.acknowledged().then(answer);
-    },
-    encrypt({ plaintext }, call) {
-      const answer = ({ envelope, keyId }: Wrapped) => ({
+      })),
+    encrypt: ({ plaintext }, call) =>
+      soon(keyring.wrap(plaintext, call), ({ envelope, keyId }) => ({
         ciphertext: encodeEnvelope(envelope, false),
         keyId,
         annotations: annotationsOf(envelope.header),
-      });
-      const wrapped = keyring.wrapNow(plaintext);
-      return wrapped ? answer(wrapped) : keyring.wrap(plaintext, call).then(answer);
-    },
+      })),
     decrypt({ ciphertext, keyId, annotations }, call) {
       const named = parseKeyId(keyId);
       if (named === undefined || !keyring.knows(named.hashText)) {
@@ -94,9 +81,7 @@ export function kmsV2(keyring: Keyring): Handlers<typeof KmsV2> {
       if (formatKeyId(envelope.header) !== keyId) {
         throw new PluginError("invalid", "key_id is not that of the ciphertext");
       }
-      const answer = (plaintext: Buffer) => ({ plaintext });
-      const plaintext = keyring.unwrapNow(envelope);
-      return plaintext ? answer(plaintext) : keyring.unwrap(envelope, call).then(answer);
+      return soon(keyring.unwrap(envelope, call), (plaintext) => ({ plaintext }));
     },
   };
 }
@@ -115,33 +100,23 @@ async function serve(config: Config, log: Log): Promise<void> {
   const signalled = untilSignal();
   const metrics = new Metrics();
   const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;
-  const keys = configuredKeys(config, emulator?.keyId);
-  const kmsKeyId = keys.configuredId;
+  const configured = configuredKeys(config, emulator?.keyId);
   const { clientCertificate, caFile } = config;
   const files = watchedFiles(config);
   logFaults(files, log);
-  const key4c = key4cClient(config, emulator?.url, log, metrics);
-  const standings = new Standings({
-    outageGraceMs: config.outageGrace,
-    revocationGraceMs: required(config.revocationGrace),
-  });
   const keyring = new Keyring({
-    service: key4c,
-    keys,
-    standings,
+    service: key4cClient(config, emulator?.url, log, metrics),
+    configured,
+    limits: {
+      outageGraceMs: config.outageGrace,
+      revocationGraceMs: required(config.revocationGrace),
+    },
     maxUses: required(config.localKekMaxUses),
     maxAgeMs: required(config.localKekMaxAge),
     cacheSize: required(config.localKekCacheSize),
     log,
   });
-  const health = new Health({
-    key4c,
-    keyring,
-    keys,
-    standings,
-    intervalMs: required(config.probeInterval),
-    log,
-  });
+  const health = new Health({ keyring, intervalMs: required(config.probeInterval), log });
 
   const grpc = new UnaryServer({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
@@ -163,8 +138,6 @@ async function serve(config: Config, log: Log): Promise<void> {
     keyring,
     health,
     connections: () => listener.connections,
-    keys,
-    standings,
     live: () => listener.isOurs(),
     secretFiles: {
       KMS_USER_ID_FILE: config.kmsUserIdFile?.path,
@@ -188,7 +161,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     });
   health.start();
   const endpoint = `unix://${required(config.kmsEndpoint)}`;
-  log.info("serving", { version: VERSION, endpoint, kmsKeyId });
+  log.info("serving", { version: VERSION, endpoint, kmsKeyId: configured.kmsKeyId() });
   systemd.ready();
   if (emulator !== undefined) {
     process.stdout.write(emulator.nextSteps(endpoint, http?.url));
@@ -226,15 +199,13 @@ function place(config: Config, log: Log): Place {
 }
 
 /** Ready exactly when Status is ok. */
-function readiness(keyring: Keyring, { standing, since }: Health): { ok: boolean; text: string } {
-  const failure = standing.memory.verdict?.cause ?? standing.failure;
-  const cause = failure && `: ${failure.kind}: ${headline(standing.state, failure.kind)}`;
-  const text = `${standing.state} since ${since.toISOString()}${cause ?? ""}`;
-  try {
-    return { ok: keyring.acknowledgedNow() !== undefined, text };
-  } catch {
-    return { ok: false, text };
-  }
+function readiness(
+  keyring: Keyring,
+  { state, cause, since }: Health,
+): { ok: boolean; text: string } {
+  const why = cause && `: ${cause.kind}: ${headline(state, cause.kind)}`;
+  const text = `${state} since ${since.toISOString()}${why ?? ""}`;
+  return { ok: keyring.isReady, text };
 }
 
 /** How long after the start another one at the same moment may have renamed its socket over ours. */

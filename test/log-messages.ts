@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type ErrorKind, KINDS } from "../src/failures/kinds.ts";
 import { LEVELS } from "../src/health/change-log.ts";
 import { headline } from "../src/health/words.ts";
-import { STATES } from "../src/keys/standing.ts";
+import { STATES } from "../src/keys/key-health.ts";
 
 const REFERENCE = readFileSync(join(import.meta.dir, "../docs/REFERENCE.md"), "utf8");
 const TABLE =

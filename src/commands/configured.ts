@@ -5,15 +5,15 @@ import { key4cCallDurations } from "../health/telemetry.ts";
 import type { Key4COptions } from "../key4c/calls.ts";
 import { Key4C } from "../key4c/client.ts";
 import { DEFAULT_PROFILE } from "../key4c/profile.ts";
-import { KeySet } from "../keys/key-set.ts";
+import type { ConfiguredKeys } from "../keys/key-set.ts";
 import type { Log } from "../system/log.ts";
 
 /** The configured keys. @param fallback the ID when none is set */
-export function configuredKeys(config: Config, fallback?: string): KeySet {
-  return new KeySet(
-    () => required(keyIdOf(config) ?? fallback),
-    () => previousKeyIdsOf(config),
-  );
+export function configuredKeys(config: Config, fallback?: string): ConfiguredKeys {
+  return {
+    kmsKeyId: () => required(keyIdOf(config) ?? fallback),
+    previousIds: () => previousKeyIdsOf(config),
+  };
 }
 
 /** The client of the configured Key4C, or of the emulator at `emulatorUrl`. */

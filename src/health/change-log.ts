@@ -1,4 +1,5 @@
-import type { Standing, State } from "../keys/standing.ts";
+import type { HealthRecord } from "../keys/health-record.ts";
+import type { State } from "../keys/key-health.ts";
 import type { Clock } from "../system/clock.ts";
 import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
@@ -19,6 +20,13 @@ export const LEVELS: Readonly<Record<State, "info" | "warn" | "error">> = {
   revoked: "error",
 };
 
+/** What the log tells of a key. */
+interface LoggedKey {
+  readonly kmsKeyId: string;
+  readonly current: { readonly keyId: string } | undefined;
+  readonly health: Pick<HealthRecord, "state" | "memory">;
+}
+
 /** Logs one line for each change of state, and for each change of its cause. */
 export class ChangeLog {
   /** When the state was entered, by the wall clock. */
@@ -36,8 +44,9 @@ export class ChangeLog {
   }
 
   /** Called after each probe of the current key. */
-  note({ kmsKeyId, state, memory }: Standing, keyId: string | undefined): void {
-    const failure = memory.verdict?.cause ?? memory.failure;
+  note({ kmsKeyId, current, health }: LoggedKey): void {
+    const { state, memory } = health;
+    const failure = memory.finding?.cause ?? memory.failure;
     const cause = failure === undefined ? "" : describeError(failure);
     const isNewState = state !== this.#state;
     if (isNewState) {
@@ -62,7 +71,7 @@ export class ChangeLog {
     this.#log[LEVELS[state]](headline(state, failure?.kind), {
       state,
       kmsKeyId,
-      keyId,
+      keyId: current?.keyId,
       ...(failure && {
         kind: failure.kind,
         cause,

@@ -1,5 +1,4 @@
-import { toPluginError } from "../failures/plugin-error.ts";
-import type { Standing } from "../keys/standing.ts";
+import type { Key } from "../keys/key.ts";
 import type { Clock } from "../system/clock.ts";
 
 /**
@@ -9,9 +8,9 @@ import type { Clock } from "../system/clock.ts";
  */
 const PROBE_JITTER = 0.1;
 
-/** Probes one key again and again. Its standing decides how soon. */
+/** Probes one key again and again. Its health decides how soon. */
 export class ProbeLoop {
-  readonly #standing: Standing;
+  readonly #key: Key;
   readonly #probe: () => Promise<void>;
   readonly #intervalMs: number;
   readonly #clock: Clock;
@@ -23,23 +22,23 @@ export class ProbeLoop {
   #jitter = 0;
   #beginsRow = false;
 
-  /** @param probe reports to the standing what it heard */
   constructor(
-    standing: Standing,
+    key: Key,
     options: {
+      /** Records what it met. It never rejects. */
       readonly probe: () => Promise<void>;
-      /** Called when something other than a probe may have changed the standing. */
-      readonly heard: () => void;
+      /** Called when something other than a probe may have changed the health. */
+      readonly changed: () => void;
       readonly intervalMs: number;
       readonly clock: Clock;
     },
   ) {
-    this.#standing = standing;
+    this.#key = key;
     this.#probe = options.probe;
     this.#intervalMs = options.intervalMs;
     this.#clock = options.clock;
-    standing.onChange = () => {
-      options.heard();
+    key.health.onChange = () => {
+      options.changed();
       this.#plan();
     };
   }
@@ -55,13 +54,14 @@ export class ProbeLoop {
   }
 
   async #probeOnce(): Promise<void> {
+    const { health } = this.#key;
     this.#isProbing = true;
-    const wasWell = this.#standing.memory.lastSuccessMs !== undefined && !this.#standing.failure;
-    await this.#probe().catch((error: unknown) => this.#standing.hear(toPluginError(error))); // a defect of ours
+    const wasWell = health.memory.lastSuccessMs !== undefined && !health.failure;
+    await this.#probe();
     this.#isProbing = false;
     this.#endedAtMs = this.#clock.nowMs();
     this.#jitter = 2 * this.#clock.random() - 1;
-    this.#beginsRow = !wasWell && this.#standing.failure === undefined;
+    this.#beginsRow = !wasWell && health.failure === undefined;
     this.#plan();
   }
 
@@ -75,8 +75,9 @@ export class ProbeLoop {
   }
 
   #afterMs(): number {
-    const wantedMs = this.#standing.probeAfterMs(this.#intervalMs, this.#endedAtMs);
-    if (this.#standing.failure?.kind === "throttled") {
+    const { health, materials } = this.#key;
+    const wantedMs = health.probeAfterMs(this.#intervalMs, this.#endedAtMs, materials.isWatching);
+    if (health.failure?.kind === "throttled") {
       return wantedMs * (1 + PROBE_JITTER * Math.abs(this.#jitter)); // never before Key4C wants it
     }
     return this.#beginsRow && wantedMs === this.#intervalMs

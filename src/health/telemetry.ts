@@ -1,10 +1,9 @@
 import { X509Certificate } from "node:crypto";
 import { readdirSync, statSync } from "node:fs";
 import { KINDS } from "../failures/kinds.ts";
+import { STATES } from "../keys/key-health.ts";
 import { formatKeyId, keyNameHash, NO_KCV } from "../keys/key-id.ts";
-import type { KeySet } from "../keys/key-set.ts";
 import type { Keyring } from "../keys/keyring.ts";
-import { STATES, type Standings } from "../keys/standing.ts";
 import type { Fault } from "../system/files.ts";
 import { stderr } from "../system/stderr.ts";
 import type { Health } from "./health.ts";
@@ -14,8 +13,6 @@ export interface TelemetrySources {
   readonly version: string;
   readonly keyring: Keyring;
   readonly health: Health;
-  readonly keys: KeySet;
-  readonly standings: Standings;
   readonly connections: () => number;
   /** Whether the path of the socket leads here. */
   readonly live: () => boolean;
@@ -50,7 +47,7 @@ export function key4cCallDurations(metrics: Metrics) {
 
 /** Adds every metric that is read from the state of the plugin; RPCs and calls record themselves. */
 export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): void {
-  const { version, keyring, health, keys, standings, connections, live } = sources;
+  const { version, keyring, health, connections, live } = sources;
   const { secretFiles, certificateFiles, watchedFiles } = sources;
   metrics.gauge(
     "key4c_kms_build_info",
@@ -68,7 +65,7 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     "key4c_kms_failure",
     "1 for the kind of failure that the last probe met, 0 for all others; all are 0 while it succeeds.",
     () => {
-      const failed = health.standing.failure?.kind;
+      const failed = health.failure?.kind;
       return Object.keys(KINDS).map((kind) => ({
         labels: { kind },
         value: kind === failed ? 1 : 0,
@@ -97,11 +94,11 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   );
   metrics.gauge(
     "key4c_kms_key_revoked",
-    "1 for a key whose local KEKs were dropped.",
+    "1 for a key whose local KEKs were dropped, because Key4C says that it is disabled or deleted.",
     () =>
-      [keys.currentId, ...keys.previousIds].map((id) => ({
-        labels: { key: keyName(id) },
-        value: standings.of(id).revocation === undefined ? 0 : 1,
+      keyring.keys.members.map(({ key }) => ({
+        labels: { key: keyName(key.kmsKeyId) },
+        value: key.health.revocation !== undefined && key.hasDropped ? 1 : 0,
       })),
     ["key"],
   );
@@ -116,12 +113,15 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   metrics.gauge(
     "key4c_kms_local_keks_orphaned",
     "Local KEKs that Key4C does not give back any more; only this process can read what they wrapped.",
-    () => keyring.cache.orphans,
+    () => {
+      const counts = keyring.keys.members.map(({ key }) => key.orphans.length);
+      return counts.reduce((sum, count) => sum + count, 0);
+    },
   );
   metrics.counter(
     "key4c_kms_local_keks_of_current_key_refused_total",
     "Local KEKs of the current key and version that Key4C refused to callers.",
-    () => keyring.unwraps.ofCurrentKey.refused,
+    () => keyring.keys.current.key.asked.refused,
   );
   metrics.counter(
     "key4c_kms_encrypts_over_limit_total",

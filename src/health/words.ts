@@ -1,7 +1,7 @@
 /** What log, /readyz and alerts say about a state and its cause: what is wrong, what still works, what to do. */
 
 import { type ErrorKind, KINDS } from "../failures/kinds.ts";
-import type { State } from "../keys/standing.ts";
+import type { State } from "../keys/key-health.ts";
 
 export const LEADS_TO: Readonly<Record<State, string>> = {
   starting: "there is no local KEK yet: Status, Encrypt and Decrypt fail",

@@ -146,7 +146,7 @@ export class Calls {
         if (!isWorthIt || this.#clock.nowMs() + delayMs >= endMs) {
           throw failure;
         }
-        options.onFailedAttempt?.();
+        options.onFailedAttempt?.(failure);
         await sleep(this.#clock, delayMs); // with jitter, so that a fleet does not return all at once
         mayTryAgain();
       }

@@ -1,21 +1,11 @@
 import { PluginError, toPluginError } from "../failures/plugin-error.ts";
-import type { CallOptions, WrappedKek, WrappingService } from "../keys/wrapping.ts";
+import type { CallOptions, KeyDescription, WrappedKek, WrappingService } from "../keys/wrapping.ts";
 import { readKcv, readLocalKek, readVersion } from "./answer.ts";
 import { Calls, type Key4COptions } from "./calls.ts";
 import { hintOfMembers, readCiphertext, storedCiphertext } from "./ciphertext.ts";
 import { resolvePointer } from "./json.ts";
 import type { Profile } from "./profile.ts";
 import { uses } from "./template.ts";
-
-/** What describe says about a key. */
-export interface KeyDescription {
-  /** undefined when the service tells none. */
-  readonly version: number | undefined;
-  /** Key check value, in upper case; undefined when the service tells none. */
-  readonly kcv: string | undefined;
-  /** In the words of the service; undefined when it tells none. */
-  readonly algorithm: string | undefined;
-}
 
 /** The client of Key4C: a profile over HTTPS. Every failure is a PluginError. */
 export class Key4C implements WrappingService {
@@ -61,27 +51,6 @@ export class Key4C implements WrappingService {
   }
 
   async wrap(
-    keyId: string,
-    localKek: Buffer,
-    aad: Buffer,
-    options: CallOptions = {},
-  ): Promise<WrappedKek> {
-    const { describe, encrypt } = this.#profile;
-    if (encrypt.result.version !== undefined || describe?.result.version === undefined) {
-      return this.encrypt(keyId, localKek, aad, options);
-    }
-    // When only describe tells the version, the version is certain if it is the same before and after the wrap.
-    const before = await this.describe(keyId, options);
-    const answer = await this.encrypt(keyId, localKek, aad, options);
-    const after = await this.describe(keyId, options);
-    if (before.version !== after.version) {
-      throw new PluginError("unavailable", "the key was rotated while it wrapped a local KEK");
-    }
-    return { ...answer, version: after.version };
-  }
-
-  /** The one call of a {@link wrap}: its version is undefined where only describe tells it. */
-  async encrypt(
     keyId: string,
     localKek: Buffer,
     aad: Buffer,

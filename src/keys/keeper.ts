@@ -1,13 +1,13 @@
 /** How a key hands its local KEKs to the next process. src/cache implements it; without it a key keeps nothing. */
-import type { ProvenKek } from "./local-kek.ts";
+import type { Kept } from "./kek-cache.ts";
 
 /** The local KEKs that a later process may have. */
 export interface Holding {
   /** Under which Encrypt wraps. */
-  readonly current: ProvenKek | undefined;
-  readonly canary: ProvenKek | undefined;
+  readonly current: Kept | undefined;
+  readonly canary: Kept | undefined;
   /** All others, but those that Key4C does not unwrap any more; the last used first. */
-  readonly others: readonly ProvenKek[];
+  readonly others: readonly Kept[];
 }
 
 /** What an earlier process held, and Key4C confirmed within KMS_PERSISTENT_CACHE_MAX_AGE. */

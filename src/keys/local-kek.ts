@@ -1,60 +1,60 @@
-/** How a local KEK is made, and how Key4C proves that it would give it back. */
+/** How a local KEK is made, and how Key4C proves that it would unwrap it again. */
 import { randomBytes } from "node:crypto";
 import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import { type KekHeader, kekHeader, LocalKek } from "./envelope.ts";
-import { kcvHash, keyNameHash } from "./key-id.ts";
+import type { Kept } from "./kek-cache.ts";
+import { keyNameHash } from "./key-id.ts";
+import { isSameMaterial, type Material, materialOf } from "./material.ts";
 import { type CallOptions, LOCAL_KEK_BYTES, type WrappingService } from "./wrapping.ts";
 
 /** Tells Key4C what it wraps; the key name hash follows. Frozen: data in etcd depend on it. */
 const AAD_PURPOSE = Buffer.from("key4c-kms-plugin/local-kek/v1:", "latin1");
 
-/** A local KEK, and the header by which Key4C gives it back. */
-export interface ProvenKek {
-  readonly header: KekHeader;
-  readonly localKek: LocalKek;
-}
+/** Whatever proves something is asked on a connection of its own: a kept one may lead to a replica that no other process reaches. */
+const NEW_CONNECTION: CallOptions = { newConnection: true };
 
-/** What a new local KEK must be wrapped under. */
-export interface Expected {
-  /** undefined: any version, because describe tells none. */
-  readonly version: number | undefined;
-  /** Of the key check value. */
-  readonly kcvHash: Uint8Array;
-}
-
-/** What describe told of a key, as what its next local KEK must be wrapped under. */
-export function expectedOf(
-  kmsKeyId: string,
-  { version, kcv }: { readonly version: number | undefined; readonly kcv: string | undefined },
-): Expected {
-  return { version, kcvHash: kcvHash(kmsKeyId, kcv) };
+/** Key4C does not unwrap what it has just wrapped: what it calls invalid now may not be. */
+export class NotUnwrapped extends PluginError {
+  constructor() {
+    super("unavailable", "Key4C does not unwrap the local KEK that it has just wrapped");
+  }
 }
 
 /**
- * Makes a local KEK, has Key4C wrap it and give it back, each on a new connection: a kept one may lead to a replica that
- * no other process reaches, and what only that replica gives back is lost with this process.
- * @throws PluginError `olderVersion` when encrypt tells another version than is expected
+ * Makes a local KEK, has Key4C wrap it and unwrap it again. What only a kept connection's replica can unwrap would be
+ * lost with this process.
+ * @param told what describe told before; the result is under this material
+ * @throws NotUnwrapped
+ * @throws PluginError `olderVersion` when encrypt tells another version
  */
 export async function makeLocalKek(
   service: WrappingService,
   kmsKeyId: string,
-  expected: Expected,
-): Promise<ProvenKek> {
+  told: Material,
+): Promise<Kept> {
   const hash = keyNameHash(kmsKeyId);
   const bytes = randomBytes(LOCAL_KEK_BYTES);
   try {
-    const wrapped = await service.wrap(kmsKeyId, bytes, aadOf(hash), { newConnection: true });
-    const version = wrapped.version ?? expected.version;
-    if (expected.version !== undefined && version !== expected.version) {
+    const wrapped = await service.wrap(kmsKeyId, bytes, aadOf(hash), NEW_CONNECTION);
+    const tellsMaterial = told.version !== undefined || told.kcvHash.length > 0;
+    if (wrapped.version === undefined && tellsMaterial) {
+      // When only describe tells the material, it is certain if it is the same before and after the wrap.
+      const after = materialOf(kmsKeyId, await service.describe(kmsKeyId, NEW_CONNECTION));
+      if (!isSameMaterial(told, after)) {
+        throw new PluginError("unavailable", "the key was rotated while it wrapped a local KEK");
+      }
+    }
+    const version = wrapped.version ?? told.version;
+    if (told.version !== undefined && version !== told.version) {
       throw new PluginError(
         "olderVersion",
-        `Key4C wraps under version ${version} of the key, but describe tells ${expected.version}`,
+        `Key4C wraps under version ${version} of the key, but describe tells ${told.version}`,
       );
     }
     const header = kekHeader({
       keyNameHash: hash,
       keyVersion: version ?? 0,
-      kcvHash: expected.kcvHash,
+      kcvHash: told.kcvHash,
       aadSent: wrapped.aadSent,
       wrappedLocalKek: wrapped.ciphertext,
     });
@@ -68,10 +68,7 @@ export async function makeLocalKek(
       }
     }
     if (!isSame) {
-      throw new PluginError(
-        "unavailable",
-        "Key4C does not give back the local KEK that it has just wrapped",
-      );
+      throw new NotUnwrapped();
     }
     return { header, localKek };
   } finally {
@@ -80,17 +77,18 @@ export async function makeLocalKek(
 }
 
 /**
- * Whether Key4C gives back the same bytes, asked on a new connection. False when it calls the wrapped form invalid, or gives other bytes.
+ * Whether Key4C unwraps a local KEK to the same bytes, asked on a new connection. False when it calls the wrapped form
+ * invalid, or gives other bytes.
  * @throws PluginError when its answer says neither
  */
 export async function isGivenBack(
   service: WrappingService,
   kmsKeyId: string,
-  { header, localKek }: ProvenKek,
+  { header, localKek }: Kept,
 ): Promise<boolean> {
   let bytes: Buffer;
   try {
-    bytes = await unwrapLocalKek(service, kmsKeyId, header, { newConnection: true });
+    bytes = await unwrapLocalKek(service, kmsKeyId, header, NEW_CONNECTION);
   } catch (error) {
     if (toPluginError(error).kind === "invalid") {
       return false;
@@ -119,4 +117,9 @@ export function unwrapLocalKek(
 
 function aadOf(keyNameHash: Uint8Array): Buffer {
   return Buffer.concat([AAD_PURPOSE, keyNameHash]);
+}
+
+/** What logs call a local KEK: 16 hexadecimal digits of the hash of its wrapped form, as `inspect` shows them. */
+export function fingerprintOf({ header }: { readonly header: KekHeader }): string {
+  return Buffer.from(header.fingerprint).toString("hex").slice(0, 16);
 }

@@ -1,15 +1,13 @@
-import { KINDS } from "../failures/kinds.ts";
 import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
 import { type KekHeader, LocalKek } from "./envelope.ts";
-import type { HeldKeks } from "./held.ts";
-import { cacheKey } from "./kek-cache.ts";
-import { base32, formatKeyId } from "./key-id.ts";
-import type { KeySet } from "./key-set.ts";
+import { type CacheSpace, kekName } from "./kek-cache.ts";
+import type { Key } from "./key.ts";
+import { isConclusive } from "./key-health.ts";
+import { formatKeyId } from "./key-id.ts";
 import { Limiter } from "./limiter.ts";
 import { unwrapLocalKek } from "./local-kek.ts";
 import { Refusals } from "./refusals.ts";
-import type { Standing, Standings } from "./standing.ts";
 import type { WrappingService } from "./wrapping.ts";
 
 /** More than three restarting control planes need, and few enough for an HSM. */
@@ -25,9 +23,7 @@ export interface Caller {
 
 interface UnwrapsOptions {
   readonly service: WrappingService;
-  readonly keys: KeySet;
-  readonly standings: Standings;
-  readonly held: HeldKeks;
+  readonly space: CacheSpace;
   readonly clock: Clock;
 }
 
@@ -38,8 +34,6 @@ export class Unwraps {
   readonly #underWay = new Map<string, Promise<LocalKek>>();
   /** For callers only: probes and renewals must not wait behind a flood of unwraps. */
   readonly #limiter = new Limiter(MAX_CONCURRENT_UNWRAPS, MAX_WAITING_UNWRAPS);
-  /** Of the local KEKs of the current key and version: how many Key4C gave back, and how many it refused. */
-  readonly ofCurrentKey = { givenBack: 0, refused: 0 };
 
   constructor(options: UnwrapsOptions) {
     this.#options = options;
@@ -50,114 +44,131 @@ export class Unwraps {
     return this.#underWay.size;
   }
 
-  async fetch(header: KekHeader, caller: Caller): Promise<LocalKek> {
-    const { keys, standings, held } = this.#options;
-    const key = cacheKey(header);
-    held.cache.misses += 1;
-    const underWay = this.#underWay.get(key);
+  /** @throws PluginError */
+  async fetch(key: Key, header: KekHeader, caller: Caller): Promise<LocalKek> {
+    this.#options.space.misses += 1;
+    const name = `${key.kmsKeyId} ${kekName(header)}`;
+    const underWay = this.#underWay.get(name);
     if (underWay !== undefined) {
       return underWay;
     }
-    const kmsKeyId = keys.idOf(base32(header.keyNameHash));
-    if (kmsKeyId === undefined) {
-      throw new PluginError("unknownKey", "the ciphertext belongs to a key that is not configured");
+    const refused = this.#refusals.of(name);
+    if (refused !== undefined) {
+      throw new PluginError(refused.kind, "Key4C has just refused this wrapped local KEK", {
+        cause: refused,
+      });
     }
-    if (this.#refusals.has(key)) {
-      throw new PluginError("invalid", "Key4C has just refused this wrapped local KEK");
-    }
-    const own = standings.of(kmsKeyId);
-    this.#refuseIfFutile(own);
-    const unwrapping = this.#unwrapAndKeep(key, own, header, caller);
-    this.#underWay.set(key, unwrapping);
+    refuseIfFutile(key);
+    const unwrapping = this.#unwrapAndKeep(key, name, header, caller);
+    this.#underWay.set(name, unwrapping);
     return unwrapping;
   }
 
   async #unwrapAndKeep(
-    key: string,
-    own: Standing,
+    key: Key,
+    name: string,
     header: KekHeader,
     caller: Caller,
   ): Promise<LocalKek> {
+    const { generation } = key;
     try {
       const bytes = await this.#limiter.run(async () => {
         await this.#refusals.turn();
-        this.#refuseIfFutile(own); // again: it may have become futile while this call waited for a place
+        refuseIfFutile(key); // again: it may have become futile while this call waited for a place
         try {
-          return await unwrapLocalKek(this.#options.service, own.kmsKeyId, header, {
-            requestId: caller.requestId,
-            isForCaller: true,
-            onFailedAttempt: () => own.need(),
-          });
+          const bytes = await key.circuits.during(() => this.#unwrap(key, header, caller));
+          key.circuits.recordUnwrap(undefined);
+          return bytes;
         } catch (error) {
-          this.#heard(own, header, toPluginError(error));
-          throw error;
+          throw this.#explain(key, name, header, toPluginError(error));
         }
       });
-      return this.#keep(own, key, header, bytes);
+      if (key.generation !== generation) {
+        bytes.fill(0);
+        throw key.refusalOfCaller() ?? new PluginError("unavailable", "the key changed meanwhile");
+      }
+      return keep(key, header, bytes);
     } finally {
-      this.#underWay.delete(key);
+      this.#underWay.delete(name);
     }
   }
 
-  get #current(): Standing {
-    return this.#options.standings.of(this.#options.keys.currentId);
+  #unwrap(key: Key, header: KekHeader, { requestId }: Caller): Promise<Buffer> {
+    return unwrapLocalKek(this.#options.service, key.kmsKeyId, header, {
+      requestId,
+      isForCaller: true,
+      onFailedAttempt: (failure) => {
+        openCircuit(key, failure);
+        key.health.wantProbe();
+      },
+    });
   }
 
-  /** @throws PluginError when Key4C is not to be asked for a local KEK of this key now */
-  #refuseIfFutile(own: Standing): void {
-    const { revocation } = own;
-    if (revocation !== undefined) {
-      throw new PluginError(revocation.kind, "the key is revoked", { cause: revocation });
+  /** Why an object may be honest that Key4C calls invalid; undefined when nothing speaks for it. */
+  #doubtOf({ circuits, materials }: Key, header: KekHeader): string | undefined {
+    if (circuits.isUnwrapDoubtful) {
+      return "Key4C does not unwrap what it has just wrapped";
     }
-    const ofThisKey = own.refusalOfCallers("thisKey");
-    const ofAllKeys = this.#current.refusalOfCallers("anotherKey");
-    const refusal = ofThisKey ?? ofAllKeys;
-    if (refusal !== undefined) {
-      // Each probe that must succeed first comes soon.
-      if (ofThisKey !== undefined) {
-        own.need();
-      }
-      if (ofAllKeys !== undefined) {
-        this.#current.need();
-      }
-      throw new PluginError(refusal.kind, "Key4C is not asked: the last probe failed", {
-        cause: refusal,
-      });
-    }
+    return materials.mayLag(header, this.#options.clock.nowMs())
+      ? "Key4C does not know the material that the object claims: a replica may lag"
+      : undefined;
   }
 
-  /** Takes note of why an unwrap failed. */
-  #heard(own: Standing, header: KekHeader, failure: PluginError): void {
-    if (failure.kind === "invalid") {
-      this.#refusals.add(cacheKey(header));
-      this.#count(header, "refused");
-      return;
+  /** Takes note of why an unwrap failed. @returns what its callers are told */
+  #explain(key: Key, name: string, header: KekHeader, failure: PluginError): PluginError {
+    if (failure.isUnlisted) {
+      this.#refusals.add(name, failure); // the next reader must not wait for the same answer
+      return failure;
     }
-    own.need(failure);
-    if (own !== this.#current && KINDS[failure.kind].retry) {
-      this.#current.need(); // Key4C may be away as a whole
+    if (failure.kind !== "invalid") {
+      openCircuit(key, failure);
+      key.callerFailed(failure);
+      return failure;
     }
+    key.circuits.recordUnwrap(undefined);
+    const doubt = this.#doubtOf(key, header);
+    if (doubt !== undefined) {
+      const uncertain = new PluginError("unavailable", doubt, { cause: failure });
+      this.#refusals.add(name, uncertain);
+      key.health.wantProbe();
+      return uncertain;
+    }
+    this.#refusals.add(name, failure);
+    count(key, header, "refused");
+    return failure;
   }
+}
 
-  #keep(own: Standing, key: string, header: KekHeader, bytes: Buffer): LocalKek {
-    const { held } = this.#options;
-    const known = held.find(key);
-    if (known?.isDropped === false && known.equals(bytes)) {
-      known.isProven = true; // Key4C gave the same twice
-      bytes.fill(0);
-      return known;
-    }
-    const localKek = new LocalKek(bytes);
-    if (own.revocation === undefined) {
-      held.cache.keep(header, localKek);
-    }
-    this.#count(header, "givenBack");
-    return localKek;
+/** @throws PluginError when Key4C is not to be asked for a local KEK of this key now */
+function refuseIfFutile(key: Key): void {
+  const refusal = key.refusalOfCaller();
+  if (refusal !== undefined) {
+    throw refusal;
   }
+}
 
-  #count(header: KekHeader, outcome: "givenBack" | "refused"): void {
-    if (this.#options.held.current?.keyId === formatKeyId(header)) {
-      this.ofCurrentKey[outcome] += 1;
-    }
+/** Where probes have something unwrapped, they alone open the circuit: one caller's failure may be his object's. */
+function openCircuit(key: Key, failure: PluginError): void {
+  if (key.pinned.length === 0 && !isConclusive(failure)) {
+    key.circuits.recordUnwrap(failure);
+  }
+}
+
+function keep(key: Key, header: KekHeader, bytes: Buffer): LocalKek {
+  const known = key.find(kekName(header));
+  if (known?.isDropped === false && known.equals(bytes)) {
+    known.isProven = true; // Key4C gave the same twice
+    bytes.fill(0);
+    return known;
+  }
+  const localKek = new LocalKek(bytes);
+  key.keep({ header, localKek });
+  count(key, header, "givenBack");
+  return localKek;
+}
+
+function count(key: Key, header: KekHeader, outcome: keyof Key["asked"]): void {
+  if (key.current?.keyId === formatKeyId(header)) {
+    key.asked[outcome] += 1;
   }
 }

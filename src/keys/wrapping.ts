@@ -1,8 +1,15 @@
+import type { PluginError } from "../failures/plugin-error.ts";
+
 /**
- * What the keyring needs of the service that holds the KEKs. The client of Key4C implements it, and the keyring knows
- * nothing else about Key4C.
+ * What the keys need of the service that holds the KEKs. The client of Key4C implements it, and nothing else in this
+ * folder knows Key4C.
  */
 export interface WrappingService {
+  /**
+   * Asks for the state, version and key check value of a key.
+   * @throws PluginError `keyUnusable` when the key exists and must not be used
+   */
+  describe(kmsKeyId: string, options?: CallOptions): Promise<KeyDescription>;
   /**
    * Wraps a local KEK under the newest version of a key.
    * @param localKek {@link LOCAL_KEK_BYTES} bytes, which must not change before it settles
@@ -30,14 +37,24 @@ export interface CallOptions {
   /** Do not use a kept connection: it may always lead to the same replica. */
   readonly newConnection?: boolean;
   /** Called when an attempt failed and another one follows. */
-  readonly onFailedAttempt?: () => void;
+  readonly onFailedAttempt?: (failure: PluginError) => void;
+}
+
+/** What describe says about a key. */
+export interface KeyDescription {
+  /** undefined when the service tells none. */
+  readonly version: number | undefined;
+  /** Key check value, in upper case; undefined when the service tells none. */
+  readonly kcv: string | undefined;
+  /** In the words of the service; undefined when it tells none. */
+  readonly algorithm: string | undefined;
 }
 
 /** A local KEK as the service wrapped it. */
 export interface WrappedKek {
   /** The service's own string, never interpreted; 1 to {@link MAX_WRAPPED_KEK_BYTES} bytes. */
   readonly ciphertext: string;
-  /** 1 to {@link MAX_KEY_VERSION}; undefined when the service tells none. */
+  /** 1 to {@link MAX_KEY_VERSION}; undefined when the answer tells none. */
   readonly version: number | undefined;
   readonly aadSent: boolean;
 }

@@ -7,8 +7,8 @@ import {
 } from "../gen/kubernetes/storage/v1/storage_pb.ts";
 import { wrappedKekOf } from "../keys/annotations.ts";
 import { decodeEnvelope, type Envelope } from "../keys/envelope.ts";
-import { fingerprintOf } from "../keys/held.ts";
 import { formatKeyId } from "../keys/key-id.ts";
+import { fingerprintOf } from "../keys/local-kek.ts";
 
 const KMS_PREFIX = /^k8s:enc:kms:(v1|v2):([^:]*):/;
 const ANY_PREFIX = /^k8s:enc:([a-z0-9]+:v\d+:[^:]*):/;

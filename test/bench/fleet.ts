@@ -5,9 +5,7 @@
 import { Health } from "../../src/health/health.ts";
 import { Key4C } from "../../src/key4c/client.ts";
 import { DEFAULT_PROFILE } from "../../src/key4c/profile.ts";
-import { KeySet } from "../../src/keys/key-set.ts";
 import { Keyring } from "../../src/keys/keyring.ts";
-import { Standings } from "../../src/keys/standing.ts";
 import { createLog } from "../../src/system/log.ts";
 
 /** So much faster than real; more, and the machine is too slow for the bursts. */
@@ -49,22 +47,17 @@ export async function fleet(quick: boolean): Promise<void> {
       userAgent: "fleet",
       log,
     });
-    const keys = new KeySet(() => "fleet");
-    const standings = new Standings({ outageGraceMs: undefined, revocationGraceMs: 60_000 });
     const keyring = new Keyring({
       service: key4c,
-      keys,
-      standings,
+      configured: { kmsKeyId: () => "fleet", previousIds: () => [] },
+      limits: { outageGraceMs: undefined, revocationGraceMs: 60_000 },
       maxUses: 2 ** 20,
       maxAgeMs: 7 * 86_400_000,
       cacheSize: 16,
       log,
     });
     return new Health({
-      key4c,
       keyring,
-      keys,
-      standings,
       intervalMs: PROBE_INTERVAL_MS,
       log,
     });

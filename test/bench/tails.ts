@@ -1,12 +1,14 @@
 /** How long the one thread is held by the largest pieces of work there are: no call is answered meanwhile. */
 import { randomBytes } from "node:crypto";
 import { fromBinary } from "@bufbuild/protobuf";
+import { PluginError } from "../../src/failures/plugin-error.ts";
 import { DecryptRequestSchema } from "../../src/gen/v2/api_pb.ts";
 import { Metrics } from "../../src/health/metrics.ts";
 import { decodeEnvelope, encodeEnvelope, kekHeader, LocalKek } from "../../src/keys/envelope.ts";
-import { HeldKeks } from "../../src/keys/held.ts";
+import { CacheSpace } from "../../src/keys/kek-cache.ts";
+import { Key } from "../../src/keys/key.ts";
 import { keyNameHash, NO_KCV } from "../../src/keys/key-id.ts";
-import { auditKeks } from "../../src/keys/proofs.ts";
+import { LookThrough } from "../../src/keys/look-through.ts";
 import { MAX_WRAPPED_KEK_BYTES } from "../../src/keys/wrapping.ts";
 import { AuthorityFilter } from "../../src/socket/authority.ts";
 import { MAX_MESSAGE_BYTES } from "../../src/socket/rpc.ts";
@@ -51,12 +53,17 @@ function header(wrappedLocalKek: string) {
 
 const headers = Array.from({ length: CACHED }, (_, at) => header(`${at}-`.padEnd(88, "x")));
 
-function full(): HeldKeks {
-  const held = new HeldKeks(CACHED, systemClock);
+const silentLog = createLog({ level: "error", format: "json", write: () => {} });
+
+function full(): Key {
+  const limits = { outageGraceMs: undefined, revocationGraceMs: 0 };
+  const space = new CacheSpace(CACHED, systemClock);
+  const key = new Key("demo", { limits, space, lookThrough: () => {}, clock: systemClock });
+  key.wraps = true; // else the first would be its canary
   for (const one of headers) {
-    held.cache.keep(one, new LocalKek(randomBytes(32)));
+    key.keep({ header: one, localKek: new LocalKek(randomBytes(32)) });
   }
-  return held;
+  return key;
 }
 
 function repeated(length: number, ...unit: readonly number[]): Buffer {
@@ -136,17 +143,18 @@ const PIECES: Readonly<Record<string, () => () => unknown>> = {
     const chunk = Buffer.concat([preface, frame, repeated(16_384, 0x82)]);
     return () => new AuthorityFilter().transform(chunk);
   },
-  "16,384 local KEKs are looked through": () => {
-    const { cache } = full();
-    return () => cache.keptFor(NAME);
-  },
   "16,384 local KEKs are dropped, as a revocation does": () => {
-    const { cache } = full();
-    return () => cache.dropKey(NAME);
+    const key = full();
+    return () => key.record(new PluginError("keyUnusable", "disabled", { isVerdict: true }));
   },
   "16,384 local KEKs begin to be asked for, as a mismatch does": () => {
-    const held = full();
+    const key = full();
     const never = () => new Promise<never>(() => {});
-    return () => void auditKeks({ wrap: never, unwrap: never }, held, "demo", "all");
+    const service = { describe: never, wrap: never, unwrap: never };
+    return () => {
+      const lookThrough = new LookThrough(service, systemClock, silentLog);
+      lookThrough.add(key, key.holds);
+      lookThrough.resume([key]);
+    };
   },
 };

@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KINDS } from "../../src/failures/kinds.ts";
-import { STATES } from "../../src/keys/standing.ts";
+import { STATES } from "../../src/keys/key-health.ts";
 import { type Rule, rulesOf } from "../documents/monitoring-tables.ts";
 import { testWith } from "../needs.ts";
 import { NO_CONFIG_FILE } from "../no-config.ts";

@@ -4,7 +4,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KINDS } from "../../src/failures/kinds.ts";
 import { PROFILE_SCHEMA } from "../../src/key4c/profile.ts";
-import { STATES } from "../../src/keys/standing.ts";
+import { STATES } from "../../src/keys/key-health.ts";
 import { testWith } from "../needs.ts";
 import { NO_CONFIG_FILE } from "../no-config.ts";
 import { BINARY, emulator, startPlugin, startProcess, temporaryDirectory } from "../support.ts";

@@ -29,7 +29,7 @@ import {
 } from "./bent-key4c.ts";
 import { sideBySide } from "./side-by-side.ts";
 
-const { OK, FAILED_PRECONDITION, INVALID_ARGUMENT } = status;
+const { OK, FAILED_PRECONDITION, INVALID_ARGUMENT, UNAVAILABLE } = status;
 const PLAY_TIMEOUT_MS = 240_000;
 const INTERVAL = { KMS_PROBE_INTERVAL: "500ms" };
 /** An emulator whose keys are those of another one at this moment: a backup of it. */
@@ -122,16 +122,32 @@ async function isReplacedBeforeTheStart(env: Record<string, string>) {
   const plugin = await launchOk(emulated.url, { ...INTERVAL, ...env });
   const seen = new Sightings();
   await seen.see("unseen", () => rpcs.decrypt2(plugin.client, old));
-  expect([seen.codesOf("unseen"), [...seen.defects]]).toEqual([[INVALID_ARGUMENT], []]);
+  // A key check value that nobody has told yet may be that of a replica which is ahead.
+  const code = "KEY4C_PROFILE" in env ? INVALID_ARGUMENT : UNAVAILABLE;
+  expect([seen.codesOf("unseen"), [...seen.defects]]).toEqual([[code], []]);
   await expectReadable(emulated.url, [await wrap(plugin)], env);
   return { plugin, old, keyId: (await rpcs.status(plugin.client)).keyId };
 }
 
 const REPLACED = {
-  "with a key check value": () => isReplaced({}),
-  "without one": () => isReplaced(withoutKcv()),
-  "after 3 s of 503": () => isReplaced({}, page(503)),
-  "with KMS_LOCAL_KEK_MAX_USES=10": () => isReplaced({ KMS_LOCAL_KEK_MAX_USES: "10" }),
+  "without a key check value": () => isReplaced(withoutKcv()),
+  "after 3 s of 503": () => isReplaced(withoutKcv(), page(503)),
+  "with KMS_LOCAL_KEK_MAX_USES=10": () =>
+    isReplaced({ ...withoutKcv(), KMS_LOCAL_KEK_MAX_USES: "10" }),
+  "with one: a mismatch is told, then the new material wraps under another key_id": async () => {
+    const emulated = emulator();
+    const plugin = await launchOk(emulated.url, INTERVAL);
+    const known = await wrap(plugin);
+    await emulated.control("POST", "keys/demo/replace");
+    await plugin.untilLogged(/"state":"mismatch"/);
+    await plugin.untilState("ok");
+    await plugin.untilLogged(/local KEKs are orphaned/);
+    const fresh = await wrap(plugin);
+    expect(fresh.v2.keyId).not.toBe(known.v2.keyId);
+    await unwrap(plugin, known);
+    expect((await metricsOf(plugin)).orphaned).toBeGreaterThan(0);
+    await expectReadable(emulated.url, [fresh]);
+  },
   "with KMS_LOCAL_KEK_MAX_USES=1, without a key check value": () =>
     isReplaced({ ...withoutKcv(), KMS_LOCAL_KEK_MAX_USES: "1" }),
   "it is put back: healed, and nothing is orphaned": async () => {
@@ -178,7 +194,7 @@ const REPLACED = {
   "KMS_KEY_ID_FILE names another key: healed, and the old data still read": async () => {
     const emulated = emulator({ keyIds: ["demo", "next"] });
     const file = temporaryFile("demo\n");
-    const env = { KMS_KEY_ID: "", KMS_KEY_ID_FILE: file };
+    const env = { ...withoutKcv(), KMS_KEY_ID: "", KMS_KEY_ID_FILE: file };
     const plugin = await launchOk(emulated.url, { ...INTERVAL, ...env });
     const known = await wrap(plugin);
     await emulated.control("POST", "keys/demo/replace");
@@ -339,7 +355,7 @@ const KEY_FILES = {
   "under load, there and back and there again: no call of anybody fails": async () => {
     const emulated = emulator({ keyIds: ["demo", "next"] });
     const file = temporaryFile("demo\n");
-    const env = { KMS_KEY_ID: "", KMS_KEY_ID_FILE: file };
+    const env = { ...withoutKcv(), KMS_KEY_ID: "", KMS_KEY_ID_FILE: file };
     const plugin = await launchOk(emulated.url, { ...INTERVAL, ...env });
     const known = await wrap(plugin);
     const callers = keepCalling(plugin, known, 16);

@@ -17,8 +17,8 @@ import { decodeStored, encodeStored, type StoredKey } from "../../src/cache/form
 import { fileName } from "../../src/cache/key-file.ts";
 import { PersistentCache } from "../../src/cache/persistent-cache.ts";
 import { kekHeader, LocalKek } from "../../src/keys/envelope.ts";
+import type { Kept } from "../../src/keys/kek-cache.ts";
 import { keyNameHash, NO_KCV } from "../../src/keys/key-id.ts";
-import type { ProvenKek } from "../../src/keys/local-kek.ts";
 import { TestClock } from "../clock.ts";
 import { testWith } from "../needs.ts";
 import { onTestEnd, recordingLog, temporaryDirectory, temporaryFile } from "../support.ts";
@@ -29,7 +29,7 @@ const BLOCK = 2 ** 20;
 const HASH = keyNameHash("demo");
 const FILE = fileName("demo");
 
-function kek(): ProvenKek {
+function kek(): Kept {
   const bytes = randomBytes(32);
   const fields = { keyNameHash: HASH, keyVersion: 1, kcvHash: NO_KCV, aadSent: true };
   const header = kekHeader({ ...fields, wrappedLocalKek: randomBytes(16).toString("base64") });
@@ -53,7 +53,7 @@ async function plugin(directory: string, settings: Settings = {}) {
   const { keyFile, maxAgeMs = DAY_MS, kmsKeyId = "demo" } = settings;
   const clock = new TestClock();
   const { log, lines } = recordingLog();
-  const held: { current?: ProvenKek; canary?: ProvenKek; others: ProvenKek[] } = { others: [] };
+  const held: { current?: Kept; canary?: Kept; others: Kept[] } = { others: [] };
   const options = { directory, keyFile, maxAgeMs, socket: "/run/nowhere/kms.sock", log, clock };
   const cache = new PersistentCache(options);
   const holding = () => ({ current: held.current, canary: held.canary, others: held.others });
@@ -91,7 +91,7 @@ const path = (directory: string, name = FILE) => join(directory, "local-keks", n
 const names = (directory: string) => readdirSync(join(directory, "local-keks"));
 const stored = (directory: string): StoredKey =>
   decodeStored(readFileSync(path(directory)), HASH, undefined, readMoment().bootId);
-const bytesOf = (one: ProvenKek | undefined) => one?.localKek.copyBytes().toString("hex");
+const bytesOf = (one: Kept | undefined) => one?.localKek.copyBytes().toString("hex");
 
 const SEALING_KEY = randomBytes(32);
 const forms = [
@@ -124,11 +124,11 @@ test.each(forms)(
 test("one that is both current and canary is one", async () => {
   const directory = inMemory();
   const former = await wellPlugin(directory);
-  former.held.canary = former.held.current as ProvenKek;
+  former.held.canary = former.held.current as Kept;
   former.keeper.more("current");
   await former.cache.stop();
   const handover = await (await plugin(directory)).keeper.handover;
-  expect(handover?.current).toBe(handover?.canary as ProvenKek);
+  expect(handover?.current).toBe(handover?.canary as Kept);
   expect(handover?.others).toHaveLength(2);
 });
 
@@ -146,7 +146,7 @@ test("each start charges the current local KEK a block of uses, which no process
   }
   const busy = await plugin(directory);
   Object.assign(busy.held, await busy.keeper.handover);
-  const { localKek } = busy.held.current as ProvenKek;
+  const { localKek } = busy.held.current as Kept;
   localKek.uses += BLOCK / 2;
   await pass(busy, 10_000);
   expect(stored(directory).chargedBlocks).toBe(5);

@@ -7,10 +7,14 @@ import * as body from "../../src/key4c/body.ts";
 import * as calls from "../../src/key4c/calls.ts";
 import * as refused from "../../src/key4c/refused.ts";
 import * as envelope from "../../src/keys/envelope.ts";
+import * as keyHealth from "../../src/keys/key-health.ts";
+import * as keySet from "../../src/keys/key-set.ts";
 import * as keyring from "../../src/keys/keyring.ts";
+import * as lookThrough from "../../src/keys/look-through.ts";
+import * as material from "../../src/keys/material.ts";
+import * as pace from "../../src/keys/pace.ts";
 import * as refusals from "../../src/keys/refusals.ts";
 import * as renewals from "../../src/keys/renewals.ts";
-import * as standing from "../../src/keys/standing.ts";
 import * as unwraps from "../../src/keys/unwraps.ts";
 import * as wrapping from "../../src/keys/wrapping.ts";
 import * as tree from "../../src/kubernetes/encryption/tree.ts";
@@ -133,7 +137,7 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
   ],
   [
     "a refused wrapped local KEK is remembered",
-    constant({ refusals }, "REFUSAL_MS"),
+    constant({ refusals }, "INVALID_MS"),
     "garbage must not cause a storm of calls",
   ],
   [
@@ -153,12 +157,12 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
   ],
   [
     "a Retry-After is obeyed up to",
-    constant({ standing }, "MAX_RETRY_AFTER_MS"),
+    constant({ pace }, "MAX_RETRY_AFTER_MS"),
     "a mistake of Key4C must not last for a day",
   ],
   [
     "a Retry-After without a local KEK is obeyed up to",
-    constant({ standing }, "MAX_RETRY_AFTER_WITHOUT_KEK_MS"),
+    constant({ pace }, "MAX_RETRY_AFTER_WITHOUT_KEK_MS"),
     "nothing works until then",
   ],
   [
@@ -199,20 +203,31 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
   ],
   ["a configured file", constant({ files }, "MAX_FILE_BYTES"), "a larger file is the wrong file"],
   [
-    "answers that make a verdict",
-    constant({ standing }, "VERDICT_ANSWERS"),
+    "answers that make a finding: revoked or mismatch",
+    constant({ keyHealth }, "FINDING_ANSWERS"),
     "an outage is not a revocation",
   ],
   ["answers that revoke, over at least", option("KMS_REVOCATION_GRACE"), "the same"],
   [
     "answers that make a mismatch, over at least",
-    constant({ standing }, "MISMATCH_MS"),
+    constant({ keyHealth }, "MISMATCH_MS"),
     "a replica may lag",
   ],
   [
-    "the same, while describe tells an older version",
-    constant({ standing }, "OLDER_VERSION_MS"),
+    "the same, while Key4C tells an older version, or an object claims a newer one",
+    constant({ material }, "LAG_MS"),
     "a replica may lag for longer",
+  ],
+  [
+    "local KEKs that are looked through at once",
+    constant({ lookThrough }, "BATCH"),
+    "with the next row 50 calls a second: an HSM must have time for others",
+  ],
+  ["time between two such", constant({ lookThrough }, "BATCH_INTERVAL_MS"), "the same"],
+  [
+    "local KEKs of a key that left the configuration are wiped after Key4C has answered for",
+    constant({ keySet }, "WITHHELD_MS"),
+    "it may have been a mistake",
   ],
 ];
 

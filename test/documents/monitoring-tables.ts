@@ -11,7 +11,7 @@ import {
   type TelemetrySources,
 } from "../../src/health/telemetry.ts";
 import { LEADS_TO } from "../../src/health/words.ts";
-import { STATES } from "../../src/keys/standing.ts";
+import { STATES } from "../../src/keys/key-health.ts";
 import { table } from "./markdown.ts";
 
 const ROOT = join(import.meta.dir, "../..");

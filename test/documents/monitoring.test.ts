@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import { CERTIFICATE_WARNING_DAYS } from "../../src/commands/doctor/way.ts";
 import { KINDS } from "../../src/failures/kinds.ts";
-import { STATES } from "../../src/keys/standing.ts";
+import { STATES } from "../../src/keys/key-health.ts";
 import { DOCUMENTS } from "./blocks.ts";
 import { MONITORING_TABLES } from "./monitoring-tables.ts";
 

@@ -2,10 +2,8 @@
 import { randomBytes } from "node:crypto";
 import { WRAPPED_KEK_ANNOTATION } from "../../src/keys/annotations.ts";
 import { encodeEnvelope } from "../../src/keys/envelope.ts";
-import { KeySet } from "../../src/keys/key-set.ts";
 import { Keyring } from "../../src/keys/keyring.ts";
-import { expectedOf } from "../../src/keys/local-kek.ts";
-import { Standings } from "../../src/keys/standing.ts";
+import { materialOf } from "../../src/keys/material.ts";
 import { key4cClient, silentLog } from "../support.ts";
 
 /** One DEK in the form of either API. */
@@ -24,17 +22,17 @@ export async function wrapUnderNewKeks(emulatorUrl: string, count: number): Prom
   const service = key4cClient({ url: emulatorUrl });
   const keyring = new Keyring({
     service,
-    keys: new KeySet(() => "demo"),
-    standings: new Standings({ outageGraceMs: undefined, revocationGraceMs: 60_000 }),
+    configured: { kmsKeyId: () => "demo", previousIds: () => [] },
+    limits: { outageGraceMs: undefined, revocationGraceMs: 60_000 },
     maxUses: 1,
     maxAgeMs: Number.MAX_SAFE_INTEGER,
     cacheSize: 0,
     log: silentLog,
   });
-  const expected = expectedOf("demo", await service.describe("demo"));
+  const told = materialOf("demo", await service.describe("demo"));
   const made: Wrapped[] = [];
   while (made.length < count) {
-    await keyring.adopt("demo", expected);
+    await keyring.keys.current.prober.make(told);
     const dek = randomBytes(32);
     const { envelope, keyId } = await keyring.wrap(dek);
     const annotation = Buffer.from(envelope.header.wrappedLocalKek);

@@ -2,40 +2,40 @@ import { expect, test } from "bun:test";
 import type { ErrorKind } from "../../src/failures/kinds.ts";
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import { ChangeLog } from "../../src/health/change-log.ts";
-import { Standing } from "../../src/keys/standing.ts";
+import { HealthRecord } from "../../src/keys/health-record.ts";
 import { TestClock } from "../clock.ts";
 import { recordingLog } from "../support.ts";
 
-/** A standing whose changes are logged; `hears` notes what was heard and tells the new lines. */
+/** A key whose changes are logged; `meets` records what a probe met and tells the new lines. */
 function setup(outageGraceMs?: number) {
   const clock = new TestClock();
-  const standing = new Standing("demo", { outageGraceMs, revocationGraceMs: 60_000 }, clock);
-  standing.hasLocalKek = true;
+  const health = new HealthRecord({ outageGraceMs, revocationGraceMs: 60_000 }, clock);
+  health.hasLocalKek = true;
   const { log, lines } = recordingLog();
   const changes = new ChangeLog(log, clock);
-  const hears = (kind?: ErrorKind, message = `fake: ${kind}`, isVerdict = false) => {
+  const meets = (kind?: ErrorKind, message = `fake: ${kind}`, isVerdict = false) => {
     const before = lines.length;
-    standing.hear(kind && new PluginError(kind, message, { isVerdict }));
-    changes.note(standing, "k4c-x.v1");
+    health.record(kind && new PluginError(kind, message, { isVerdict }));
+    changes.note({ kmsKeyId: "demo", current: { keyId: "k4c-x.v1" }, health });
     return lines
       .slice(before)
       .map(({ level, state, kind }) => [level, state, kind ?? ""].join(" "));
   };
-  return { clock, changes, hears, lines };
+  return { clock, changes, meets, lines };
 }
 
 test("one line a change of state, and none while nothing changes", async () => {
-  const { clock, hears, lines } = setup(60_000);
-  expect(hears()).toEqual(["info ok "]);
-  expect([hears(), hears()]).toEqual([[], []]);
-  expect(hears("unavailable")).toEqual(["warn degraded unavailable"]);
+  const { clock, meets, lines } = setup(60_000);
+  expect(meets()).toEqual(["info ok "]);
+  expect([meets(), meets()]).toEqual([[], []]);
+  expect(meets("unavailable")).toEqual(["warn degraded unavailable"]);
   for (let second = 0; second < 59; second++) {
     await clock.pass(1_000);
-    expect(hears("unavailable")).toEqual([]);
+    expect(meets("unavailable")).toEqual([]);
   }
   await clock.pass(1_000);
-  expect(hears("unavailable")).toEqual(["error expired unavailable"]);
-  expect(hears()).toEqual(["info ok "]);
+  expect(meets("unavailable")).toEqual(["error expired unavailable"]);
+  expect(meets()).toEqual(["info ok "]);
   expect(lines[1]).toEqual({
     time: expect.any(String),
     level: "warn",
@@ -50,11 +50,11 @@ test("one line a change of state, and none while nothing changes", async () => {
 });
 
 test("a new cause within one state is a line, with its own words", () => {
-  const { hears, lines } = setup();
-  hears("unavailable");
-  expect(hears("denied")).toEqual(["warn degraded denied"]);
-  expect(hears("keyUnusable", "disabled", true)).toEqual(["warn degraded keyUnusable"]);
-  expect(hears("keyUnusable", "another text", true)).toEqual(["warn degraded keyUnusable"]);
+  const { meets, lines } = setup();
+  meets("unavailable");
+  expect(meets("denied")).toEqual(["warn degraded denied"]);
+  expect(meets("keyUnusable", "disabled", true)).toEqual(["warn degraded keyUnusable"]);
+  expect(meets("keyUnusable", "another text", true)).toEqual(["warn degraded keyUnusable"]);
   expect(lines.map(({ msg }) => String(msg).split(";")[0])).toEqual([
     "Key4C is unreachable",
     "Key4C refuses the credential",
@@ -64,10 +64,10 @@ test("a new cause within one state is a line, with its own words", () => {
 });
 
 test("causes that take turns are told once in ten seconds each", async () => {
-  const { clock, hears } = setup();
+  const { clock, meets } = setup();
   const told: string[] = [];
   for (let ms = 0; ms < 60_000; ms += 500) {
-    for (const line of hears(ms % 1_000 === 0 ? "unavailable" : "denied")) {
+    for (const line of meets(ms % 1_000 === 0 ? "unavailable" : "denied")) {
       told.push(`${ms} ${line}`);
     }
     await clock.pass(500);
@@ -85,55 +85,55 @@ test("causes that take turns are told once in ten seconds each", async () => {
 });
 
 test("a cause that was told just before is told again when it stays", async () => {
-  const { clock, hears } = setup();
-  hears("unavailable");
+  const { clock, meets } = setup();
+  meets("unavailable");
   await clock.pass(1_000);
-  expect(hears("denied")).toEqual(["warn degraded denied"]);
+  expect(meets("denied")).toEqual(["warn degraded denied"]);
   await clock.pass(1_000);
-  expect(hears("unavailable")).toEqual([]);
+  expect(meets("unavailable")).toEqual([]);
   await clock.pass(7_000);
-  expect(hears("unavailable")).toEqual([]);
+  expect(meets("unavailable")).toEqual([]);
   await clock.pass(1_000);
-  expect(hears("unavailable")).toEqual(["warn degraded unavailable"]);
+  expect(meets("unavailable")).toEqual(["warn degraded unavailable"]);
 });
 
 test("a new state is told at once, whatever its cause was told before", async () => {
-  const { clock, hears } = setup();
-  hears("unavailable");
+  const { clock, meets } = setup();
+  meets("unavailable");
   await clock.pass(100);
-  expect(hears()).toEqual(["info ok "]);
+  expect(meets()).toEqual(["info ok "]);
   await clock.pass(100);
-  expect(hears("unavailable")).toEqual(["warn degraded unavailable"]);
+  expect(meets("unavailable")).toEqual(["warn degraded unavailable"]);
 });
 
 test("as long as a verdict holds its cause is told, and not what was heard after it", async () => {
-  const { clock, hears } = setup();
-  hears("keyUnusable", "disabled", true);
-  hears("keyUnusable", "disabled", true);
+  const { clock, meets } = setup();
+  meets("keyUnusable", "disabled", true);
+  meets("keyUnusable", "disabled", true);
   await clock.pass(60_000);
-  expect(hears("keyUnusable", "disabled", true)).toEqual(["error revoked keyUnusable"]);
+  expect(meets("keyUnusable", "disabled", true)).toEqual(["error revoked keyUnusable"]);
   await clock.pass(60_000);
-  expect(hears("unavailable")).toEqual([]);
+  expect(meets("unavailable")).toEqual([]);
 });
 
 test("however many texts a cause has, only the last ones are remembered", () => {
-  const { hears } = setup();
-  hears("unavailable", "text 0");
+  const { meets } = setup();
+  meets("unavailable", "text 0");
   for (let text = 1; text <= 16; text++) {
-    expect(hears("unavailable", `text ${text}`)).toEqual(["warn degraded unavailable"]);
+    expect(meets("unavailable", `text ${text}`)).toEqual(["warn degraded unavailable"]);
   }
-  expect(hears("unavailable", "text 16")).toEqual([]);
-  expect(hears("unavailable", "text 1")).toEqual([]);
-  expect(hears("unavailable", "text 0")).toEqual(["warn degraded unavailable"]); // forgotten
+  expect(meets("unavailable", "text 16")).toEqual([]);
+  expect(meets("unavailable", "text 1")).toEqual([]);
+  expect(meets("unavailable", "text 0")).toEqual(["warn degraded unavailable"]); // forgotten
 });
 
 test("since tells when the state was entered, and not when its cause changed", async () => {
-  const { changes, hears } = setup();
-  hears("unavailable");
+  const { changes, meets } = setup();
+  meets("unavailable");
   const { since } = changes;
   await Bun.sleep(5);
-  hears("denied");
+  meets("denied");
   expect(changes.since).toBe(since);
-  hears();
+  meets();
   expect(changes.since.getTime()).toBeGreaterThan(since.getTime());
 });

@@ -3,8 +3,8 @@ import { randomBytes } from "node:crypto";
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import { Health } from "../../src/health/health.ts";
 import { DEFAULT_PROFILE, type Profile } from "../../src/key4c/profile.ts";
-import { expectedOf } from "../../src/keys/local-kek.ts";
-import type { Limits, State } from "../../src/keys/standing.ts";
+import type { Limits, State } from "../../src/keys/key-health.ts";
+import { materialOf } from "../../src/keys/material.ts";
 import { type Clock, systemClock } from "../../src/system/clock.ts";
 import { ringParts } from "../keys/fake-key4c.ts";
 import { emulator, fakeServer, key4cClient, kindOf, onTestEnd, recordingLog } from "../support.ts";
@@ -29,9 +29,9 @@ function setup({ url, profile, intervalMs = 20, ...options }: Setup = {}) {
     ...(profile && { profile }),
   });
   const parts = ringParts(key4c, { clock: mixed, maxUses: 1_000, maxAgeMs: 1e9, ...options });
-  const { ring: keyring, keys, standings } = parts;
+  const { ring: keyring } = parts;
   const { log, lines } = recordingLog();
-  const health = new Health({ key4c, keyring, keys, standings, intervalMs, log, clock: mixed });
+  const health = new Health({ keyring, intervalMs, log, clock: mixed });
   onTestEnd(() => health.stop());
   const until = async (state: State) => {
     while (health.state !== state) {
@@ -48,16 +48,16 @@ function setup({ url, profile, intervalMs = 20, ...options }: Setup = {}) {
       }
     }
   };
-  return { ...remote, key4c, keyring, standings, health, lines, clock, until, probes };
+  return { ...remote, key4c, keyring, health, lines, clock, until, probes };
 }
 
 test("before the first probe begins, Status is an error; while it is under way, it waits", async () => {
   const { health, keyring } = setup();
   expect(health.state).toBe("starting");
-  expect(() => keyring.acknowledgedNow()).toThrow("no local KEK");
+  expect(await kindOf(keyring.status())).toBe("unavailable");
   health.start();
-  expect(keyring.acknowledgedNow()).toBeUndefined();
-  const [one, two] = await Promise.all([keyring.acknowledged(), keyring.wrap(DEK)]);
+  expect(keyring.isReady).toBe(false);
+  const [one, two] = await Promise.all([keyring.status(), keyring.wrap(DEK)]);
   expect([one.keyId, health.state]).toEqual([two.keyId, "ok"]);
 });
 
@@ -67,7 +67,7 @@ test("a Key4C that hangs at the start keeps Status waiting for two seconds, and 
   health.start();
   const beganMs = performance.now();
   const wrapping = kindOf(keyring.wrap(DEK));
-  expect(await kindOf(keyring.acknowledged())).toBe("unavailable");
+  expect(await kindOf(keyring.status())).toBe("unavailable");
   expect(performance.now() - beganMs).toBeGreaterThanOrEqual(1_900);
   expect(await Promise.race([wrapping, Bun.sleep(1).then(() => "waits")])).toBe("waits");
 });
@@ -76,7 +76,7 @@ test("a probe makes the first local KEK", async () => {
   const { health, until, keyring } = setup();
   health.start();
   await until("ok");
-  expect(keyring.acknowledgedNow()).toBe(keyring.snapshot as never);
+  expect(await keyring.status()).toBe(keyring.snapshot as never);
 });
 
 test("one line a change of state, however many probes", async () => {
@@ -86,7 +86,7 @@ test("one line a change of state, however many probes", async () => {
   await control("POST", "keys/demo/disable");
   await until("degraded");
   await probes(5);
-  expect(keyring.acknowledgedNow()?.keyId).toMatch(/\.v1\.k.{8}$/); // it goes on with what it has
+  expect((await keyring.status()).keyId).toMatch(/\.v1\.k.{8}$/); // it goes on with what it has
   await control("POST", "keys/demo/enable");
   await until("ok");
   await probes(1);
@@ -131,7 +131,7 @@ test("a rotation is noticed by the version of the key", async () => {
   while (keyring.snapshot?.header.keyVersion !== 2) {
     await Bun.sleep(5);
   }
-  expect(keyring.acknowledgedNow()?.keyId).toMatch(/\.v2\.k.{8}$/);
+  expect((await keyring.status()).keyId).toMatch(/\.v2\.k.{8}$/);
 });
 
 test("with a grace, an outage ends Status and Encrypt; known data are still decrypted", async () => {
@@ -148,7 +148,7 @@ test("with a grace, an outage ends Status and Encrypt; known data are still decr
   await keyring.wrap(DEK);
   clock.ms += 2_000;
   await until("expired"); // at the next probe
-  expect(() => keyring.acknowledgedNow()).toThrow("KMS_OUTAGE_GRACE");
+  expect(keyring.status()).rejects.toThrow("KMS_OUTAGE_GRACE");
   expect(await kindOf(keyring.wrap(DEK))).toBe("unavailable");
   expect(await keyring.unwrap(envelope)).toEqual(DEK);
 });
@@ -162,7 +162,7 @@ test("without a grace an outage may last", async () => {
   clock.ms += 1e10;
   await probes(2);
   expect(health.state).toBe("degraded");
-  expect(keyring.acknowledgedNow()?.header.keyVersion).toBe(1);
+  expect((await keyring.status()).header.keyVersion).toBe(1);
 });
 
 test("Key4C is called healthy again only after it has unwrapped the local KEK", async () => {
@@ -177,7 +177,7 @@ test("Key4C is called healthy again only after it has unwrapped the local KEK", 
   await control("POST", "keys/demo/enable");
   await probes(3);
   expect(health.state).toBe("degraded");
-  expect(health.standing.failure?.message).toContain("does not give back");
+  expect(health.failure?.message).toContain("does not unwrap");
   key4c.unwrap = unwrap;
   await until("ok");
   expect(keyring.snapshot?.header.keyVersion).toBe(1);
@@ -209,7 +209,7 @@ test("a key is revoked after three answers over 60 s, and enabling it heals", as
   clock.ms += 1_000;
   await until("revoked");
   await probes(1);
-  expect(() => keyring.acknowledgedNow()).toThrow("revoked");
+  expect(keyring.status()).rejects.toThrow("revoked");
   expect(await kindOf(keyring.wrap(DEK))).toBe("keyUnusable");
   expect(await kindOf(keyring.unwrap(envelope))).toBe("keyUnusable");
   expect(lines.filter(({ level }) => level === "error").length).toBe(1);
@@ -265,7 +265,7 @@ test.each([
     await probes(1);
   }
   expect(health.state).toBe("degraded");
-  expect((await keyring.wrap(DEK)).keyId).toBe(keyring.acknowledgedNow()?.keyId as never);
+  expect((await keyring.wrap(DEK)).keyId).toBe((await keyring.status()).keyId);
   broken = false;
   while (health.state !== "ok") {
     clock.ms += 30_000; // a secret that was refused is tried again
@@ -274,11 +274,11 @@ test.each([
 });
 
 test("a previous key that is refused is dropped alone", async () => {
-  const { health, until, control, clock, keyring, standings, probes, lines, key4c } = setup({
+  const { health, until, control, clock, keyring, probes, lines, key4c } = setup({
     previousKeyIds: ["old"],
   });
   const former = ringParts(key4c, { kmsKeyId: "old" }).ring;
-  await former.adopt("old", expectedOf("old", await key4c.describe("old")));
+  await former.keys.current.prober.make(materialOf("old", await key4c.describe("old")));
   const { envelope } = await former.wrap(DEK);
   health.start();
   await until("ok");
@@ -287,7 +287,7 @@ test("a previous key that is refused is dropped alone", async () => {
   await probes(3);
   expect(await keyring.unwrap(envelope)).toEqual(DEK); // not yet
   clock.ms += 60_000;
-  const old = standings.of("old");
+  const { health: old } = keyring.member("old").key;
   while (old.revocation === undefined) {
     await probes(1);
   }
@@ -302,12 +302,12 @@ test("a previous key that is refused is dropped alone", async () => {
 });
 
 test("a caller's failure brings the probe forward", async () => {
-  const { health, until, stop, clock } = setup({ intervalMs: 3_600_000 });
+  const { health, until, stop, clock, keyring } = setup({ intervalMs: 3_600_000 });
   health.start();
   await until("ok");
   await stop();
   clock.ms += 1_000;
-  health.standing.need();
+  keyring.key.health.wantProbe();
   await until("degraded");
 });
 
@@ -318,7 +318,7 @@ test("without a describe, the probe is an unwrap", async () => {
   await until("ok");
   await control("POST", "keys/demo/disable");
   await until("degraded");
-  expect(health.standing.failure?.kind).toBe("keyUnusable");
+  expect(health.failure?.kind).toBe("keyUnusable");
   await control("POST", "keys/demo/enable");
   await until("ok");
 });
@@ -344,11 +344,11 @@ test("a Key4C that fails at once is not asked in a hot loop", async () => {
 });
 
 test("a state that a caller's answer leads to is told at once, and not first by the next probe", async () => {
-  const { health, standings, until, lines } = setup({ intervalMs: 3_600_000 });
+  const { health, keyring, until, lines } = setup({ intervalMs: 3_600_000 });
   health.start();
   await until("ok");
   await Bun.sleep(1); // the end of that probe
-  standings.of("demo").need(new PluginError("throttled", "fake", { retryAfterMs: 60_000 }));
+  keyring.key.callerFailed(new PluginError("throttled", "fake", { retryAfterMs: 60_000 }));
   expect(health.state).toBe("degraded");
   expect(lines.at(-1)).toMatchObject({ level: "warn", state: "degraded", kind: "throttled" });
 });

@@ -570,19 +570,6 @@ test("AAD that was sent with a local KEK is not left out in silence", async () =
   expect(server.requests.length).toBe(0);
 });
 
-test("where encrypt tells no version, a rotation in its midst is noticed", async () => {
-  const { encrypt, ...rest } = DEFAULT_PROFILE;
-  const profile = { ...rest, encrypt: { ...encrypt, result: { ciphertext: "/ciphertext" } } };
-  let version = 1;
-  const server = fakeServer((request) =>
-    Response.json(
-      request.method === "GET" ? { version: version++, state: "ENABLED" } : { ciphertext: "c" },
-    ),
-  );
-  const key4c = key4cClient({ url: server.url, profile });
-  expect(await kindOf(key4c.wrap("demo", LOCAL_KEK, AAD))).toBe("unavailable");
-});
-
 test("neither log nor error shows a credential, a key or an answer", async () => {
   const { log, lines } = recordingLog();
   const secret = "s3cr3t-token";

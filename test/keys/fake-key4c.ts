@@ -1,12 +1,20 @@
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import { Health } from "../../src/health/health.ts";
-import type { KeyDescription } from "../../src/key4c/client.ts";
-import type { Snapshot } from "../../src/keys/held.ts";
+import type { Envelope } from "../../src/keys/envelope.ts";
+import type { Kept } from "../../src/keys/kek-cache.ts";
+import type { Key, Snapshot } from "../../src/keys/key.ts";
+import type { Limits } from "../../src/keys/key-health.ts";
 import { kcvHash } from "../../src/keys/key-id.ts";
-import { KeySet } from "../../src/keys/key-set.ts";
-import { Keyring, type KeyringOptions } from "../../src/keys/keyring.ts";
-import { type Limits, Standings } from "../../src/keys/standing.ts";
-import type { CallOptions, WrappedKek, WrappingService } from "../../src/keys/wrapping.ts";
+import type { ConfiguredKeys, Member } from "../../src/keys/key-set.ts";
+import { Keyring, type KeyringOptions, type Wrapped } from "../../src/keys/keyring.ts";
+import { isGivenBack } from "../../src/keys/local-kek.ts";
+import type { Caller } from "../../src/keys/unwraps.ts";
+import type {
+  CallOptions,
+  KeyDescription,
+  WrappedKek,
+  WrappingService,
+} from "../../src/keys/wrapping.ts";
 import { TestClock } from "../clock.ts";
 import { onTestEnd, recordingLog, silentLog } from "../support.ts";
 
@@ -85,64 +93,121 @@ export class FakeKey4C implements WrappingService {
   }
 }
 
+/** A keyring whose answers always come later, so that a test can take them in one way; with a look at its parts. */
+export class TestKeyring extends Keyring {
+  readonly #service: WrappingService;
+
+  constructor(options: KeyringOptions) {
+    super(options);
+    this.#service = options.service;
+  }
+
+  override async wrap(plaintext: Uint8Array, caller?: Caller): Promise<Wrapped> {
+    return super.wrap(plaintext, caller);
+  }
+
+  override async unwrap(envelope: Envelope, caller?: Caller): Promise<Buffer> {
+    return super.unwrap(envelope, caller);
+  }
+
+  override async status(): Promise<Snapshot> {
+    return super.status();
+  }
+
+  member(kmsKeyId: string): Member {
+    const found = this.keys.members.find(({ key }) => key.kmsKeyId === kmsKeyId);
+    if (found === undefined) {
+      throw new Error(`${kmsKeyId} is not configured`);
+    }
+    return found;
+  }
+
+  /** The key that wraps. */
+  get key(): Key {
+    return this.keys.current.key;
+  }
+
+  /** Of all keys. */
+  get orphans(): number {
+    return this.keys.members.reduce((sum, { key }) => sum + key.orphans.length, 0);
+  }
+
+  /** What Key4C does not unwrap of what a probe asks for. */
+  async missing(): Promise<readonly Kept[]> {
+    const { key } = this;
+    const given = await Promise.all(
+      key.pinned.map((one) => isGivenBack(this.#service, key.kmsKeyId, one)),
+    );
+    return key.pinned.filter((_, at) => given[at] === false);
+  }
+}
+
 export interface RingOptions
-  extends Partial<Omit<KeyringOptions, "service" | "keys" | "standings">>,
+  extends Partial<Omit<KeyringOptions, "service" | "limits">>,
     Partial<Limits> {
   readonly kmsKeyId?: string;
   readonly previousKeyIds?: readonly string[];
-  /** Instead of the two above. */
-  readonly keys?: KeySet;
 }
 
-/** A keyring that has no local KEK yet, and what it consults. */
+/** A keyring that has no local KEK yet, and the key that wraps. */
 export function ringParts(key4c: WrappingService, options: RingOptions = {}) {
   const {
     kmsKeyId = "demo",
     previousKeyIds = [],
     outageGraceMs,
     revocationGraceMs = 60_000,
-    keys = new KeySet(
-      () => kmsKeyId,
-      () => previousKeyIds,
-    ),
+    configured = { kmsKeyId: () => kmsKeyId, previousIds: () => previousKeyIds },
     ...rest
   } = options;
-  const standings = new Standings({ outageGraceMs, revocationGraceMs }, options.clock);
-  const ring = new Keyring({
+  const ring = new TestKeyring({
     service: key4c,
-    keys,
-    standings,
+    configured,
+    limits: { outageGraceMs, revocationGraceMs },
     maxUses: 2 ** 20,
     maxAgeMs: 7 * 24 * 3_600_000,
     cacheSize: 16,
     log: silentLog,
     ...rest,
   });
-  return { ring, keys, standings, standing: standings.of(keys.currentId) };
+  return { ring, key: ring.key };
 }
 
 export type RingParts = ReturnType<typeof ringParts>;
 
 /** The keyring alone. */
-export function keyring(key4c: WrappingService, options: RingOptions = {}): Keyring {
+export function keyring(key4c: WrappingService, options: RingOptions = {}): TestKeyring {
   return ringParts(key4c, options).ring;
 }
 
+/** What is configured, as files hold it that change while we run. */
+export function changing(current: string, ...previous: string[]) {
+  const now = { current, previous };
+  const configured: ConfiguredKeys = {
+    kmsKeyId: () => now.current,
+    previousIds: () => now.previous,
+  };
+  return { now, configured };
+}
+
 /** What describe tells is what a new local KEK must be wrapped under, as the probe wants it. */
-export function adopt(ring: Keyring, key4c: FakeKey4C, kmsKeyId = "demo"): Promise<Snapshot> {
-  const expected = { version: key4c.told(), kcvHash: kcvHash(kmsKeyId, key4c.kcv) };
-  return ring.adopt(kmsKeyId, expected);
+export async function adopt(
+  ring: TestKeyring,
+  key4c: FakeKey4C,
+  kmsKeyId = "demo",
+): Promise<Snapshot> {
+  const told = { version: key4c.told(), kcvHash: kcvHash(kmsKeyId, key4c.kcv) };
+  return ring.member(kmsKeyId).prober.make(told);
 }
 
 /** One that has its first local KEK. */
 export async function readyParts(key4c: FakeKey4C, options: RingOptions = {}): Promise<RingParts> {
   const parts = ringParts(key4c, options);
-  await adopt(parts.ring, key4c, parts.keys.configuredId);
+  await adopt(parts.ring, key4c, parts.key.kmsKeyId);
   return parts;
 }
 
 /** The keyring alone. */
-export async function ready(key4c: FakeKey4C, options: RingOptions = {}): Promise<Keyring> {
+export async function ready(key4c: FakeKey4C, options: RingOptions = {}): Promise<TestKeyring> {
   return (await readyParts(key4c, options)).ring;
 }
 
@@ -152,9 +217,20 @@ export function verdict(kind: "keyUnusable" | "keyNotFound"): PluginError {
 }
 
 /** Key4C says that a key is disabled, for as long as KMS_REVOCATION_GRACE 0s needs. */
-export function revoke({ ring, standings }: RingParts, kmsKeyId: string): void {
-  standings.of(kmsKeyId).hear(verdict("keyUnusable"));
-  ring.revoke(kmsKeyId);
+export function revoke({ ring }: { readonly ring: TestKeyring }, kmsKeyId: string): void {
+  ring.member(kmsKeyId).key.record(verdict("keyUnusable"));
+}
+
+/** A probe finds that Key4C does not unwrap what it must. */
+export function failUnwraps(key: Key, failure: PluginError): void {
+  key.circuits.recordUnwrap(failure);
+  key.record(failure);
+}
+
+/** A probe finds all well. */
+export function wellAgain(key: Key): void {
+  key.circuits.recordUnwrap(undefined);
+  key.record(undefined);
 }
 
 /** Keyring and probes, as `serve` joins them, in the test's time; the probes have not begun. */
@@ -165,8 +241,7 @@ export function plugin(
   const clock = new TestClock();
   const { log, lines } = recordingLog();
   const parts = ringParts(key4c, { clock, log, ...options });
-  const { ring: keyring, keys, standings } = parts;
-  const health = new Health({ key4c, keyring, keys, standings, intervalMs, log, clock });
+  const health = new Health({ keyring: parts.ring, intervalMs, log, clock });
   onTestEnd(() => health.stop());
   return { ...parts, health, clock, lines };
 }

@@ -12,7 +12,15 @@ import { formatKeyId, keyNameHash } from "../../src/keys/key-id.ts";
 import { TestClock, turn } from "../clock.ts";
 import { holds } from "../properties.ts";
 import { kindOf } from "../support.ts";
-import { adopt, FakeKey4C, type RingParts, revoke, ringParts } from "./fake-key4c.ts";
+import {
+  adopt,
+  FakeKey4C,
+  failUnwraps,
+  type RingParts,
+  revoke,
+  ringParts,
+  wellAgain,
+} from "./fake-key4c.ts";
 
 const KEYS = ["demo", "former"] as const;
 type Key = (typeof KEYS)[number];
@@ -86,9 +94,11 @@ class System {
   /** What the last probe met, of keys that are not revoked. */
   hear(failure: PluginError | undefined): void {
     for (const one of KEYS) {
-      const standing = this.parts.standings.of(one);
-      if (standing.revocation === undefined) {
-        standing.hear(one === this.current ? failure : undefined);
+      const { key } = this.ring.member(one);
+      if (key.health.revocation === undefined && one === this.current && failure !== undefined) {
+        failUnwraps(key, failure);
+      } else if (key.health.revocation === undefined) {
+        wellAgain(key);
       }
     }
   }
@@ -165,7 +175,7 @@ const COMMANDS: fc.Arbitrary<Command>[] = [
       const { ring, current, parts } = system;
       const expected =
         model.revoked.get(current) ??
-        (ring.snapshot === undefined ? (parts.standing.failure?.kind ?? "unavailable") : "ok");
+        (ring.snapshot === undefined ? (parts.key.health.failure?.kind ?? "unavailable") : "ok");
       expect(await kindOf(wrap(model, system, bytes))).toBe(expected);
     }),
   ),
@@ -188,7 +198,7 @@ const COMMANDS: fc.Arbitrary<Command>[] = [
           : [
               "ok",
               ...(model.failure ? [model.failure] : []),
-              ...(model.isMisled ? ["invalid"] : []),
+              ...(model.isMisled ? ["invalid", "unavailable"] : []),
             ];
       for (const kind of kinds) {
         expect(allowed).toContain(kind);
@@ -220,7 +230,7 @@ const COMMANDS: fc.Arbitrary<Command>[] = [
   fc.constant(command("renew", (_, system) => renew(system))),
   fc.constant(
     command("begin to ask for what is missing", (_, { ring, pending }) => {
-      const verifying = kindOf(ring.missingKeks());
+      const verifying = kindOf(ring.missing());
       pending.push(verifying.then((kind) => expect(DOCUMENTED).toContain(kind)));
     }),
   ),
@@ -259,9 +269,9 @@ const COMMANDS: fc.Arbitrary<Command>[] = [
     command(`enable ${which}`, async (model, system) => {
       const isWell = which !== system.current || (await renew(system)) === "ok";
       if (isWell) {
-        const standing = system.parts.standings.of(which);
-        expect(standing.revocation !== undefined).toBe(model.revoked.delete(which));
-        standing.hear(undefined);
+        const { key } = system.ring.member(which);
+        expect(key.health.revocation !== undefined).toBe(model.revoked.delete(which));
+        wellAgain(key);
       }
     }),
   ),

@@ -3,10 +3,20 @@ import { randomBytes } from "node:crypto";
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import { type Envelope, encodeEnvelope, kekHeader } from "../../src/keys/envelope.ts";
 import { keyNameHash } from "../../src/keys/key-id.ts";
-import type { Keyring } from "../../src/keys/keyring.ts";
 import { TestClock, turn, within } from "../clock.ts";
 import { kindOf, recordingLog } from "../support.ts";
-import { adopt, FakeKey4C, keyring, ready, readyParts, revoke, ringParts } from "./fake-key4c.ts";
+import {
+  adopt,
+  FakeKey4C,
+  failUnwraps,
+  keyring,
+  ready,
+  readyParts,
+  revoke,
+  ringParts,
+  type TestKeyring,
+  wellAgain,
+} from "./fake-key4c.ts";
 
 const DEK = randomBytes(32);
 const HOUR_MS = 3_600_000;
@@ -48,7 +58,7 @@ test("at most 64 unwraps run at once and 1,024 wait, and neither probe nor renew
     envelopes.push((await other.wrap(DEK)).envelope);
     await adopt(other, key4c);
   }
-  const { ring, standing } = await readyParts(key4c);
+  const { ring, key } = await readyParts(key4c);
   key4c.calls.unwrap = 0;
   const { promise, resolve } = Promise.withResolvers<void>();
   key4c.gate = promise;
@@ -56,16 +66,16 @@ test("at most 64 unwraps run at once and 1,024 wait, and neither probe nor renew
   expect(await Promise.all(kinds.slice(-10))).toEqual(Array(10).fill("throttled"));
   expect(key4c.calls.unwrap).toBe(64);
   key4c.gate = Promise.resolve();
-  expect(await ring.missingKeks()).toEqual([]);
+  expect(await ring.missing()).toEqual([]);
   key4c.version = 2;
   await adopt(ring, key4c);
   // Those that wait are told when Key4C is found to be away, instead of hanging in their turn.
-  standing.hear(UNAVAILABLE);
+  failUnwraps(key, UNAVAILABLE);
+  key4c.failure = UNAVAILABLE;
+  key4c.calls.unwrap = 0;
   resolve();
-  expect(await Promise.all(kinds.slice(0, -10))).toEqual([
-    ...Array(64).fill("ok"),
-    ...Array(1_024).fill("unavailable"),
-  ]);
+  expect(await Promise.all(kinds.slice(0, -10))).toEqual(Array(64 + 1_024).fill("unavailable"));
+  expect(key4c.calls.unwrap).toBe(0);
 });
 
 test("a failed unwrap is not kept, and what follows tries again", async () => {
@@ -79,13 +89,15 @@ test("a failed unwrap is not kept, and what follows tries again", async () => {
 });
 
 test("a local KEK that Key4C does not give back never becomes current", async () => {
+  const clock = new TestClock();
   const key4c = new FakeKey4C();
   key4c.mangle = () => randomBytes(32);
-  const ring = keyring(key4c);
+  const ring = keyring(key4c, { clock });
   expect(await kindOf(adopt(ring, key4c))).toBe("unavailable");
   expect(ring.snapshot).toBeUndefined();
   expect(await kindOf(ring.wrap(DEK))).toBe("unavailable");
   key4c.mangle = (bytes) => bytes;
+  clock.skip(250); // the pause after a failed wrap
   await adopt(ring, key4c);
   const good = ring.snapshot;
   key4c.mangle = () => randomBytes(32);
@@ -98,17 +110,17 @@ test("an Encrypt that comes while the first local KEK is made waits for it", asy
   const key4c = new FakeKey4C();
   const { promise, resolve } = Promise.withResolvers<void>();
   key4c.gate = promise;
-  const { ring, standing } = ringParts(key4c);
-  standing.firstProbe = adopt(ring, key4c).then(() => {});
+  const { ring } = ringParts(key4c);
+  ring.firstProbe = adopt(ring, key4c).then(() => {});
   const wrapping = ring.wrap(DEK);
   resolve();
   expect((await wrapping).keyId).toMatch(/^k4c-.*\.v1$/);
 });
 
 test("without a local KEK, Encrypt says why", async () => {
-  const { ring, standing } = ringParts(new FakeKey4C());
+  const { ring, key } = ringParts(new FakeKey4C());
   expect(await kindOf(ring.wrap(DEK))).toBe("unavailable");
-  standing.hear(new PluginError("keyUnusable", "fake"));
+  key.record(new PluginError("keyUnusable", "fake"));
   expect(await kindOf(ring.wrap(DEK))).toBe("keyUnusable");
 });
 
@@ -238,14 +250,14 @@ test("unwraps that fail are forgotten, also those of unknown keys", async () => 
 test("a renewal that fails is told, in the log and to the probe", async () => {
   const { log, lines } = recordingLog();
   const key4c = new FakeKey4C();
-  const { ring, standing } = await readyParts(key4c, { maxUses: 1, log });
+  const { ring, key } = await readyParts(key4c, { maxUses: 1, log });
   let plans = 0;
-  standing.onChange = () => plans++;
+  key.health.onChange = () => plans++;
   key4c.failure = new PluginError("denied", "fake");
   await ring.wrap(DEK);
   await ring.wrap(DEK);
   await settle();
-  expect([plans, standing.probeAfterMs(30_000)]).toEqual([1, 250]);
+  expect([plans, key.health.probeAfterMs(30_000)]).toEqual([1, 250]);
   expect(lines).toContainEqual(
     expect.objectContaining({ level: "warn", kind: "denied", cause: "fake" }),
   );
@@ -270,9 +282,12 @@ test("a renewal that takes long and fails is told once, however many Encrypts me
 });
 
 test("a caller that has left is given nothing and uses nothing up", async () => {
-  const ring = await ready(new FakeKey4C());
-  expect(await kindOf(ring.wrap(DEK, { hasLeft: () => true }))).toBe("cancelled");
-  expect(ring.snapshot?.localKek.uses).toBe(0);
+  const clock = new TestClock();
+  const ring = await ready(new FakeKey4C(), { maxUses: 1, clock });
+  await ring.wrap(DEK);
+  const { snapshot } = ring;
+  expect(await kindOf(ring.wrap(DEK, { hasLeft: () => true }))).toBe("cancelled"); // had to wait for a renewal
+  expect([snapshot?.localKek.uses, ring.snapshot?.localKek.uses]).toEqual([1, 0]);
 });
 
 test("the bytes of a new local KEK are wiped when Key4C has them", async () => {
@@ -297,7 +312,7 @@ test("a local KEK that is replaced while Key4C unwraps it for the probe is no fa
     return bytes;
   };
   const { localKek } = ring.snapshot ?? {};
-  expect(await ring.missingKeks()).toEqual([]);
+  expect(await ring.missing()).toEqual([]);
   expect(localKek?.isDropped).toBe(true);
 });
 
@@ -369,7 +384,7 @@ function invented({ header, ...rest }: Envelope, count: number, name: string): E
 test("after 1,024 dead local KEKs a healthy unknown one still comes through, known data cost nothing", async () => {
   const clock = new TestClock();
   const key4c = new FakeKey4C();
-  const { ring, standing } = await readyParts(key4c, { clock });
+  const { ring, key } = await readyParts(key4c, { clock });
   const { envelope } = await ring.wrap(DEK);
   const { envelope: unseen } = await (await ready(key4c)).wrap(DEK); // a replica's
   key4c.calls.unwrap = 0;
@@ -379,7 +394,7 @@ test("after 1,024 dead local KEKs a healthy unknown one still comes through, kno
   expect(key4c.calls.unwrap).toBe(1_024);
   expect(await ring.unwrap(envelope)).toEqual(DEK);
   expect(await within(clock, 10, ring.unwrap(unseen))).toEqual(DEK);
-  expect(standing.probeAfterMs(30_000)).toBe(30_000); // garbage brings no probe forward
+  expect(key.health.probeAfterMs(30_000)).toBe(30_000); // garbage brings no probe forward
 });
 
 test("whoever invents wrapped KEKs costs Key4C one call in 10 ms once there were 1,024", async () => {
@@ -406,10 +421,9 @@ test("a Decrypt counts as one hit or one miss of the cache, in whatever steps it
   const key4c = new FakeKey4C();
   const { envelope } = await (await ready(key4c)).wrap(DEK); // a replica's
   const ring = await ready(key4c);
-  expect(ring.unwrapNow(envelope)).toBeUndefined();
   expect(await ring.unwrap(envelope)).toEqual(DEK);
   expect(ring.cache).toMatchObject({ hits: 0, misses: 1 });
-  expect(ring.unwrapNow(envelope)).toEqual(DEK);
+  expect(await ring.unwrap(envelope)).toEqual(DEK);
   expect(ring.cache).toMatchObject({ hits: 1, misses: 1 });
 });
 
@@ -444,84 +458,94 @@ test.each(["unavailable", "denied", "throttled"] as const)(
   async (kind) => {
     const key4c = new FakeKey4C();
     const unknown = await (await ready(key4c)).wrap(DEK);
-    const { ring, standing } = await readyParts(key4c);
+    const { ring, key } = await readyParts(key4c);
     const known = await ring.wrap(DEK);
     key4c.calls.unwrap = 0;
-    standing.hear(new PluginError(kind, "fake"));
+    failUnwraps(key, new PluginError(kind, "fake"));
     expect(await kindOf(ring.unwrap(unknown.envelope))).toBe(kind);
     expect(await ring.unwrap(known.envelope)).toEqual(DEK);
     expect(key4c.calls.unwrap).toBe(0);
-    standing.hear(undefined);
+    wellAgain(key);
     expect(await ring.unwrap(unknown.envelope)).toEqual(DEK);
   },
 );
 
-test("what is only of the current key keeps nobody from asking for a previous one", async () => {
+test("what is known of one key keeps nobody from asking for another", async () => {
   const key4c = new FakeKey4C();
   const old = await (await ready(key4c, { kmsKeyId: "old" })).wrap(DEK);
   const unknown = await (await ready(key4c)).wrap(DEK);
-  const { ring, standing } = await readyParts(key4c, { previousKeyIds: ["old"], cacheSize: 0 });
-  for (const kind of ["throttled", "keyUnusable", "keyNotFound"] as const) {
-    standing.hear(new PluginError(kind, "fake"));
+  const { ring, key } = await readyParts(key4c, { previousKeyIds: ["old"], cacheSize: 0 });
+  const canary = await ring.unwrap(old.envelope); // pinned, so that each Decrypt of another one asks
+  expect(canary).toEqual(DEK);
+  const other = await (await ready(key4c, { kmsKeyId: "old" })).wrap(DEK);
+  for (const kind of [
+    "throttled",
+    "keyUnusable",
+    "keyNotFound",
+    "unavailable",
+    "denied",
+  ] as const) {
+    failUnwraps(key, new PluginError(kind, "fake"));
     expect(await kindOf(ring.unwrap(unknown.envelope))).toBe(kind);
-    expect(await ring.unwrap(old.envelope)).toEqual(DEK);
+    key4c.calls.unwrap = 0;
+    expect(await ring.unwrap(other.envelope)).toEqual(DEK);
+    expect(key4c.calls.unwrap).toBe(1);
+    await settle();
   }
-  for (const kind of ["mismatch", "olderVersion"] as const) {
-    standing.hear(new PluginError(kind, "fake"));
-    expect(await ring.unwrap(unknown.envelope)).toEqual(DEK); // Key4C itself is well
-  }
-  for (const kind of ["unavailable", "denied"] as const) {
-    standing.hear(new PluginError(kind, "fake"));
-    expect(await kindOf(ring.unwrap(old.envelope))).toBe(kind);
+  wellAgain(key);
+  for (const kind of ["mismatch", "olderVersion", "unavailable", "denied"] as const) {
+    key.record(new PluginError(kind, "fake")); // of a describe, or of a wrap
+    expect(await ring.unwrap(unknown.envelope)).toEqual(DEK); // Key4C unwraps all the same
   }
 });
 
 test("a caller's failure for want of Key4C brings the probe forward, garbage does not", async () => {
   const key4c = new FakeKey4C();
   const { envelope } = await (await ready(key4c)).wrap(DEK);
-  const { ring, standing } = await readyParts(key4c);
+  const { ring, key } = await readyParts(key4c);
   let plans = 0;
-  standing.onChange = () => plans++;
+  key.health.onChange = () => plans++;
   const garbage = kekHeader({ ...envelope.header, wrappedLocalKek: "x" });
   await kindOf(ring.unwrap({ ...envelope, header: garbage }));
-  expect([plans, standing.probeAfterMs(30_000)]).toEqual([0, 30_000]);
+  expect([plans, key.health.probeAfterMs(30_000)]).toEqual([0, 30_000]);
   key4c.failure = UNAVAILABLE;
   await kindOf(ring.unwrap(envelope));
-  expect([plans, standing.probeAfterMs(30_000)]).toEqual([1, 250]);
+  expect([plans, key.health.probeAfterMs(30_000)]).toEqual([1, 250]);
 });
 
 test("a caller that is throttled stops all others of its key until Key4C wants to be asked", async () => {
   const clock = new TestClock();
   const key4c = new FakeKey4C();
   const unknown = await (await ready(key4c)).wrap(DEK);
-  const { ring, standing } = await readyParts(key4c, { clock });
+  const { ring, key } = await readyParts(key4c, { clock });
   key4c.failure = new PluginError("throttled", "fake", { retryAfterMs: 90_000 });
   key4c.calls.unwrap = 0;
   for (let round = 0; round < 10; round++) {
     expect(await kindOf(ring.unwrap(unknown.envelope))).toBe("throttled");
   }
   expect(key4c.calls.unwrap).toBe(1);
-  expect(standing.probeAfterMs(30_000)).toBe(90_000);
+  expect([key.health.isPaused, key.health.probeAfterMs(30_000)]).toEqual([true, 30_000]);
 });
 
 test("a revoked key loses its local KEKs, other keys keep theirs, enabling brings it back", async () => {
   const key4c = new FakeKey4C();
   const old = await (await ready(key4c, { kmsKeyId: "old" })).wrap(DEK);
   const parts = await readyParts(key4c, { previousKeyIds: ["old"], revocationGraceMs: 0 });
-  const { ring, standings, standing } = parts;
+  const { ring, key } = parts;
+  const { key: oldKey } = ring.member("old");
   const { envelope } = await ring.wrap(DEK);
   expect(await ring.unwrap(old.envelope)).toEqual(DEK);
   const { localKek } = ring.snapshot ?? {};
   revoke(parts, "demo");
   await settle();
-  expect([ring.snapshot, standing.state, standings.of("old").revocation]).toEqual([
+  expect([ring.snapshot, key.health.state, oldKey.health.revocation]).toEqual([
     undefined,
     "revoked",
     undefined,
   ]);
   expect(() => localKek?.equals(DEK)).toThrow("dropped");
   expect(await kindOf(ring.wrap(DEK))).toBe("keyUnusable");
-  expect(await kindOf(ring.acknowledged())).toBe("keyUnusable");
+  expect(await kindOf(ring.status())).toBe("keyUnusable");
   expect(await kindOf(ring.unwrap(envelope))).toBe("keyUnusable");
   key4c.calls.unwrap = 0;
   expect(await ring.unwrap(old.envelope)).toEqual(DEK);
@@ -531,15 +555,15 @@ test("a revoked key loses its local KEKs, other keys keep theirs, enabling bring
   expect(await kindOf(ring.unwrap(old.envelope))).toBe("keyUnusable");
   expect(key4c.calls.unwrap).toBe(0);
   await adopt(ring, key4c); // as the probe does that finds it enabled
-  standing.hear(undefined);
-  standings.of("old").hear(undefined);
+  key.record(undefined);
+  oldKey.record(undefined);
   expect((await ring.wrap(DEK)).keyId).toEndWith(".v1");
   expect(await ring.unwrap(envelope)).toEqual(DEK);
   expect(await ring.unwrap(old.envelope)).toEqual(DEK);
 });
 
 /** Runs `begin`, revokes the key while Key4C is at it, and lets it go on. */
-async function revokedDuring(begin: (ring: Keyring, key4c: FakeKey4C) => unknown) {
+async function revokedDuring(begin: (ring: TestKeyring, key4c: FakeKey4C) => unknown) {
   const key4c = new FakeKey4C();
   const given: Buffer[] = [];
   const parts = await readyParts(key4c, { maxUses: 1, revocationGraceMs: 0 });
@@ -562,25 +586,25 @@ async function revokedDuring(begin: (ring: Keyring, key4c: FakeKey4C) => unknown
 }
 
 test("a key that is revoked while it is renewed has no local KEK afterwards", async () => {
-  const { ring, standing, before, given, ended, key4c } = await revokedDuring((ring) =>
+  const { ring, key, before, given, ended, key4c } = await revokedDuring((ring) =>
     kindOf(ring.wrap(DEK)),
   );
   expect(await ended).toBe("keyUnusable");
   expect(given.length).toBe(2); // the new one's and the witness's
-  expect([ring.snapshot, ring.cache.size, standing.hasLocalKek]).toEqual([undefined, 0, false]);
+  expect([ring.snapshot, ring.cache.size, key.health.hasLocalKek]).toEqual([undefined, 0, false]);
   expect(await kindOf(ring.unwrap(before.envelope))).toBe("keyUnusable");
   await adopt(ring, key4c);
-  standing.hear(undefined);
+  key.record(undefined);
   expect(await ring.unwrap(before.envelope)).toEqual(DEK);
 });
 
 test("a key that is revoked while a higher version is adopted has no local KEK afterwards", async () => {
-  const { ring, standing, ended } = await revokedDuring((ring, key4c) => {
+  const { ring, key, ended } = await revokedDuring((ring, key4c) => {
     key4c.version = 2;
     return kindOf(adopt(ring, key4c));
   });
   expect(await ended).toBe("unavailable");
-  expect([ring.snapshot, ring.cache.size, standing.hasLocalKek]).toEqual([undefined, 0, false]);
+  expect([ring.snapshot, ring.cache.size, key.health.hasLocalKek]).toEqual([undefined, 0, false]);
 });
 
 test("a key that is revoked while a caller's local KEK is fetched keeps none of it", async () => {
@@ -654,12 +678,12 @@ test("missingKeks compares what Key4C gives back, on new connections", async () 
   const key4c = new FakeKey4C();
   const ring = await ready(key4c);
   key4c.unwraps.length = 0;
-  expect(await ring.missingKeks()).toEqual([]);
+  expect(await ring.missing()).toEqual([]);
   expect(key4c.unwraps).toEqual([{ newConnection: true }]);
   key4c.mangle = () => randomBytes(32);
-  expect(await ring.missingKeks()).toEqual([ring.snapshot as never]);
+  expect(await ring.missing()).toEqual([ring.snapshot as never]);
   key4c.failure = UNAVAILABLE;
-  expect(await kindOf(ring.missingKeks())).toBe("unavailable");
+  expect(await kindOf(ring.missing())).toBe("unavailable");
 });
 
 test("a service that tells no version gives a key_id without one", async () => {

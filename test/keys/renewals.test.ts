@@ -7,7 +7,7 @@ import { Renewals } from "../../src/keys/renewals.ts";
 import { sleep } from "../../src/system/clock.ts";
 import { TestClock, turn, within } from "../clock.ts";
 import { kindOf } from "../support.ts";
-import { FakeKey4C, readyParts } from "./fake-key4c.ts";
+import { FakeKey4C, failUnwraps, readyParts, wellAgain } from "./fake-key4c.ts";
 
 const DEK = randomBytes(32);
 const UNAVAILABLE = new PluginError("unavailable", "fake");
@@ -76,7 +76,7 @@ test("1,000 Encrypts at once, Key4C 400 ms away: whoever is not served in 2 s in
 test.each([1, 64, 1_000])(
   "%d Encrypts that a failing Key4C meets go on as soon as that is known",
   async (callers) => {
-    const { ring, clock, key4c, standing } = await oneUse(20);
+    const { ring, key, clock, key4c } = await oneUse(20);
     await ring.wrap(DEK);
     key4c.failure = UNAVAILABLE;
     const wrap = () => Promise.all(Array.from({ length: callers }, () => ring.wrap(DEK)));
@@ -85,13 +85,13 @@ test.each([1, 64, 1_000])(
     const { unwrap } = key4c.calls;
     await within(clock, 1, wrap()); // nobody begins anew at once
     expect(key4c.calls.unwrap).toBe(unwrap);
-    expect(standing.probeAfterMs(30_000)).toBe(250); // the probe looks whether it is an outage
-    standing.hear(UNAVAILABLE);
+    expect(key.health.probeAfterMs(30_000)).toBe(250); // the probe looks whether it is an outage
+    failUnwraps(key, UNAVAILABLE);
     await clock.pass(60_000);
     await within(clock, 1, wrap()); // and while it is one, nobody begins at all
     expect(key4c.calls.unwrap).toBe(unwrap);
     key4c.failure = undefined;
-    standing.hear(undefined);
+    wellAgain(key);
     ring.keyIsWell();
     const { overLimit } = ring;
     await within(clock, 2_000, wrap());

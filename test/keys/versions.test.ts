@@ -64,12 +64,12 @@ test.each([2, 4, MAX_KEY_VERSION])(
     const clock = new TestClock();
     const key4c = new FakeKey4C();
     key4c.version = 3;
-    const { ring, standing } = await readyParts(key4c, { maxUses: 1, clock });
+    const { ring, key } = await readyParts(key4c, { maxUses: 1, clock });
     await ring.wrap(DEK);
     key4c.version = version;
     const { keyId } = await ring.wrap(DEK);
     expect([keyId.slice(-3), ring.overLimit]).toEqual([".v3", 1]);
-    expect(standing.probeAfterMs(30_000)).toBe(250); // the probe looks which it is
+    expect(key.health.probeAfterMs(30_000)).toBe(250); // the probe looks which it is
     key4c.version = 3;
     await clock.pass(5_000);
     const fresh = await ring.wrap(DEK);
@@ -80,7 +80,8 @@ test.each([2, 4, MAX_KEY_VERSION])(
 test("where describe tells no version, one counts that two encrypts tell", async () => {
   const key4c = new FakeKey4C();
   key4c.told = () => undefined;
-  const ring = await ready(key4c);
+  const clock = new TestClock();
+  const ring = await ready(key4c, { clock });
   expect([ring.snapshot?.header.keyVersion, key4c.calls.wrap]).toEqual([1, 2]);
   await adopt(ring, key4c); // known by now
   expect(key4c.calls.wrap).toBe(3);
@@ -93,6 +94,7 @@ test("where describe tells no version, one counts that two encrypts tell", async
   };
   expect(await kindOf(adopt(ring, key4c))).toBe("olderVersion"); // an absurd one, once
   expect(ring.snapshot?.header.keyVersion).toBe(1);
+  clock.skip(250); // the pause after a failed wrap
   await adopt(ring, key4c);
   expect(ring.snapshot?.header.keyVersion).toBe(2);
 });
@@ -122,4 +124,17 @@ test("a key check value is in key_id and header of all that follow, and a renewa
   const fresh = new FakeKey4C();
   fresh.kcv = "A1B2C4"; // other material behind the same key and version
   expect((await (await ready(fresh)).wrap(DEK)).keyId).not.toBe(first.keyId);
+});
+
+test("where encrypt tells no version, a rotation in its midst is noticed", async () => {
+  const key4c = new FakeKey4C();
+  const wrap = key4c.wrap.bind(key4c);
+  key4c.wrap = async (...args) => ({ ...(await wrap(...args)), version: undefined });
+  const ring = await ready(key4c);
+  expect([ring.snapshot?.header.keyVersion, key4c.calls.describe]).toEqual([1, 1]); // the second one
+  key4c.version = 2;
+  const adopting = adopt(ring, key4c);
+  key4c.version = 3;
+  expect(await kindOf(adopting)).toBe("unavailable");
+  expect(ring.snapshot?.header.keyVersion).toBe(1);
 });

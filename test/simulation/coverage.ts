@@ -1,5 +1,5 @@
 /** What a run has really met: a simulation that meets nothing finds nothing. */
-import { STATES, type State } from "../../src/keys/standing.ts";
+import { STATES, type State } from "../../src/keys/key-health.ts";
 import { endOf, FAULT_KINDS, type FaultKind, type History } from "./faults.ts";
 
 /** A fault that happens once overlaps with what comes so soon after it. */

@@ -1,9 +1,9 @@
 /** The rules of rules.ts, with the bounds that we state. */
 import { status } from "@grpc/grpc-js";
 import type { PluginError } from "../../src/failures/plugin-error.ts";
-import type { Snapshot } from "../../src/keys/held.ts";
+import type { Key, Snapshot } from "../../src/keys/key.ts";
+import type { State } from "../../src/keys/key-health.ts";
 import { parseKeyId } from "../../src/keys/key-id.ts";
-import type { Standing, State } from "../../src/keys/standing.ts";
 import {
   type ApiServer,
   type ApiServerEvents,
@@ -19,7 +19,7 @@ import type { LogLine, Plugin, PluginEvents, Rpc } from "./plugin.ts";
 import type { Rule } from "./rules.ts";
 
 /** Answers that make a revocation (rule R4), when there is a grace. */
-const VERDICT_ANSWERS = 3;
+const FINDING_ANSWERS = 3;
 /** One attempt at Key4C, which may hang, and how long a probe takes that does not. */
 export const ATTEMPT_MS = 2.5 * SECOND;
 export const PROBE_MS = 0.3 * SECOND;
@@ -48,9 +48,6 @@ const CALLS_OF_A_RENEWAL = 5;
 
 /** From the wrap of a local KEK until it is current: a verify, and calls that hang, are slow or are tried again. */
 const RENEWAL_MS = 20 * SECOND;
-
-/** Local KEKs in memory that are in no cache: the current one and the witness. */
-const PINNED = 2;
 
 export class Violation extends Error {
   readonly rule: Rule;
@@ -186,7 +183,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     }
     const wanted = view.version < keyVersion ? "degraded" : "ok";
     if (!isLost && state !== wanted) {
-      const cause = plugin.health.standing.failure?.message ?? "";
+      const cause = plugin.health.failure?.message ?? "";
       this.fail("S6", `${where}: state ${state} instead of ${wanted}: ${cause}`);
     }
   }
@@ -233,12 +230,13 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     const lastedMs = (told.at(-1) ?? 0) - (told[0] ?? 0);
     return revocationGraceMs === 0
       ? told.length > 0
-      : told.length >= VERDICT_ANSWERS && lastedMs >= revocationGraceMs - 100; // answers travel
+      : told.length >= FINDING_ANSWERS && lastedMs >= revocationGraceMs - 100; // answers travel
   }
 
-  heard(plugin: Plugin, standing: Standing, before: State, heard: PluginError | undefined): void {
+  heard(plugin: Plugin, key: Key, before: State, heard: PluginError | undefined): void {
     this.#coverage.cell(before, heard?.kind ?? "success");
-    const { kmsKeyId, state } = standing;
+    const { kmsKeyId } = key;
+    const { state } = key.health;
     if (state === "revoked" && before !== "revoked" && !this.#isRevoked(plugin, kmsKeyId)) {
       this.fail("S2", `node ${plugin.node} revokes ${kmsKeyId}, which nobody disabled for so long`);
     }
@@ -393,7 +391,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     if (
       pause === undefined ||
       // The key that is to be the current one is asked for at the pace of the one that is.
-      (answered.kmsKeyId === keys.configuredId && keys.configuredId !== keys.currentId) ||
+      (keys.configured !== keys.current && answered.kmsKeyId === keys.configured.key.kmsKeyId) ||
       answered.startedAtMs <= pause.sinceMs ||
       answered.startedAtMs >= pause.untilMs
     ) {
@@ -432,7 +430,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     const isNew = now !== minute;
     now.asked = isNew ? record.asked : now.asked;
     record.asked = asked;
-    const { orphans } = keyring.cache;
+    const orphans = orphansOf(plugin);
     const allowed =
       MAX_CALLS_AT_REST + CALLS_OF_A_RENEWAL * now.renewals + (asked - now.asked) + orphans;
     if (isAtRest && now.calls > allowed) {
@@ -464,7 +462,7 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   /** @param isServing whether its probes go on */
   expectNothingLeft(plugin: Plugin, isServing: boolean): void {
     const { node, keyring, keys, clock, inFlight } = plugin;
-    const timers = isServing ? 1 + keys.previousIds.length : 0;
+    const timers = isServing ? keys.members.length : 0;
     if (clock.pendingTimers > timers) {
       this.fail("S8", `node ${node}: ${clock.pendingTimers} timers are left, ${timers} are wanted`);
     }
@@ -479,10 +477,13 @@ export class Invariants implements PluginEvents, ApiServerEvents {
 
   expectNoKeyLeft(plugin: Plugin): void {
     const { node, keyring } = plugin;
-    const pinned = keyring.snapshot === undefined || plugin.state === "revoked" ? 0 : PINNED;
-    const held = keyring.cache.size + keyring.cache.orphans + pinned;
+    const held = keyring.keys.members.reduce((sum, { key }) => sum + key.holds.length, 0);
     if (plugin.liveKeks > held) {
       this.fail("S8", `node ${node}: ${plugin.liveKeks} local KEKs in memory, ${held} are held`);
     }
   }
+}
+
+function orphansOf({ keys }: Plugin): number {
+  return keys.members.reduce((sum, { key }) => sum + key.orphans.length, 0);
 }

@@ -17,10 +17,10 @@ import { Health } from "../../src/health/health.ts";
 import { Key4C } from "../../src/key4c/client.ts";
 import { DEFAULT_PROFILE } from "../../src/key4c/profile.ts";
 import { LocalKek } from "../../src/keys/envelope.ts";
-import type { Snapshot } from "../../src/keys/held.ts";
-import { KeySet } from "../../src/keys/key-set.ts";
+import { Key, type Snapshot } from "../../src/keys/key.ts";
+import type { State } from "../../src/keys/key-health.ts";
+import type { KeySet } from "../../src/keys/key-set.ts";
 import { Keyring } from "../../src/keys/keyring.ts";
-import { Standing, Standings, type State } from "../../src/keys/standing.ts";
 import { kmsV1, kmsV2 } from "../../src/main.ts";
 import { addService } from "../../src/socket/rpc.ts";
 import type { Log, LogFields } from "../../src/system/log.ts";
@@ -57,7 +57,7 @@ export interface LogLine {
 }
 
 export interface PluginEvents {
-  heard(plugin: Plugin, standing: Standing, before: State, heard: PluginError | undefined): void;
+  heard(plugin: Plugin, key: Key, before: State, heard: PluginError | undefined): void;
   answered(plugin: Plugin, answered: Answered): void;
   rpc(plugin: Plugin, rpc: Rpc): void;
   /** An API server waited for the whole of its deadline. */
@@ -65,14 +65,17 @@ export interface PluginEvents {
   logged(plugin: Plugin, line: LogLine): void;
 }
 
-/** Whose standing it is; what is heard is told. */
-const owners = new WeakMap<object, { readonly plugin: Plugin; readonly events: PluginEvents }>();
-const reallyHear = Standing.prototype.hear;
-Standing.prototype.hear = function (heard) {
-  const before = this.state;
-  reallyHear.call(this, heard);
-  const owner = owners.get(this);
-  owner?.events.heard(owner.plugin, this, before, heard);
+/** Whose key it is; what a probe met is told. */
+const owners = new WeakMap<
+  ProcessClock,
+  { readonly plugin: Plugin; readonly events: PluginEvents }
+>();
+const reallyRecord = Key.prototype.record;
+Key.prototype.record = function (met) {
+  const before = this.health.state;
+  reallyRecord.call(this, met);
+  const owner = owners.get(ProcessClock.running as ProcessClock);
+  owner?.events.heard(owner.plugin, this, before, met);
 };
 
 /** The local KEKs of each process that hold a key: those that were compared or used, and not dropped. */
@@ -102,7 +105,6 @@ export class Plugin {
   readonly node: number;
   readonly clock: ProcessClock;
   readonly startedAtMs: number;
-  readonly standings: Standings;
   readonly keys: KeySet;
   readonly keyring: Keyring;
   readonly health: Health;
@@ -135,11 +137,7 @@ export class Plugin {
     const clock = new ProcessClock(time, random);
     this.clock = clock;
     const log = this.#log();
-    this.standings = new Standings(settings, clock);
-    this.keys = new KeySet(options.kmsKeyId, () => options.previousKeyIds);
-    for (const kmsKeyId of options.previousKeyIds) {
-      owners.set(this.standings.of(kmsKeyId), { plugin: this, events });
-    }
+    owners.set(clock, { plugin: this, events });
     const service = new Key4C({
       url: "https://key4c.simulated",
       profile: DEFAULT_PROFILE,
@@ -151,12 +149,15 @@ export class Plugin {
       fetch: key4c.fetchFor(node, clock, (one) => events.answered(this, one), this.inFlight),
     });
     const { maxUses, maxAgeMs, cacheSize, intervalMs } = settings;
-    const { keys, standings } = this;
     this.keyring = new Keyring({
-      ...{ service, keys, standings, maxUses, maxAgeMs, cacheSize, log, clock },
+      service,
+      configured: { kmsKeyId: options.kmsKeyId, previousIds: () => options.previousKeyIds },
+      limits: settings,
+      ...{ maxUses, maxAgeMs, cacheSize, log, clock },
     });
     const { keyring } = this;
-    this.health = new Health({ key4c: service, keyring, keys, standings, intervalMs, log, clock });
+    this.keys = keyring.keys;
+    this.health = new Health({ keyring, intervalMs, log, clock });
     this.#serve("v1", KmsV1, kmsV1(keyring), log);
     this.#serve("v2", KmsV2, kmsV2(keyring), log);
   }

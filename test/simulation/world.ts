@@ -2,7 +2,7 @@
 
 import { status } from "@grpc/grpc-js";
 import { KeyManagementService as KmsV2 } from "../../src/gen/v2/api_pb.ts";
-import type { State } from "../../src/keys/standing.ts";
+import type { State } from "../../src/keys/key-health.ts";
 import { ApiServer, decryptStored, type Etcd } from "./apiserver.ts";
 import { EPOCH_MS, MINUTE, Random, SECOND, SimulatedTime } from "./clock.ts";
 import type { Coverage } from "./coverage.ts";
@@ -325,7 +325,7 @@ class World {
         continue;
       }
       const { node } = plugin;
-      const { failure, memory } = plugin.health.standing;
+      const { failure, memory } = plugin.keyring.keys.current.key.health;
       const isNeeded = nowMs - (this.invariants.neededAtMs[node] ?? 0) < NEEDED_MS;
       if (failure?.kind !== "unavailable" || !isNeeded) {
         continue;
@@ -348,11 +348,11 @@ class World {
       const before = memory.lastSuccessMs;
       const needsBefore = this.invariants.needs[node] ?? 0;
       this.time.after(boundMs, () => {
-        const { standing } = plugin.health;
+        const { health } = plugin.keyring.keys.current.key;
         // It may have come back as one that does not give back what it wrapped: that is another matter.
-        const isAway = standing.failure?.kind === "unavailable";
+        const isAway = health.failure?.kind === "unavailable";
         const isNeededStill = (this.invariants.needs[node] ?? 0) >= needsBefore + MANY_NEEDS;
-        const isSame = standing.memory.lastSuccessMs === before;
+        const isSame = health.memory.lastSuccessMs === before;
         if (isAway && isSame && isNeededStill && this.#plugins[node] === plugin) {
           this.invariants.fail(
             "S6",

@@ -3,9 +3,11 @@ import { type Config, keyIdOf, previousKeyIdsOf } from "../../config/config.ts";
 import { KINDS } from "../../failures/kinds.ts";
 import { type PluginError, toPluginError } from "../../failures/plugin-error.ts";
 import { Metrics } from "../../health/metrics.ts";
-import type { Key4C, KeyDescription } from "../../key4c/client.ts";
+import type { Key4C } from "../../key4c/client.ts";
 import { formatKeyId } from "../../keys/key-id.ts";
-import { expectedOf, makeLocalKek } from "../../keys/local-kek.ts";
+import { makeLocalKek } from "../../keys/local-kek.ts";
+import { materialOf } from "../../keys/material.ts";
+import type { KeyDescription } from "../../keys/wrapping.ts";
 import { describeError } from "../../system/errors.ts";
 import { createLog } from "../../system/log.ts";
 import { API_SERVER_TIMEOUT_MS, SLOW_MS } from "../client.ts";
@@ -128,8 +130,8 @@ async function checkWrap(
   const check = "wrap and unwrap";
   const startMs = performance.now();
   try {
-    const expected = expectedOf(kmsKeyId, await key4c.describe(kmsKeyId));
-    const { header, localKek } = await makeLocalKek(key4c, kmsKeyId, expected);
+    const told = materialOf(kmsKeyId, await key4c.describe(kmsKeyId));
+    const { header, localKek } = await makeLocalKek(key4c, kmsKeyId, told);
     localKek.drop();
     const keyId = formatKeyId(header);
     const ms = performance.now() - startMs;

@@ -43,10 +43,7 @@ export async function checkProfile(config: Config, isUsable: boolean): Promise<C
   if (!isUsable) {
     return STEPS.map((step) => skip(step, "the configuration is to be corrected first"));
   }
-  const walk = new Walk(
-    key4cOptions(config, undefined, SILENT),
-    configuredKeys(config).configuredId,
-  );
+  const walk = new Walk(key4cOptions(config, undefined, SILENT), configuredKeys(config).kmsKeyId());
   try {
     return await walk.checks();
   } finally {

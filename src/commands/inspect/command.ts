@@ -1,7 +1,6 @@
 import type { CommandLine, Config } from "../../config/config.ts";
 import { Metrics } from "../../health/metrics.ts";
 import { Keyring } from "../../keys/keyring.ts";
-import { Standings } from "../../keys/standing.ts";
 import { type Group, loadConfiguration } from "../../kubernetes/encryption/load.ts";
 import { secretAsJson } from "../../kubernetes/etcd-value.ts";
 import { type EtcdPair, etcdctlLine, parseEtcdctlJson } from "../../kubernetes/etcdctl.ts";
@@ -89,8 +88,8 @@ async function currentKeyId(line: CommandLine): Promise<string | undefined> {
 function keyringOf(config: Config, log: Log): Keyring {
   return new Keyring({
     service: key4cClient(config, undefined, log, new Metrics()),
-    keys: configuredKeys(config),
-    standings: new Standings({ outageGraceMs: undefined, revocationGraceMs: 0 }),
+    configured: configuredKeys(config),
+    limits: { outageGraceMs: undefined, revocationGraceMs: 0 },
     maxUses: 1,
     maxAgeMs: Number.POSITIVE_INFINITY,
     cacheSize: INSPECT_CACHE_SIZE,

@@ -6,15 +6,14 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import type { ErrorKind } from "../../src/failures/kinds.ts";
 import { PluginError } from "../../src/failures/plugin-error.ts";
+import { HealthRecord } from "../../src/keys/health-record.ts";
 import {
+  FINDING_ANSWERS,
   type Limits,
   MISMATCH_MS,
   STATES,
-  Standing,
-  Standings,
   type State,
-  VERDICT_ANSWERS,
-} from "../../src/keys/standing.ts";
+} from "../../src/keys/key-health.ts";
 import { TestClock } from "../clock.ts";
 import { holds } from "../properties.ts";
 
@@ -27,7 +26,7 @@ const INTERVAL_MS = 30 * SECOND_MS;
 const DEFAULTS: Limits = { outageGraceMs: undefined, revocationGraceMs: MINUTE_MS };
 
 /** What a probe can hear, by the name of its row; `ok` is a success. */
-const HEARD = {
+const ANSWERS = {
   ok: undefined,
   unavailable: new PluginError("unavailable", "fake"),
   throttled: new PluginError("throttled", "fake"),
@@ -43,24 +42,24 @@ const HEARD = {
   invalid: new PluginError("invalid", "fake", { isVerdict: true }),
   internal: new PluginError("internal", "fake"),
 } as const;
-type Heard = keyof typeof HEARD;
+type Answer = keyof typeof ANSWERS;
 
-/** A standing on a clock that the test moves. */
+/** A record on a clock that the test moves. */
 function stand(limits: Partial<Limits> = {}, hasLocalKek = true) {
   const clock = new TestClock();
-  const standing = new Standing("demo", { ...DEFAULTS, ...limits }, clock);
-  standing.hasLocalKek = hasLocalKek;
-  return { clock, standing };
+  const health = new HealthRecord({ ...DEFAULTS, ...limits }, clock);
+  health.hasLocalKek = hasLocalKek;
+  return { clock, health };
 }
 
 /**
- * Hears the same at every probe for so long, as often as the standing wants to be probed, and does what the keyring
+ * Hears the same at every probe for so long, as often as the health wants to be probed, and does what the keyring
  * does on a revocation.
  * @returns the states, each with the second it was entered in, and the number of probes
  */
 function stays(
-  { clock, standing }: ReturnType<typeof stand>,
-  heard: Heard,
+  { clock, health }: ReturnType<typeof stand>,
+  answer: Answer,
   forMs: number,
   intervalMs = INTERVAL_MS,
 ) {
@@ -69,35 +68,39 @@ function stays(
   let probes = 0;
   let last: State | undefined;
   while (clock.nowMs() - beganMs <= forMs) {
-    standing.hear(HEARD[heard]);
-    standing.hasLocalKek &&= standing.revocation === undefined;
-    probes += 1;
-    if (standing.state !== last) {
-      last = standing.state;
+    if (health.isPaused) {
+      health.passPause();
+    } else {
+      health.record(ANSWERS[answer]);
+      probes += 1;
+    }
+    health.hasLocalKek &&= health.revocation === undefined;
+    if (health.state !== last) {
+      last = health.state;
       states.push(`${last} ${(clock.nowMs() - beganMs) / SECOND_MS}s`);
     }
-    const afterMs = standing.probeAfterMs(intervalMs);
+    const afterMs = health.probeAfterMs(intervalMs);
     if (!(afterMs >= 50)) {
-      throw new Error(`${heard}: the next probe comes after ${afterMs} ms`);
+      throw new Error(`${answer}: the next probe comes after ${afterMs} ms`);
     }
     clock.skip(afterMs);
   }
   return { states: states.join(", "), probes };
 }
 
-/** Brings a standing into a state, by the shortest way. */
+/** Brings a health into a state, by the shortest way. */
 const MET: Readonly<Record<State, () => ReturnType<typeof stand>>> = {
   starting() {
     return stand({ outageGraceMs: MINUTE_MS }, false);
   },
   ok() {
     const met = stand({ outageGraceMs: MINUTE_MS });
-    met.standing.hear(undefined);
+    met.health.record(undefined);
     return met;
   },
   degraded() {
     const met = MET.ok();
-    met.standing.hear(HEARD.unavailable);
+    met.health.record(ANSWERS.unavailable);
     return met;
   },
   expired() {
@@ -118,7 +121,7 @@ const MET: Readonly<Record<State, () => ReturnType<typeof stand>>> = {
 };
 
 /** One answer in each state; KMS_OUTAGE_GRACE 60s. In the order of STATES: starting, ok, degraded, expired, … */
-const AFTER_ONE: Readonly<Record<Heard, readonly State[]>> = {
+const AFTER_ONE: Readonly<Record<Answer, readonly State[]>> = {
   ok: ["starting", "ok", "ok", "ok", "ok", "starting"],
   unavailable: ["starting", "degraded", "degraded", "expired", "mismatch", "revoked"],
   throttled: ["starting", "degraded", "degraded", "expired", "mismatch", "revoked"],
@@ -135,68 +138,64 @@ const AFTER_ONE: Readonly<Record<Heard, readonly State[]>> = {
   internal: ["starting", "degraded", "degraded", "expired", "mismatch", "revoked"],
 };
 
-test.each(Object.keys(AFTER_ONE) as Heard[])("one answer in each state: %s", (heard) => {
+test.each(Object.keys(AFTER_ONE) as Answer[])("one answer in each state: %s", (answer) => {
   const after: State[] = [];
   for (const state of STATES) {
-    const { standing, clock } = MET[state]();
-    expect(standing.state).toBe(state);
-    standing.hear(HEARD[heard]);
-    after.push(standing.state);
-    const { refusal, revocation, memory } = standing;
+    const { health, clock } = MET[state]();
+    expect(health.state).toBe(state);
+    health.record(ANSWERS[answer]);
+    after.push(health.state);
+    const { refusal, revocation, memory } = health;
     // What is acknowledged, and what is dropped, follows from the state alone.
-    const isRefused = ["expired", "mismatch", "revoked"].includes(standing.state);
+    const isRefused = ["expired", "mismatch", "revoked"].includes(health.state);
     expect([state, refusal !== undefined]).toEqual([state, isRefused]);
-    expect([state, revocation !== undefined]).toEqual([state, standing.state === "revoked"]);
-    expect(memory.failure).toBe(HEARD[heard]);
+    expect([state, revocation !== undefined]).toEqual([state, health.state === "revoked"]);
+    expect(memory.failure).toBe(ANSWERS[answer]);
     expect(memory.lastSuccessMs).toBe(
-      heard === "ok" ? clock.nowMs() : state === "starting" ? undefined : 0,
+      answer === "ok" ? clock.nowMs() : state === "starting" ? undefined : 0,
     );
   }
   expect(STATES.map((state, at) => `${state}: ${after[at]}`)).toEqual(
-    STATES.map((state, at) => `${state}: ${AFTER_ONE[heard][at]}`),
+    STATES.map((state, at) => `${state}: ${AFTER_ONE[answer][at]}`),
   );
 });
 
-/** After the first such answer: whom it refuses, and after how many milliseconds the next probe comes; needed, too. */
-const FIRST: Readonly<Record<Heard, readonly ["ofThisKey" | "ofAllKeys" | "no", number, number]>> =
-  {
-    ok: ["no", 30_000, 250],
-    unavailable: ["ofAllKeys", 250, 250],
-    throttled: ["ofThisKey", 1_000, 1_000],
-    "throttled for 90s": ["ofThisKey", 90_000, 90_000],
-    denied: ["ofAllKeys", 2_000, 2_000],
-    "denied by its code": ["ofAllKeys", 2_000, 2_000],
-    keyUnusable: ["ofThisKey", 2_000, 2_000],
-    "keyUnusable by a status": ["ofThisKey", 250, 250],
-    keyNotFound: ["ofThisKey", 2_000, 2_000],
-    "keyNotFound by a status": ["ofThisKey", 250, 250],
-    mismatch: ["no", 2_000, 2_000],
-    olderVersion: ["no", 250, 250],
-    invalid: ["ofAllKeys", 250, 250],
-    internal: ["ofAllKeys", 250, 250],
-  };
+/**
+ * After the first such answer: whether callers of the key are refused whatever its circuits say, and after how many
+ * milliseconds the next probe comes; needed, too.
+ */
+const FIRST: Readonly<Record<Answer, readonly [boolean, number, number]>> = {
+  ok: [false, 30_000, 250],
+  unavailable: [false, 250, 250],
+  throttled: [true, 1_000, 1_000],
+  "throttled for 90s": [true, 30_000, 30_000], // it comes, and asks nothing
+  denied: [false, 2_000, 2_000],
+  "denied by its code": [false, 2_000, 2_000],
+  keyUnusable: [true, 2_000, 2_000],
+  "keyUnusable by a status": [true, 250, 250],
+  keyNotFound: [true, 2_000, 2_000],
+  "keyNotFound by a status": [true, 250, 250],
+  mismatch: [false, 2_000, 2_000],
+  olderVersion: [false, 250, 250],
+  invalid: [false, 250, 250],
+  internal: [false, 250, 250],
+};
 
-test.each(Object.keys(FIRST) as Heard[])(
+test.each(Object.keys(FIRST) as Answer[])(
   "whom it refuses, and when it is asked again: %s",
-  (heard) => {
-    const [refuses, afterMs, neededAfterMs] = FIRST[heard];
-    const { standing } = stand();
-    standing.hear(undefined);
-    standing.hear(HEARD[heard]);
-    const isRefused = {
-      thisKey: standing.refusalOfCallers("thisKey"),
-      anotherKey: standing.refusalOfCallers("anotherKey"),
-    };
-    expect(isRefused).toEqual({
-      thisKey: refuses === "no" ? undefined : HEARD[heard],
-      anotherKey: refuses === "ofAllKeys" ? HEARD[heard] : undefined,
-    });
-    expect(standing.probeAfterMs(INTERVAL_MS)).toBe(afterMs);
-    expect(standing.probeAfterMs(100)).toBe(heard.startsWith("throttled") ? afterMs : 100);
-    standing.need();
-    expect(standing.probeAfterMs(INTERVAL_MS)).toBe(neededAfterMs);
-    // Whoever needs it, and however often: what callers met is no answer to a probe.
-    expect(standing.failure).toBe(HEARD[heard]);
+  (answer) => {
+    const [refuses, afterMs, neededAfterMs] = FIRST[answer];
+    const { health } = stand();
+    health.record(undefined);
+    health.record(ANSWERS[answer]);
+    expect(health.refusalOfCallers).toBe(refuses ? ANSWERS[answer] : undefined);
+    expect(health.isPaused).toBe(answer.startsWith("throttled"));
+    expect(health.probeAfterMs(INTERVAL_MS)).toBe(afterMs);
+    expect(health.probeAfterMs(100)).toBe(100);
+    health.wantProbe();
+    expect(health.probeAfterMs(INTERVAL_MS)).toBe(neededAfterMs);
+    // Whoever needs it, and however often: what callers answer is no answer to a probe.
+    expect(health.failure).toBe(ANSWERS[answer]);
   },
 );
 
@@ -208,7 +207,7 @@ const GRACES = {
   "1h, 1h": { outageGraceMs: 60 * MINUTE_MS, revocationGraceMs: 60 * MINUTE_MS },
 } as const;
 
-const FOR_A_WEEK: Readonly<Record<Heard, readonly [string, string, string, string]>> = {
+const FOR_A_WEEK: Readonly<Record<Answer, readonly [string, string, string, string]>> = {
   ok: ["ok 0s", "ok 0s", "ok 0s", "ok 0s"],
   unavailable: [
     "degraded 0s",
@@ -218,13 +217,13 @@ const FOR_A_WEEK: Readonly<Record<Heard, readonly [string, string, string, strin
   ],
   throttled: [
     "degraded 0s",
-    "degraded 0s, expired 61s", // 1 + 2 + 4 + 8 + 16 + 30: it is not asked at 60 s
+    "degraded 0s, expired 60s", // in a pause
     "expired 0s",
-    "degraded 0s, expired 3601s",
+    "degraded 0s, expired 3600s",
   ],
   "throttled for 90s": [
     "degraded 0s",
-    "degraded 0s, expired 90s",
+    "degraded 0s, expired 60s",
     "expired 0s",
     "degraded 0s, expired 3600s",
   ],
@@ -270,125 +269,126 @@ const FOR_A_WEEK: Readonly<Record<Heard, readonly [string, string, string, strin
   internal: ["degraded 0s", "degraded 0s, expired 60s", "expired 0s", "degraded 0s, expired 3600s"],
 };
 
-test.each(Object.keys(FOR_A_WEEK) as Heard[])(
+test.each(Object.keys(FOR_A_WEEK) as Answer[])(
   "what if it stays for a week: %s",
-  (heard) => {
+  (answer) => {
     for (const [at, [graces, limits]] of Object.entries(GRACES).entries()) {
       const met = stand(limits);
-      met.standing.hear(undefined);
-      const { states, probes } = stays(met, heard, WEEK_MS);
-      expect([graces, states]).toEqual([graces, FOR_A_WEEK[heard][at] as string]);
+      met.health.record(undefined);
+      const { states, probes } = stays(met, answer, WEEK_MS);
+      expect([graces, states]).toEqual([graces, FOR_A_WEEK[answer][at] as string]);
       expect(probes).toBeLessThan(WEEK_MS / (2 * SECOND_MS) + 100); // nowhere more than one in 2 s
-      met.standing.hear(undefined);
-      met.standing.hasLocalKek = true;
-      expect([met.standing.state, met.standing.refusal]).toEqual(["ok", undefined]);
+      met.health.record(undefined);
+      met.health.hasLocalKek = true;
+      expect([met.health.state, met.health.refusal]).toEqual(["ok", undefined]);
     }
   },
   60_000,
 );
 
 test("there is no way out of revoked and mismatch but a success", () => {
-  for (const [state, answers] of [
-    ["revoked", Object.keys(HEARD)],
-    ["mismatch", Object.keys(HEARD).filter((one) => one !== "keyUnusable")],
+  for (const [state, names] of [
+    ["revoked", Object.keys(ANSWERS)],
+    ["mismatch", Object.keys(ANSWERS).filter((one) => one !== "keyUnusable")],
   ] as const) {
-    for (const heard of answers.filter((one) => one !== "ok") as Heard[]) {
+    for (const answer of names.filter((one) => one !== "ok") as Answer[]) {
       const met = MET[state]();
-      met.standing.hasLocalKek = true;
-      const { states } = stays(met, heard, 60 * MINUTE_MS);
-      expect([heard, states]).toEqual([heard, `${state} 0s`]);
+      met.health.hasLocalKek = true;
+      const { states } = stays(met, answer, 60 * MINUTE_MS);
+      expect([answer, states]).toEqual([answer, `${state} 0s`]);
     }
   }
 });
 
-test("a revoked key says why to whom, whatever is heard after it", () => {
-  const { standing } = MET.revoked();
-  standing.hear(HEARD.unavailable);
-  expect(standing.revocation).toBe(HEARD.keyUnusable);
-  expect(standing.refusal).toMatchObject({ kind: "keyUnusable", message: "the key is revoked" });
-  expect(standing.failure?.kind).toBe("unavailable");
+test("a revoked key says why to whom, whatever is answer after it", () => {
+  const { health } = MET.revoked();
+  health.record(ANSWERS.unavailable);
+  expect(health.revocation).toBe(ANSWERS.keyUnusable);
+  expect(health.refusal).toMatchObject({ kind: "keyUnusable", message: "the key is revoked" });
+  expect(health.failure?.kind).toBe("unavailable");
 });
 
 test("three answers make a verdict, however long the grace has been over, and two never do", () => {
-  const { standing, clock } = stand();
-  standing.hear(HEARD.keyUnusable);
+  const { health, clock } = stand();
+  health.record(ANSWERS.keyUnusable);
   clock.skip(WEEK_MS);
-  standing.hear(HEARD.keyUnusable);
-  expect(standing.state).toBe("degraded");
-  standing.hear(HEARD.keyUnusable);
-  expect(standing.state).toBe("revoked");
+  health.record(ANSWERS.keyUnusable);
+  expect(health.state).toBe("degraded");
+  health.record(ANSWERS.keyUnusable);
+  expect(health.state).toBe("revoked");
 });
 
 test("a success between starts all counts anew, an outage between none", () => {
-  for (const heard of ["keyUnusable", "keyNotFound", "mismatch"] as const) {
-    const { standing, clock } = stand();
+  for (const answer of ["keyUnusable", "keyNotFound", "mismatch"] as const) {
+    const { health, clock } = stand();
     for (let round = 0; round < 10; round++) {
-      standing.hear(HEARD[heard]);
-      standing.hear(HEARD[heard]);
+      health.record(ANSWERS[answer]);
+      health.record(ANSWERS[answer]);
       clock.skip(MINUTE_MS);
-      standing.hear(undefined);
+      health.record(undefined);
     }
-    standing.hear(HEARD[heard]);
-    standing.hear(HEARD[heard]);
+    health.record(ANSWERS[answer]);
+    health.record(ANSWERS[answer]);
     clock.skip(MINUTE_MS);
-    standing.hear(HEARD.unavailable);
-    expect(standing.state).toBe("degraded");
-    standing.hear(HEARD[heard]);
-    expect(standing.state).toBe(heard === "keyUnusable" ? "revoked" : "mismatch");
+    health.record(ANSWERS.unavailable);
+    expect(health.state).toBe("degraded");
+    health.record(ANSWERS[answer]);
+    expect(health.state).toBe(answer === "keyUnusable" ? "revoked" : "mismatch");
   }
 });
 
 test("an outage that another answer interrupts is counted from its new beginning", () => {
-  const { standing, clock } = stand({ outageGraceMs: MINUTE_MS });
-  standing.hear(HEARD.unavailable);
+  const { health, clock } = stand({ outageGraceMs: MINUTE_MS });
+  health.record(ANSWERS.unavailable);
   clock.skip(50 * SECOND_MS);
-  standing.hear(HEARD.olderVersion); // Key4C was reached
+  health.record(ANSWERS.olderVersion); // Key4C was reached
   clock.skip(50 * SECOND_MS);
-  standing.hear(HEARD.unavailable);
-  expect(standing.state).toBe("degraded");
+  health.record(ANSWERS.unavailable);
+  expect(health.state).toBe("degraded");
   clock.skip(MINUTE_MS);
-  expect(standing.state).toBe("degraded"); // not before a probe has failed
-  standing.hear(HEARD.denied);
-  expect(standing.state).toBe("expired");
+  expect(health.state).toBe("degraded"); // not before a probe has failed
+  health.record(ANSWERS.denied);
+  expect(health.state).toBe("expired");
 });
 
 test("without a local KEK a Retry-After is obeyed for 15 s, with one for five minutes", () => {
-  const heard = new PluginError("throttled", "fake", { retryAfterMs: 3_600_000 });
+  const answer = new PluginError("throttled", "fake", { retryAfterMs: 3_600_000 });
   for (const [hasLocalKek, ms] of [
     [false, 15_000],
     [true, 300_000],
   ] as const) {
-    const { standing } = stand({}, hasLocalKek);
-    standing.hear(heard);
-    expect(standing.probeAfterMs(INTERVAL_MS)).toBe(ms);
+    const { health } = stand({}, hasLocalKek);
+    health.record(answer);
+    expect(health.probeAfterMs(WEEK_MS)).toBe(ms);
+    expect(health.probeAfterMs(INTERVAL_MS)).toBe(Math.min(ms, INTERVAL_MS));
   }
 });
 
 test("a Retry-After of nothing is no leave to ask without a pause", () => {
-  const { standing, clock } = stand();
-  const heard = new PluginError("throttled", "fake", { retryAfterMs: 0 });
-  standing.hear(heard);
-  expect(standing.probeAfterMs(INTERVAL_MS)).toBe(1_000);
+  const { health, clock } = stand();
+  const answer = new PluginError("throttled", "fake", { retryAfterMs: 0 });
+  health.record(answer);
+  expect(health.probeAfterMs(INTERVAL_MS)).toBe(1_000);
   clock.skip(1_000);
-  standing.hear(heard);
-  expect(standing.probeAfterMs(INTERVAL_MS)).toBeGreaterThanOrEqual(1_000);
+  health.record(answer);
+  expect(health.probeAfterMs(INTERVAL_MS)).toBeGreaterThanOrEqual(1_000);
 });
 
 test("a pause that is over, with no probe since, lets the next one come soon and not at once", () => {
-  const { standing, clock } = stand();
-  standing.hear(HEARD.throttled);
+  const { health, clock } = stand();
+  health.record(ANSWERS.throttled);
   clock.skip(MINUTE_MS);
-  expect(standing.probeAfterMs(INTERVAL_MS)).toBeGreaterThanOrEqual(250);
+  expect(health.probeAfterMs(INTERVAL_MS)).toBeGreaterThanOrEqual(250);
 });
 
 test("who needs an away Key4C makes the probe come every 0.5 s in the first minute, then every 2 s", () => {
-  const { standing, clock } = stand();
+  const { health, clock } = stand();
   const wantedMs: number[] = [];
   for (let probes = 0; probes < 200; probes++) {
-    standing.hear(HEARD.unavailable);
-    expect(standing.probeAfterMs(INTERVAL_MS)).toBe(Math.min(5_000, 250 * 2 ** probes)); // nobody needs it
-    standing.need();
-    const ms = standing.probeAfterMs(INTERVAL_MS);
+    health.record(ANSWERS.unavailable);
+    expect(health.probeAfterMs(INTERVAL_MS)).toBe(Math.min(5_000, 250 * 2 ** probes)); // nobody needs it
+    health.wantProbe();
+    const ms = health.probeAfterMs(INTERVAL_MS);
     wantedMs[Math.floor(clock.nowMs() / MINUTE_MS)] = ms;
     clock.skip(ms);
   }
@@ -396,42 +396,22 @@ test("who needs an away Key4C makes the probe come every 0.5 s in the first minu
 });
 
 test("a probe is planned anew when a caller first needs it, and not for each that follows", () => {
-  const { standing } = stand();
+  const { health } = stand();
   let plans = 0;
-  standing.onChange = () => {
+  health.onChange = () => {
     plans += 1;
   };
-  standing.hear(undefined);
+  health.record(undefined);
   for (let callers = 0; callers < 100; callers++) {
-    standing.need(HEARD.unavailable);
+    health.wantProbe();
   }
-  expect([plans, standing.state, standing.failure]).toEqual([1, "ok", undefined]);
-  standing.hear(undefined);
-  standing.need();
+  expect([plans, health.state, health.failure]).toEqual([1, "ok", undefined]);
+  health.record(undefined);
+  health.wantProbe();
   expect(plans).toBe(2);
 });
 
-test("who is throttled tells it for all, and the first alone", () => {
-  const { standing } = stand();
-  standing.hear(undefined);
-  standing.need(HEARD["throttled for 90s"]);
-  expect(standing.failure).toBe(HEARD["throttled for 90s"]);
-  expect(standing.probeAfterMs(INTERVAL_MS)).toBe(90_000);
-  standing.need(HEARD.throttled);
-  expect(standing.failure).toBe(HEARD["throttled for 90s"]);
-});
-
-test("each key has a standing of its own, and always the same", () => {
-  const standings = new Standings({ ...DEFAULTS, revocationGraceMs: 0 }, new TestClock());
-  expect(standings.of("a")).toBe(standings.of("a"));
-  expect(standings.areAnyRevoked).toBe(false);
-  standings.of("a").hear(HEARD.keyUnusable);
-  expect([standings.areAnyRevoked, standings.of("b").revocation]).toEqual([true, undefined]);
-  standings.of("a").hear(undefined);
-  expect(standings.areAnyRevoked).toBe(false);
-});
-
-/** A history: what was heard, and how long after the one before. */
+/** A history: what was answer, and how long after the one before. */
 const gapMs = fc.oneof(
   fc.constantFrom(0, 50, 250, 2_000, 10_000, MINUTE_MS),
   fc.nat(5 * MINUTE_MS),
@@ -440,26 +420,26 @@ const limits = fc.record<Limits>({
   outageGraceMs: fc.constantFrom(undefined, 0, 3_000, MINUTE_MS),
   revocationGraceMs: fc.constantFrom(0, 3_000, MINUTE_MS),
 });
-const KINDS = Object.keys(HEARD) as Heard[];
-const historyOf = (kinds: readonly Heard[]) =>
+const KINDS = Object.keys(ANSWERS) as Answer[];
+const historyOf = (kinds: readonly Answer[]) =>
   fc.array(fc.tuple(fc.constantFrom(...kinds), gapMs), { maxLength: 40 });
 const hasLocalKek = fc.oneof({ weight: 4, arbitrary: fc.constant(true) }, fc.constant(false));
 
 /** Plays a history; `look` sees each moment. */
 function play(
-  history: readonly (readonly [Heard, number])[],
+  history: readonly (readonly [Answer, number])[],
   given: Limits,
   hasKek: boolean,
-  look: (standing: Standing, heard: Heard, nowMs: number) => void,
+  look: (health: HealthRecord, answer: Answer, nowMs: number) => void,
 ): void {
   let nowMs = 0;
   const clock = { nowMs: () => nowMs, after: () => () => {}, random: () => 0 };
-  const standing = new Standing("demo", given, clock);
-  standing.hasLocalKek = hasKek;
-  for (const [heard, ms] of history) {
+  const health = new HealthRecord(given, clock);
+  health.hasLocalKek = hasKek;
+  for (const [answer, ms] of history) {
     nowMs += ms;
-    standing.hear(HEARD[heard]);
-    look(standing, heard, nowMs);
+    health.record(ANSWERS[answer]);
+    look(health, answer, nowMs);
   }
 }
 
@@ -492,13 +472,13 @@ holds(
 );
 
 const OUTAGES: readonly ErrorKind[] = ["unavailable", "throttled", "denied", "invalid", "internal"];
-const isOutage = (heard: Heard) => {
-  const error = HEARD[heard];
-  return error !== undefined && (OUTAGES.includes(error.kind) || / by a status$/.test(heard));
+const isOutage = (answer: Answer) => {
+  const error = ANSWERS[answer];
+  return error !== undefined && (OUTAGES.includes(error.kind) || / by a status$/.test(answer));
 };
 
 holds(
-  "the states, by counting: what was heard since the last success, how often and since when",
+  "the states, by counting: what was answer since the last success, how often and since when",
   5_000,
   fc.property(historyOf(KINDS), limits, hasLocalKek, (history, given, hasKek) => {
     const { outageGraceMs = Number.POSITIVE_INFINITY, revocationGraceMs } = given;
@@ -515,40 +495,40 @@ holds(
     let isExpired = false;
     let isRevoked = false;
     let isMismatch = false;
-    return play(history, given, hasKek, ({ state, memory, refusal }, heard, nowMs) => {
-      if (heard === "ok") {
+    return play(history, given, hasKek, ({ state, memory, refusal }, answer, nowMs) => {
+      if (answer === "ok") {
         outageSinceMs = undefined;
         isExpired = isRevoked = isMismatch = false;
         atMs.keyUnusable = [];
         atMs.keyNotFound = [];
         atMs.mismatch = [];
-      } else if (isOutage(heard)) {
+      } else if (isOutage(answer)) {
         outageSinceMs ??= nowMs;
         isExpired = nowMs - outageSinceMs >= outageGraceMs;
       } else {
         outageSinceMs = undefined;
-        isExpired &&= heard !== "olderVersion";
+        isExpired &&= answer !== "olderVersion";
       }
-      if (heard === "keyUnusable" || heard === "keyNotFound" || heard === "mismatch") {
-        const all = atMs[heard];
+      if (answer === "keyUnusable" || answer === "keyNotFound" || answer === "mismatch") {
+        const all = atMs[answer];
         all.push(nowMs);
         const spanMs = nowMs - (all[0] ?? nowMs);
-        const graceMs = heard === "keyUnusable" ? revocationGraceMs : mismatchMs[heard];
-        if (graceMs === 0 || (all.length >= VERDICT_ANSWERS && spanMs >= graceMs)) {
-          isRevoked ||= heard === "keyUnusable";
-          isMismatch ||= heard !== "keyUnusable";
+        const graceMs = answer === "keyUnusable" ? revocationGraceMs : mismatchMs[answer];
+        if (graceMs === 0 || (all.length >= FINDING_ANSWERS && spanMs >= graceMs)) {
+          isRevoked ||= answer === "keyUnusable";
+          isMismatch ||= answer !== "keyUnusable";
         }
       }
       const withKek = isMismatch
         ? "mismatch"
         : isExpired
           ? "expired"
-          : heard === "ok"
+          : answer === "ok"
             ? "ok"
             : "degraded";
       expect(state).toBe(isRevoked ? "revoked" : hasKek ? withKek : "starting");
       expect(refusal !== undefined).toBe(isRevoked || isMismatch || isExpired);
-      expect(memory.failure).toBe(HEARD[heard]);
+      expect(memory.failure).toBe(ANSWERS[answer]);
     });
   }),
 );
@@ -563,11 +543,11 @@ holds(
     fc.integer({ min: 100, max: 60 * MINUTE_MS }),
     fc.boolean(),
     (history, given, hasKek, intervalMs, isNeeded) =>
-      play(history, given, hasKek, (standing) => {
+      play(history, given, hasKek, (health) => {
         if (isNeeded) {
-          standing.need();
+          health.wantProbe();
         }
-        const ms = standing.probeAfterMs(intervalMs);
+        const ms = health.probeAfterMs(intervalMs);
         expect(ms).toBeGreaterThanOrEqual(50);
         expect(ms).toBeLessThanOrEqual(Math.max(intervalMs, hasKek ? 5 * MINUTE_MS : 15_000));
       }),

@@ -1,0 +1,321 @@
+import { PluginError } from "../failures/plugin-error.ts";
+import type { Clock } from "../system/clock.ts";
+import { Circuits } from "./circuits.ts";
+import type { LocalKek } from "./envelope.ts";
+import { HealthRecord } from "./health-record.ts";
+import { type CacheSpace, type KekCache, type Kept, kekName } from "./kek-cache.ts";
+import type { Effect, Limits } from "./key-health.ts";
+import { formatKeyId } from "./key-id.ts";
+import { type Material, Materials } from "./material.ts";
+
+/** A key that does not wrap has its canary asked for at every tenth probe: it guards nothing that is written now. */
+const PROBES_PER_CANARY = 10;
+
+/** What one Encrypt uses, all of it or nothing: key_id and local KEK can never disagree. */
+export interface Snapshot extends Kept {
+  /** Public key_id of KMS v2, derived from what Key4C answered when it wrapped the local KEK. */
+  readonly keyId: string;
+  readonly kmsKeyId: string;
+  /** What its successors must be wrapped under. */
+  readonly material: Material;
+  /** On the monotonic clock. */
+  readonly createdAtMs: number;
+}
+
+export interface KeyOptions {
+  readonly limits: Limits;
+  readonly space: CacheSpace;
+  /** Has Key4C asked for these local KEKs, because some may be lost. */
+  readonly lookThrough: (key: Key, kept: readonly Kept[]) => void;
+  readonly clock: Clock;
+}
+
+/**
+ * One Key4C key: its health, its current local KEK, its canary, and every local KEK that this process holds of it. Nobody
+ * else publishes, keeps or drops one. A key that wraps and one whose data are only read are the same, but for
+ * {@link wraps}.
+ */
+export class Key {
+  readonly kmsKeyId: string;
+  readonly health: HealthRecord;
+  readonly circuits: Circuits;
+  readonly materials: Materials;
+  /** Of the local KEKs of the current key_id that callers needed: how many Key4C unwrapped, and how many it refused. */
+  readonly asked = { givenBack: 0, refused: 0 };
+  readonly #options: KeyOptions;
+  readonly #held: KekCache;
+  /** What Key4C does not unwrap any more. Never forgotten: this process is the last that can read what they wrapped. */
+  readonly #orphans = new Map<string, Kept>();
+  /** What a probe missed before that was a finding. */
+  #missed: readonly Kept[] = [];
+  #wraps = false;
+  #current: Snapshot | undefined;
+  /** The oldest of the current key_id that this process used: Key4C must continue to unwrap it. */
+  #canary: Kept | undefined;
+  /** Counts what makes the result of a call that is under way unwanted: a revocation, or the end of the configuration. */
+  #generation = 0;
+  #probes = 0;
+  #hasDropped = false;
+
+  constructor(kmsKeyId: string, options: KeyOptions) {
+    this.kmsKeyId = kmsKeyId;
+    this.#options = options;
+    this.health = new HealthRecord(options.limits, options.clock);
+    this.materials = new Materials(kmsKeyId);
+    this.circuits = new Circuits(options.clock);
+    this.#held = options.space.cache();
+  }
+
+  /** What Encrypt uses now; undefined until Key4C has wrapped and unwrapped a first local KEK. */
+  get current(): Snapshot | undefined {
+    return this.#current;
+  }
+
+  /** Compared before and after a call: another one means that its result is not wanted any more. */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  get orphans(): readonly Kept[] {
+    return [...this.#orphans.values()];
+  }
+
+  /** Whether a revocation has cost this process a local KEK of the key. */
+  get hasDropped(): boolean {
+    return this.#hasDropped;
+  }
+
+  /** Whether it wrapped in this process. */
+  get hasWrapped(): boolean {
+    return this.materials.arePublished;
+  }
+
+  /** Whether it is to have a current local KEK. Without the right a key keeps what it holds, and publishes nothing. */
+  get wraps(): boolean {
+    return this.#wraps;
+  }
+
+  set wraps(wraps: boolean) {
+    if (this.#wraps === wraps) {
+      return;
+    }
+    this.#wraps = wraps;
+    const former = this.#current;
+    if (!wraps) {
+      this.#setCurrent(undefined);
+      if (former !== undefined && former !== this.#canary) {
+        this.#keepUnlessOrphan(former);
+      }
+    }
+  }
+
+  #setCurrent(snapshot: Snapshot | undefined): void {
+    this.#current = snapshot;
+    this.health.hasLocalKek = snapshot !== undefined;
+  }
+
+  /** Takes over what a probe met; undefined for a success. */
+  record(met: PluginError | undefined): void {
+    const effects = this.health.record(met);
+    for (const effect of effects) {
+      this.#apply(effect);
+    }
+    if (met === undefined) {
+      // What was missed may have been replaced before that was a finding: then nobody has asked for it again.
+      const replaced = this.#missed.filter((one) => !this.pinned.includes(one));
+      this.#missed = [];
+      if (replaced.length > 0 && effects.length === 0) {
+        this.#options.lookThrough(this, replaced);
+      }
+    }
+  }
+
+  /** The only place that does what the health asks for. */
+  #apply(effect: Effect): void {
+    if (effect === "drop") {
+      this.#hasDropped ||= this.holds.length > 0;
+      this.#dropAll();
+    } else {
+      this.lookThrough();
+    }
+  }
+
+  /** Has Key4C asked for every local KEK that is held. */
+  lookThrough(): void {
+    this.#options.lookThrough(this, this.holds);
+  }
+
+  /** Orphaned local KEKs, which nobody unwraps any more, are only withheld. */
+  #dropAll(): void {
+    this.#generation += 1;
+    this.#held.dropAll();
+    for (const { header, localKek } of this.pinned) {
+      if (!this.#orphans.has(kekName(header))) {
+        this.#options.space.wipeSoon(localKek);
+      }
+    }
+    this.#setCurrent(undefined);
+    this.#canary = undefined;
+    this.#missed = [];
+  }
+
+  /** The key left the configuration: what is under way answers nobody. What it holds is withheld, and may come back. */
+  close(): void {
+    this.wraps = false;
+    this.#generation += 1;
+  }
+
+  /** The key left the configuration for good: wipes all, orphaned local KEKs too. */
+  wipe(): void {
+    const orphans = this.orphans;
+    this.#orphans.clear();
+    this.#dropAll();
+    for (const { localKek } of orphans) {
+      this.#options.space.wipeSoon(localKek);
+    }
+  }
+
+  /** Why Key4C must not be asked now for a local KEK that a caller needs; undefined if it may be asked. */
+  refusalOfCaller(): PluginError | undefined {
+    const { revocation, refusalOfCallers } = this.health;
+    if (revocation !== undefined) {
+      return revoked(revocation);
+    }
+    const failure = refusalOfCallers ?? this.circuits.refusalToUnwrap(this.pinned.length > 0);
+    if (failure === undefined) {
+      return undefined;
+    }
+    this.health.wantProbe();
+    return new PluginError(failure.kind, "Key4C is not asked: the last call failed", {
+      cause: failure,
+    });
+  }
+
+  /** Whether Key4C is known not to wrap, or not to unwrap what it wraps. */
+  get isWrappingFutile(): boolean {
+    const { refusalOfCallers } = this.health;
+    const refusal = refusalOfCallers ?? this.circuits.refusalToWrap;
+    return refusal !== undefined || this.circuits.isUnwrapOpen;
+  }
+
+  /** A caller failed because Key4C did not answer: the next probe comes soon. A throttled answer changes the state at once. */
+  callerFailed(failure: PluginError): void {
+    if (failure.kind === "throttled" && this.health.failure === undefined) {
+      this.record(failure);
+    }
+    this.health.wantProbe();
+  }
+
+  /** The current local KEK and the canary, once each. */
+  get pinned(): readonly Kept[] {
+    return [...new Set([this.#current, this.#canary])].filter((one) => one !== undefined);
+  }
+
+  /** Every one that is held, orphaned ones too. */
+  get holds(): readonly Kept[] {
+    return [...new Set([...this.#held.all(), ...this.orphans, ...this.pinned])];
+  }
+
+  /** What the next probe must have unwrapped. */
+  takeWhatToProve(): readonly Kept[] {
+    this.#probes += 1;
+    const isDue =
+      this.#current !== undefined ||
+      this.circuits.isUnwrapOpen ||
+      this.health.failure !== undefined ||
+      this.#probes % PROBES_PER_CANARY === 0;
+    return isDue ? this.pinned : [];
+  }
+
+  /** A probe did not get these back. */
+  missed(missing: readonly Kept[]): void {
+    this.#missed = [...new Set([...this.#missed, ...missing])];
+  }
+
+  /**
+   * Makes a proven local KEK current.
+   * @param generation that of the key when it was begun
+   * @throws PluginError when it is not wanted any more: it is dropped, and the current one stays
+   */
+  publish(made: Kept, material: Material, generation: number): Snapshot {
+    const { keyVersion } = made.header;
+    const isOlder = keyVersion < this.materials.highestPublished;
+    if (generation !== this.#generation || !this.#wraps || isOlder) {
+      made.localKek.drop();
+      throw isOlder
+        ? new PluginError("olderVersion", "Key4C wraps under an older version than before")
+        : new PluginError("unavailable", "the key changed while a local KEK was made");
+    }
+    const { kmsKeyId } = this;
+    const keyId = formatKeyId(made.header);
+    const createdAtMs = this.#options.clock.nowMs();
+    const snapshot = Object.freeze({ ...made, keyId, kmsKeyId, material, createdAtMs });
+    const before = this.pinned;
+    this.#setCurrent(snapshot);
+    this.materials.publish(made.header);
+    if (this.#canary === undefined || formatKeyId(this.#canary.header) !== keyId) {
+      this.#canary = snapshot;
+    }
+    for (const one of before.filter((former) => !this.pinned.includes(former))) {
+      this.#keepUnlessOrphan(one);
+    }
+    return snapshot;
+  }
+
+  /** A local KEK that is held, by {@link kekName}. */
+  find(name: string): LocalKek | undefined {
+    if (this.#current !== undefined && name === kekName(this.#current.header)) {
+      return this.#current.localKek;
+    }
+    if (this.#canary !== undefined && name === kekName(this.#canary.header)) {
+      return this.#canary.localKek;
+    }
+    return this.#held.get(name) ?? this.#orphans.get(name)?.localKek;
+  }
+
+  /** Keeps a local KEK that a caller needed. The first of a key that does not wrap is its canary. */
+  keep(kept: Kept): void {
+    if (!this.#wraps && this.#canary === undefined) {
+      this.#canary = kept;
+    } else {
+      this.#keepUnlessOrphan(kept);
+    }
+  }
+
+  #keepUnlessOrphan(kept: Kept): void {
+    if (!this.#orphans.has(kekName(kept.header))) {
+      this.#held.keep({ header: kept.header, localKek: kept.localKek });
+    }
+  }
+
+  isDoubtful(name: string): boolean {
+    return this.#held.isDoubtful(name);
+  }
+
+  /** Key4C does not unwrap it any more. @returns whether that is new */
+  orphan(kept: Kept): boolean {
+    const name = kekName(kept.header);
+    // One that was dropped while Key4C was asked for it is wiped in a moment.
+    const isGone = kept.localKek.isDropped || this.#options.space.isToBeWiped(kept.localKek);
+    if (isGone || this.#orphans.has(name)) {
+      return false;
+    }
+    this.#orphans.set(name, kept);
+    this.#held.release(name);
+    return true;
+  }
+
+  /** Key4C unwraps it again. */
+  reinstate(kept: Kept): void {
+    const name = kekName(kept.header);
+    const wasOrphan = this.#orphans.delete(name);
+    if (wasOrphan && !this.pinned.some((one) => kekName(one.header) === name)) {
+      this.#keepUnlessOrphan(kept);
+    }
+  }
+}
+
+/** The error of every RPC on a revoked key. */
+export function revoked(cause: PluginError): PluginError {
+  return new PluginError(cause.kind, "the key is revoked", { cause });
+}
