@@ -95,12 +95,13 @@ export class Prober {
     const { kmsKeyId, health, materials } = this.#key;
     const { service, clock } = this.#options;
     const newConnection = health.failure !== undefined || materials.isWatching;
+    const describe = () => service.describe(kmsKeyId, { newConnection });
+    // Behind replicas in turn, a probe of always as many connections would meet one order of them for ever.
+    const takeTurn = () => health.failure !== undefined && clock.random() < 0.5 && describe();
     try {
-      if (health.failure !== undefined && clock.random() < 0.5) {
-        // Behind replicas in turn, a probe with the same number of connections would meet the same order for ever.
-        await service.describe(kmsKeyId, { newConnection });
-      }
-      const told = materialOf(kmsKeyId, await service.describe(kmsKeyId, { newConnection }));
+      await takeTurn();
+      const told = materialOf(kmsKeyId, await describe());
+      await takeTurn();
       materials.learn(told);
       return told;
     } catch (error) {

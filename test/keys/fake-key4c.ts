@@ -18,6 +18,8 @@ import type {
 import { TestClock } from "../clock.ts";
 import { onTestEnd, recordingLog, silentLog } from "../support.ts";
 
+type Operation = "describe" | "wrap" | "unwrap";
+
 /** A Key4C in the same process that can be made to misbehave in ways a real one hardly does. */
 export class FakeKey4C implements WrappingService {
   version: number | undefined = 1;
@@ -29,6 +31,8 @@ export class FakeKey4C implements WrappingService {
   /** Awaited by every call too: how long it takes. */
   pace = (): Promise<unknown> => Promise.resolve();
   failure: PluginError | undefined;
+  /** Rights and faults by operation and key. */
+  trouble = (_operation: Operation, _keyId: string): PluginError | undefined => undefined;
   /** Names what was wrapped as the given one, counted from 0. */
   nameOf = (count: number) => `wrapped-${count}-v${this.version}`;
   mangle = (bytes: Buffer) => bytes;
@@ -41,9 +45,9 @@ export class FakeKey4C implements WrappingService {
   readonly unwraps: CallOptions[] = [];
   readonly #wrapped = new Map<string, { keyId: string; bytes: Buffer; aad: string | undefined }>();
 
-  async describe(_keyId: string, _options: CallOptions = {}): Promise<KeyDescription> {
+  async describe(keyId: string, _options: CallOptions = {}): Promise<KeyDescription> {
     this.calls.describe += 1;
-    await this.#turn();
+    await this.#turn("describe", keyId);
     return { version: this.told(), kcv: this.kcv, algorithm: undefined };
   }
 
@@ -51,7 +55,7 @@ export class FakeKey4C implements WrappingService {
     this.calls.wrap += 1;
     this.given.push(localKek);
     const bytes = Buffer.from(localKek);
-    await this.#turn();
+    await this.#turn("wrap", keyId);
     const { version } = this;
     const ciphertext = this.nameOf(this.#wrapped.size);
     this.#wrapped.set(ciphertext, { keyId, bytes, aad: aad.toString("hex") });
@@ -66,7 +70,7 @@ export class FakeKey4C implements WrappingService {
   ): Promise<Buffer> {
     this.calls.unwrap += 1;
     this.unwraps.push(options);
-    await this.#turn();
+    await this.#turn("unwrap", keyId);
     const found = this.#wrapped.get(ciphertext);
     if (found?.keyId !== keyId || found.aad !== aad?.toString("hex") || !this.knows(ciphertext)) {
       throw new PluginError("invalid", "fake: not wrapped here", { isVerdict: true });
@@ -84,11 +88,15 @@ export class FakeKey4C implements WrappingService {
     };
   }
 
-  async #turn(): Promise<void> {
+  async #turn(operation: Operation, keyId: string): Promise<void> {
     await this.gate;
     await this.pace();
     if (this.failure !== undefined) {
       throw this.failure;
+    }
+    const trouble = this.trouble(operation, keyId);
+    if (trouble !== undefined) {
+      throw trouble;
     }
   }
 }
