@@ -38,6 +38,14 @@ export class CloudHsm {
     this.#tokens.clear();
   }
 
+  /** Another one ends the tokens of the former. */
+  accepts(apiKey: string): void {
+    if (apiKey !== this.#options.apiKey) {
+      Object.assign(this.#options, { apiKey });
+      this.logOut();
+    }
+  }
+
   set pin(pin: string) {
     Object.assign(this.#options, { pin });
   }

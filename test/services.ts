@@ -1,7 +1,7 @@
 /**
  * Four services as small servers. Three answer as their documentation shows: Vault's transit engine, NHN Cloud's
  * Secure Key Manager (API v1.3) and MinIO KES. The fourth is the one of the example in PROFILES.md: what HTTP APIs
- * before HSMs do. Their profiles are in test/profiles.
+ * before HSMs do. Their profiles are in src/commands/manifest/profiles.
  */
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
 
@@ -11,6 +11,10 @@ export const PIN = "pin-of-the-hsm-04711";
 /** AES-256-GCM over a text, one key for each version. */
 export class ServiceKey {
   readonly versions: Buffer[];
+  /** In which the service answers for it. */
+  condition: "ok" | "throttled" | "disabled" | "deleted" = "ok";
+  /** The credential that the service accepts. */
+  apiKey = API_KEY;
 
   constructor(versions = [randomBytes(32)]) {
     this.versions = versions;
@@ -37,28 +41,35 @@ export class ServiceKey {
   }
 }
 
-type Service = (key: ServiceKey) => (request: Request, body: string) => Response;
+export type Service = (key: ServiceKey) => (request: Request, body: string) => Response;
 
 /** https://developer.hashicorp.com/vault/api-docs/secret/transit */
 export const vault: Service = (key) => (request, body) => {
   const { pathname } = new URL(request.url);
   const failed = (status: number, ...errors: string[]) => Response.json({ errors }, { status });
-  if (request.headers.get("X-Vault-Token") !== API_KEY) {
+  if (request.headers.get("X-Vault-Token") !== key.apiKey) {
     return failed(403, "permission denied");
   }
-  if (pathname === "/v1/transit/keys/demo" && request.method === "GET") {
+  if (key.condition === "throttled") {
+    return failed(429, "request path: rate limit quota exceeded");
+  }
+  const isThere = key.condition !== "deleted";
+  if (isThere && pathname === "/v1/transit/keys/demo" && request.method === "GET") {
     return Response.json({ data: { type: "aes256-gcm96", latest_version: key.versions.length } });
   }
   if (request.method === "GET") {
     return failed(404);
   }
   const { plaintext, ciphertext = "", associated_data: aad = "" } = JSON.parse(body);
-  if (pathname === "/v1/transit/encrypt/demo") {
+  if (isThere && pathname === "/v1/transit/encrypt/demo") {
     const sealed = key.seal(plaintext, aad);
     const key_version = key.versions.length;
     return Response.json({ data: { ciphertext: `vault:v${key_version}:${sealed}`, key_version } });
   }
   const [, version, sealed] = /^vault:v(\d+):(.*)$/.exec(ciphertext) ?? [];
+  if (!isThere) {
+    return failed(400, "encryption key not found");
+  }
   try {
     return Response.json({ data: { plaintext: key.open(sealed ?? "", aad, Number(version)) } });
   } catch {
@@ -76,8 +87,11 @@ export const nhn: Service = (key) => (request, body) => {
       header: { resultCode, resultMessage: "…", isSuccessful: resultCode === 0 },
       body: content,
     });
-  if (request.headers.get("X-NHN-Authorization") !== `Bearer ${API_KEY}`) {
+  if (request.headers.get("X-NHN-Authorization") !== `Bearer ${key.apiKey}`) {
     return answer(null, 401);
+  }
+  if (key.condition !== "ok") {
+    return answer(null, key.condition === "throttled" ? 429 : 404);
   }
   const keyVersion = key.versions.length;
   const { plaintext, ciphertext = "" } = JSON.parse(body);
@@ -96,6 +110,16 @@ export const nhn: Service = (key) => (request, body) => {
 /** https://min.io/docs/kes/concepts/server-api/ */
 export const kes: Service = (key) => (request, body) => {
   const { pathname } = new URL(request.url);
+  const failed = (status: number, message: string) => Response.json({ message }, { status });
+  if (key.apiKey !== API_KEY) {
+    return failed(403, "not authorized: insufficient permissions");
+  }
+  if (key.condition === "throttled") {
+    return failed(429, "too many requests");
+  }
+  if (key.condition === "deleted") {
+    return failed(404, "key does not exist");
+  }
   if (pathname === "/v1/key/describe/demo") {
     const [bytes = ""] = key.versions;
     const id = createHash("sha256").update(bytes).digest("hex").slice(0, 32); // of the key itself
@@ -124,19 +148,26 @@ export const hsm: Service = (key) => (request, body) => {
     /^\/api\/v2\/keys\/([^/]+)\/(\w+)$/.exec(new URL(request.url).pathname) ?? [];
   const failed = (rc: number, text: string) => Response.json({ rc, text });
   const { pin, data = "", blob = "", aad } = JSON.parse(body);
-  if (request.headers.get("X-Api-Key") !== API_KEY || pin !== PIN) {
+  if (key.condition === "throttled") {
+    return failed(99, "busy");
+  }
+  if (request.headers.get("X-Api-Key") !== key.apiKey || pin !== PIN) {
     return failed(160, "PIN or API key incorrect");
   }
-  if (id !== "demo") {
+  if (id !== "demo" || key.condition === "deleted") {
     return failed(96, "key handle invalid");
   }
   if (!/^([0-9A-Fa-f]{2})*$/.test(data)) {
     return failed(32, "data is not hex");
   }
   const generation = String(key.versions.length);
+  const enabled = key.condition !== "disabled";
+  if (!enabled && operation !== "info") {
+    return failed(97, "key disabled");
+  }
   switch (operation) {
     case "info":
-      return Response.json({ rc: 0, key: { alg: "AES-256", generation, enabled: true } });
+      return Response.json({ rc: 0, key: { alg: "AES-256", generation, enabled } });
     case "encrypt": {
       const sealed = Buffer.from(key.seal(data, aad), "base64").toString("hex");
       return Response.json({ rc: 0, out: { blob: `${generation}.${sealed}`, generation } });

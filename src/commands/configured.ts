@@ -39,7 +39,7 @@ export function key4cOptions(
     url: emulatorUrl ?? config.key4cUrl ?? "",
     profile: config.profile ?? DEFAULT_PROFILE,
     credentials: () => ({
-      userId: config.kmsUserId ?? config.kmsUserIdFile?.current ?? "emulator",
+      userId: config.kmsUserId ?? config.kmsUserIdFile?.current ?? (emulatorUrl && "emulator"),
       apiKey: config.kmsApiKey ?? config.kmsApiKeyFile?.current,
       pin: config.kmsPin ?? config.kmsPinFile?.current,
       pinRevision: config.kmsPinFile?.revision,

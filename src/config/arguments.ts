@@ -99,7 +99,8 @@ function unknownFlag(
 
 function tooMany(operands: readonly string[], command: Command): string[] {
   const { operand } = COMMAND_FACTS[command];
-  const most = operand === undefined ? 0 : 1;
+  const isLonger = operand?.longer !== undefined && operands[0] === operand.longer;
+  const most = operand === undefined ? 0 : isLonger ? 2 : 1;
   if (operands.length <= most) {
     return [];
   }

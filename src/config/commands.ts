@@ -20,6 +20,8 @@ export interface CommandFacts {
   /** What stands behind the name of the command, before its options. */
   readonly operand?: {
     readonly shown: string;
+    /** Behind this one another may stand. */
+    readonly longer?: string;
     /** What it may be, each with its meaning; undefined where the list is elsewhere. */
     readonly values?: Readonly<Record<string, string>>;
   };
@@ -82,7 +84,7 @@ const TABLE = {
   },
   manifest: {
     purpose: "print what an installation needs: pod, units, alerts",
-    operand: { shown: "[NAME]" },
+    operand: { shown: "[NAME]", longer: "profile" },
     reads: "its options",
     writes: "the manifest, or the file of --output; without a NAME the list of manifests",
     example: "manifest static-pod --key4c-url https://key4c.example --key-id KEY",

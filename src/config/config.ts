@@ -26,6 +26,8 @@ export interface CommandLine {
   readonly config: Config;
   /** The word behind `manifest`, `emulator` or `help`. */
   readonly operand: string | undefined;
+  /** The word behind `manifest profile`. */
+  readonly detail: string | undefined;
   /** The texts that were given, not defaults, by environment name. */
   readonly given: ReadonlyMap<string, string>;
   /** Where each of them came from, in words. */
@@ -100,7 +102,7 @@ export function parseCommandLine(
   const problems: string[] = [];
   const words = argv.slice(named === undefined ? 0 : 1);
   const { flags, operands } = readArguments(words, command, own, OPTION_LIST, problems);
-  const operand = operands[0];
+  const [operand, detail] = operands;
   problems.push(...unknownOperand(operand, command));
   const { file, warnings, ...loaded } = settingsFile(
     own,
@@ -166,6 +168,7 @@ export function parseCommandLine(
     command,
     config: Object.freeze(config) as Config,
     operand,
+    detail,
     given: byEnvironmentName(given, ({ text }) => text),
     origins: byEnvironmentName(given, ({ origin }) => origin),
     sources: own.flatMap(([name, option]) => {
@@ -269,7 +272,7 @@ function byEnvironmentName(
 function emptyCommandLine(command: Command, operand?: string): CommandLine {
   const config = {} as Config; // no option applies
   const none = { given: new Map(), origins: new Map(), sources: [], problems: [], warnings: [] };
-  return { command, config, operand, ...none };
+  return { command, config, operand, detail: undefined, ...none };
 }
 
 /** A unit whose LoadCredential= did nothing. */
@@ -314,6 +317,7 @@ function missingOrConflicting(
   const reachesKey4C =
     ["serve", "doctor", "install"].includes(command) || (command === "inspect" && asksKey4C);
   if (reachesKey4C) {
+    const profile = given.has("profile") ? config.profile : DEFAULT_PROFILE;
     if (!given.has("emulator")) {
       const demo = command === "serve" ? "; or try --emulator" : "";
       need(["key4cUrl"], `KEY4C_URL (--key4c-url) is missing: the address of Key4C${demo}`);
@@ -321,12 +325,19 @@ function missingOrConflicting(
         ["kmsKeyId", "kmsKeyIdFile"],
         `KMS_KEY_ID (--key-id) is missing: the ID of the Key4C key${demo}`,
       );
-      if (command !== "install") {
+      // install may be given it on standard input
+      if (command !== "install" && profile !== undefined && sends(profile, "userId")) {
         need(
           ["kmsUserId", "kmsUserIdFile"],
           `KMS_USER_ID or KMS_USER_ID_FILE (--user-id-file) is missing: the ID of the Key4C token${hintOf(env)}`,
         );
-      } // else it may come on standard input
+      }
+      if (profile !== undefined && sends(profile, "pin")) {
+        need(
+          ["kmsPin", "kmsPinFile"],
+          "KMS_PIN or KMS_PIN_FILE (--pin-file) is missing: the profile (KEY4C_PROFILE) sends {pin}",
+        );
+      }
     } else {
       for (const name of ["key4cUrl", "profile", "caFile", "certFile"] as const) {
         notBoth("emulator", name);
@@ -340,7 +351,6 @@ function missingOrConflicting(
     notBoth("kmsUserId", "kmsUserIdFile");
     notBoth("kmsApiKey", "kmsApiKeyFile");
     notBoth("kmsPin", "kmsPinFile");
-    const profile = given.has("profile") ? config.profile : DEFAULT_PROFILE;
     if ((given.has("kmsPin") || given.has("kmsPinFile")) && profile && !sends(profile, "pin")) {
       problems.push(
         "KMS_PIN is set, and the profile (KEY4C_PROFILE) has no {pin} that would send it",

@@ -52,6 +52,15 @@ export function parseSecret(text: string): string {
   return secret;
 }
 
+/** As it stands, but for one line end: a PIN may hold blanks, also first and last, and a wrong one locks the token. */
+export function parsePin(text: string): string {
+  const pin = text.replace(/\r?\n$/, "");
+  if (!/^[\x20-\x7e]{1,4096}$/.test(pin)) {
+    throw new Error("must be 1 to 4096 printable ASCII characters in one line");
+  }
+  return pin;
+}
+
 /** The ID of a Key4C key. It becomes a segment of a path, so `.` and `..` would change the path. */
 export function keyId(text: string): string {
   if (text.startsWith("/")) {
@@ -292,9 +301,9 @@ export function privateKey(path: string): ReloadedFile<string> {
 }
 
 /** @throws Error which does not show what looks like the secret itself in the place of its path */
-export function secretFile(path: string): ReloadedFile<string> {
+export function secretFile(path: string, parse = parseSecret): ReloadedFile<string> {
   if (!path.includes("/") && !existsSync(path)) {
     throw new Error("must be the path of a file that is there (not shown: it may be the secret)");
   }
-  return reloadedFile(path, parseSecret);
+  return reloadedFile(path, parse);
 }

@@ -21,6 +21,7 @@ import {
   loopbackAddress,
   NAMED_UNITS_MS,
   oneOf,
+  parsePin,
   parseSecret,
   podName,
   previousKeyIds,
@@ -169,7 +170,7 @@ export const OPTIONS = {
     env: "KMS_USER_ID",
     commands: KEY4C,
     group: "key4c",
-    help: "ID of the token from the registration of the service; a secret",
+    help: "ID of the token from the registration of the service; a secret; required unless the profile does not send it",
     parse: parseSecret,
   },
   kmsUserIdFile: {
@@ -201,8 +202,8 @@ export const OPTIONS = {
     env: "KMS_PIN",
     commands: KEY4C,
     group: "key4c",
-    help: "PIN; a secret; only where the profile sends {pin}. A refused one is not tried again before it changes",
-    parse: parseSecret,
+    help: "PIN, blanks included; a secret; only where the profile sends {pin}. A refused one is not tried again before it changes",
+    parse: parsePin,
   },
   kmsPinFile: {
     env: "KMS_PIN_FILE",
@@ -210,8 +211,8 @@ export const OPTIONS = {
     commands: KEY4C,
     group: "key4c",
     value: "FILE",
-    help: "File with KMS_PIN; read again when it changes",
-    parse: secretFile,
+    help: "File with KMS_PIN, as it stands but for one line end; read again when it changes",
+    parse: (path) => secretFile(path, parsePin),
   },
   profile: {
     env: "KEY4C_PROFILE",

@@ -9,7 +9,7 @@ import { notReached } from "./connect-error.ts";
 import type { Json } from "./json.ts";
 import { type Granted, Login } from "./login.ts";
 import { carries, type Operation, type Profile } from "./profile.ts";
-import { type Credentials, RefusedSecrets } from "./refused.ts";
+import { type Credentials, type Presented, RefusedSecrets } from "./refused.ts";
 import { exchange, type Way } from "./request.ts";
 import type { Placeholder, PlaceholderValues } from "./template.ts";
 
@@ -99,17 +99,26 @@ export class Calls {
   }
 
   /** What a request presents to the service: the secrets in its templates, and the client's certificate. */
-  #presented(operation: string, request: Operation | undefined) {
+  #presented(
+    operation: string,
+    request: Operation | undefined,
+  ): Omit<Presented, "keyId" | "repeat"> {
     const { userId, apiKey, pin, pinRevision } = this.#options.credentials();
     const carried = Object.entries({ userId, apiKey, pin }).filter(
       ([name, value]) => value !== undefined && request && carries(request, name as Placeholder),
     );
     const isPinCarried = carried.some(([name]) => name === "pin");
+    const isBehindLogin =
+      carried.length === 0 && request !== undefined && carries(request, "token");
+    const { login } = this.#options.profile;
+    const loginSecret = isBehindLogin // a changed one ends the pauses of its calls
+      ? this.#presented("login", login).secret
+      : undefined;
     return {
       operation,
-      secret: digest([carried, this.#options.tls().cert]),
+      secret: digest([carried, this.#options.tls().cert, loginSecret]),
       ...(isPinCarried && { pin: { digest: digest(pin), revision: pinRevision } }),
-      isBehindLogin: carried.length === 0 && request !== undefined && carries(request, "token"),
+      isBehindLogin,
     };
   }
 

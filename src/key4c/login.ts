@@ -51,6 +51,7 @@ export class Login {
   #token: Token | undefined;
   #pending: Promise<Token> | undefined;
   #triedAtMs = Number.NEGATIVE_INFINITY;
+  #triedSecret: string | undefined;
   #evictions = 0;
   /** The last token that was refused for its own sake. */
   #judged: Token | undefined;
@@ -69,8 +70,12 @@ export class Login {
       return this.#begin();
     }
     const nowMs = this.#options.clock.nowMs();
-    const isDue = nowMs >= token.renewAtMs || token.secret !== this.#options.secret();
-    if (isDue && nowMs - this.#triedAtMs >= MIN_AGE_MS) {
+    const isChanged = token.secret !== this.#options.secret();
+    const isNew = this.#triedSecret !== this.#options.secret(); // no login has been tried with it
+    if (
+      isNew ||
+      ((isChanged || nowMs >= token.renewAtMs) && nowMs - this.#triedAtMs >= MIN_AGE_MS)
+    ) {
       this.#begin().catch((error: unknown) => this.#warn(error));
     }
     return token;
@@ -92,7 +97,8 @@ export class Login {
     const isEvicted = this.#evictions >= EVICTIONS;
     const minAgeMs = isEvicted ? MIN_AGE_WHEN_EVICTED_MS : MIN_AGE_MS;
     const isYoung = nowMs - refused.sinceMs < minAgeMs;
-    if (isYoung || nowMs < (this.#helpless.get(call) ?? Number.NEGATIVE_INFINITY)) {
+    const isHelpless = nowMs < (this.#helpless.get(call) ?? Number.NEGATIVE_INFINITY);
+    if ((isYoung || isHelpless) && refused.secret === this.#options.secret()) {
       throw new PluginError(
         "denied",
         isEvicted
@@ -132,6 +138,7 @@ export class Login {
     const { clock, login } = this.#options;
     this.#triedAtMs = clock.nowMs();
     const secret = this.#options.secret();
+    this.#triedSecret = secret;
     const granted = await login();
     const sinceMs = clock.nowMs();
     const part = RENEWAL_AT + RENEWAL_JITTER * clock.random();

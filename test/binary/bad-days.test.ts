@@ -89,7 +89,7 @@ async function isNoVerdict(
 }
 
 const vaultEnv = {
-  KEY4C_PROFILE: join(import.meta.dir, "../profiles/vault.json"),
+  KEY4C_PROFILE: join(import.meta.dir, "../../src/commands/manifest/profiles/vault.json"),
   KMS_API_KEY: API_KEY,
 };
 const vaultOf = () => ({

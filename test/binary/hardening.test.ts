@@ -35,7 +35,7 @@ test.each([
   ["BUN_INSPECT", "127.0.0.1:0/x"],
   ["BUN_INSPECT_CONNECT_TO", "ws://127.0.0.1:9/"],
   ["BUN_INSPECT_NOTIFY", "tcp://127.0.0.1:9"],
-  ["BUN_INSPECT_PRELOAD", join(import.meta.dir, "../profiles/kes.json")], // runs, and does nothing
+  ["BUN_INSPECT_PRELOAD", join(import.meta.dir, "../../src/commands/manifest/profiles/kes.json")], // runs, and does nothing
   ["BUN_OPTIONS", "--smol"],
   ["BUN_ENABLE_CRASH_REPORTING", "1"],
   ["BUN_CRASH_REPORT_URL", "http://127.0.0.1:9"],

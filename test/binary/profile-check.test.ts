@@ -1,8 +1,11 @@
 /** `doctor --profile-check` on the compiled binary: what it finds in a wrong profile, and that it shows no secret. */
 import { expect, test } from "bun:test";
+import { createCipheriv, createDecipheriv } from "node:crypto";
 import { readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Check } from "../../src/commands/doctor/check.ts";
+import defaultProfile from "../../src/key4c/key4c.profile.json";
+import { CloudHsm } from "../cloudhsm.ts";
 import { commandsOf, filledIn } from "../documents/blocks.ts";
 import { NO_CONFIG_FILE } from "../no-config.ts";
 import { expectNoSecret, secret } from "../secrets.ts";
@@ -26,7 +29,7 @@ for (const [name, value] of [
   secret(name, value);
 }
 
-const PROFILES = join(import.meta.dir, "../profiles");
+const PROFILES = join(import.meta.dir, "../../src/commands/manifest/profiles");
 const HSM = readFileSync(join(PROFILES, "hsm.json"), "utf8");
 
 interface Options {
@@ -86,9 +89,12 @@ test("the default profile fits the contract", async () => {
       ["describe", "pass"],
       ["encrypt", "pass"],
       ["decrypt", "pass"],
+      ["three ciphertexts", "pass"],
       ["another AAD", "pass"],
       ["a damaged ciphertext", "pass"],
       ["a key that there is not", "pass"],
+      ["revocation", "pass"],
+      ["rotation", "pass"],
     ],
   ]);
 });
@@ -113,8 +119,8 @@ test("a right profile: what was sent, what came back, and what each pointer foun
     '  version at /out/generation: "1"',
   ]);
   expect(step("decrypt").shown).toContain('  plaintext at /out/data: "█ local KEK in hex █"');
-  expect(step("a key that there is not").detail).toBe(
-    "Key4C answered describe with HTTP status 200 96; it counts as keyNotFound",
+  expect(step("a key that there is not").detail).toMatch(
+    /^[a-z]{4}: Key4C answered describe with HTTP status 200 96; it counts as keyNotFound$/,
   );
   expect(text).toContain("✓ encrypt: version 1\n    → POST ");
 });
@@ -122,7 +128,7 @@ test("a right profile: what was sent, what came back, and what each pointer foun
 test("the commands of PROFILES.md, where its files are", async () => {
   const [typed = ""] = commandsOf("docs/PROFILES.md", "How to work");
   const directory = temporaryDirectory();
-  const files = { "hsm.json": HSM, "api-key": API_KEY, pin: PIN };
+  const files = { "api-key": API_KEY, pin: PIN };
   for (const [name, text] of Object.entries(files)) {
     writeFileSync(join(directory, name), text, { mode: 0o600 });
     onTestEnd(() => rmSync(join(directory, name))); // before the directory is searched for secrets
@@ -145,10 +151,10 @@ test("the commands of PROFILES.md, where its files are", async () => {
 
 test("the example in PROFILES.md is what doctor says at each step", async () => {
   const profiles = readFileSync(join(import.meta.dir, "../../docs/PROFILES.md"), "utf8");
-  const [, section = ""] = profiles.split("\n## An example\n");
+  const [section = ""] = profiles.split("\n## An example\n")[1]?.split("\n## ") ?? [];
   const blocks = [...section.matchAll(/```(\w+)\n([\s\S]*?)```/g)];
   const blocksOf = (kind: string) => blocks.filter(([, one]) => one === kind).map(([, , t]) => t);
-  expect(blocksOf("json")[0]).toBe(HSM);
+  expect(JSON.parse(blocksOf("json")[0] ?? "")).toEqual(JSON.parse(HSM));
   /** What was wrong in the first draft, in the order in which it is mended. */
   const mended = [
     ['"{plaintext:hex}"', '"{plaintext}"'],
@@ -164,7 +170,11 @@ test("the example in PROFILES.md is what doctor says at each step", async () => 
       .slice(index)
       .reduce((profile, [right, wrong]) => profile.replace(right, wrong), HSM);
     const { text } = await profileCheck(server.url, { profile: temporaryFile(draft) });
-    const lines = text.replaceAll(server.url, "https://hsm.example").split("\n");
+    const lines = text
+      .replace(`, with ${NO_CONFIG_FILE.KMS_CONFIG}`, "")
+      .replace(/: [a-z]{4}: Key4C answered/, ": wxyz: Key4C answered")
+      .replaceAll(server.url, "https://hsm.example")
+      .split("\n");
     for (const line of shown.trimEnd().split("\n")) {
       const at = lines.indexOf(line);
       expect(at < 0 ? lines : line).toEqual(line);
@@ -239,7 +249,7 @@ test("a service that takes AAD under another name, and so ignores it", async () 
   );
   expect(step("another AAD")).toMatchObject({
     result: "fail",
-    detail: "the service gives the local KEK back",
+    detail: "Key4C unwraps the local KEK all the same",
     remedy: expect.stringContaining("leave {aad} out"),
   });
 });
@@ -280,7 +290,7 @@ test("a refused PIN is sent once", async () => {
     result: "fail",
     remedy: expect.stringContaining("correct KMS_USER_ID, KMS_API_KEY or KMS_PIN"),
   });
-  expect(checks.slice(2).every(({ result }) => result === "skip")).toBe(true);
+  expect(checks.slice(2, -2).every(({ result }) => result === "skip")).toBe(true);
   expect(server.requests.length).toBe(2); // of two runs
 });
 
@@ -345,4 +355,234 @@ test("a service that gives everything back shows no secret", async () => {
   );
   expect(step("encrypt").result).toBe("pass");
   expect(step("decrypt").result).toBe("fail");
+});
+
+/** An HSM that takes the IV from its caller: AES-256-GCM, or CBC, under a key of 32 bytes. */
+function ivTaker(mode: "gcm" | "cbc") {
+  const material = Buffer.alloc(32, 7);
+  return fakeServer((request, body) => {
+    const { keyId, iv, data } = JSON.parse(body);
+    if (keyId !== "demo") {
+      return Response.json({ rc: "E201" });
+    }
+    const bytes = Buffer.from(data, "hex");
+    const nonce = Buffer.from(iv, "hex");
+    const isEncrypt = request.url.endsWith("/e");
+    try {
+      if (mode === "cbc") {
+        const cipher = (isEncrypt ? createCipheriv : createDecipheriv)(
+          "aes-256-cbc",
+          material,
+          nonce,
+        );
+        return Response.json({
+          rc: "0",
+          out: cipher.update(bytes, undefined, "hex") + cipher.final("hex"),
+        });
+      }
+      if (isEncrypt) {
+        secret("local KEK", bytes);
+        const cipher = createCipheriv("aes-256-gcm", material, nonce);
+        const sealed = [cipher.update(bytes), cipher.final(), cipher.getAuthTag()];
+        return Response.json({ rc: "0", out: Buffer.concat(sealed).toString("hex") });
+      }
+      const decipher = createDecipheriv("aes-256-gcm", material, nonce);
+      decipher.setAuthTag(bytes.subarray(-16));
+      const opened = Buffer.concat([decipher.update(bytes.subarray(0, -16)), decipher.final()]);
+      return Response.json({ rc: "0", out: opened.toString("hex") });
+    } catch {
+      return Response.json({ rc: "E302" });
+    }
+  });
+}
+
+const ivProfile = (sent: string, result: unknown, back: object) =>
+  temporaryFile(
+    JSON.stringify({
+      encrypt: {
+        method: "POST",
+        path: "/e",
+        body: { keyId: "{keyId}", iv: sent, data: "{plaintext:hex}" },
+        result: { ciphertext: result },
+      },
+      decrypt: {
+        method: "POST",
+        path: "/d",
+        body: { keyId: "{keyId}", ...back },
+        result: { plaintext: { pointer: "/out", encoding: "hex" } },
+      },
+      success: { pointer: "/rc", equals: "0" },
+      errors: { code: "/rc", codes: { E201: "keyNotFound", E302: "invalid" } },
+    }),
+  );
+
+test.each(["gcm", "cbc"] as const)(
+  "a constant IV under %s is a failure, and a new one is none",
+  async (mode) => {
+    const server = ivTaker(mode);
+    const zeros = "00".repeat(mode === "gcm" ? 12 : 16);
+    const constant = ivProfile(zeros, "/out", { iv: zeros, data: "{ciphertext}" });
+    const bad = await profileCheck(server.url, { env: { KEY4C_PROFILE: constant } });
+    expect([bad.exitCode, bad.step("decrypt").result]).toEqual([1, "pass"]);
+    expect(bad.step("three ciphertexts")).toMatchObject({
+      result: "fail",
+      detail: expect.stringContaining("the same IV is used twice"),
+      remedy: expect.stringContaining("{random:12:hex}"),
+    });
+    const random = ivProfile(
+      `{random:${zeros.length / 2}:hex}`,
+      { iv: "{sent:iv}", data: "/out" },
+      { iv: "{ciphertext.iv}", data: "{ciphertext.data}" },
+    );
+    const good = await profileCheck(server.url, { env: { KEY4C_PROFILE: random } });
+    expect(good.step("three ciphertexts").result).toBe("pass");
+    expect(good.step("revocation")).toMatchObject({ result: "warn" });
+    expect(good.step("rotation")).toMatchObject({ result: "warn" });
+  },
+);
+
+test("a login is a step of its own: one a run, and its token is shown in no encoding", async () => {
+  const credentials = { uuid: USER_ID, pin: PIN, apiKey: API_KEY };
+  const service = new CloudHsm(credentials);
+  const server = fakeServer((request, body) => {
+    const { data } = JSON.parse(body);
+    if (typeof data === "string" && request.url.endsWith("/encrypt")) {
+      secret("local KEK", Buffer.from(data, "hex"));
+    }
+    const token = /^Bearer (.*)$/.exec(request.headers.get("Authorization") ?? "")?.[1] ?? "";
+    secret("the token", token);
+    return service.answer(request, body);
+  });
+  const profile = join(PROFILES, "cloudhsm.json");
+  const { checks, step, exitCode } = await profileCheck(server.url, { profile });
+  expect(checks.filter(({ result }) => result !== "pass")).toEqual([]);
+  expect([exitCode, service.logins]).toEqual([0, 2]); // of two runs
+  expect(step("login").shown).toEqual([
+    `→ POST ${server.url}/api/v1/token`,
+    "  Content-Type: application/json; charset=UTF-8",
+    '  {"uuid":"█ KMS_USER_ID █","pin":"█ KMS_PIN █","apiKey":"█ KMS_API_KEY █"}',
+    "← 200 application/json;charset=utf-8",
+    '  {"resultCode":"0000","resultMsg":"…","data":{"accessToken":"█ token █","tokenType":"Bearer","expiresIn":1800}}',
+    '  success at /resultCode: "0000"',
+    '  token at /data/accessToken: "█ token █"',
+    "  expiresInSeconds at /data/expiresIn: 1800",
+  ]);
+  expect(step("encrypt").shown).toContain("  Authorization: Bearer █ token █");
+  expect(
+    step("encrypt").shown?.some((line) => line.startsWith("  ciphertext.iv at /data/iv: ")),
+  ).toBe(true);
+
+  const wrong = await profileCheck(server.url, {
+    profile,
+    env: { KMS_PIN: "wrong PIN of nobody" },
+  });
+  expect(wrong.step("login")).toMatchObject({
+    result: "fail",
+    detail: expect.stringContaining("HTTP status 200 E103"),
+    remedy: expect.stringContaining("KMS_PIN"),
+  });
+  expect(wrong.step("describe").result).toBe("skip");
+  expect(service.wrongPins).toBe(2); // of two runs
+});
+
+test("an answer with several members: what to write", async () => {
+  const server = fakeServer(new CloudHsm({ uuid: USER_ID, pin: PIN, apiKey: API_KEY }).answer);
+  const draft = readFileSync(join(PROFILES, "cloudhsm.json"), "utf8")
+    .replace('{ "data": "/data/cipherText", "iv": "/data/iv" }', '"/data"')
+    .replace("{ciphertext.data}", "{ciphertext}")
+    .replace('"iv": "{ciphertext.iv}",', "");
+  const { step } = await profileCheck(server.url, { profile: temporaryFile(draft) });
+  expect(step("encrypt")).toMatchObject({
+    result: "fail",
+    remedy: expect.stringContaining(
+      'the ciphertext has several members: write { "cipherText": "/data/cipherText", "iv": "/data/iv" }',
+    ),
+  });
+});
+
+test.each([
+  ["plain text", "OK 1", "text/plain", 500, "the answer is not JSON (Content-Type: text/plain)"],
+  ["a page", "<html></html>", "text/html", 502, "the answer is a page (HTML or XML) and not JSON"],
+  ["nothing", "", "text/plain", 500, "the answer is empty, with HTTP status 500"],
+])("an answer that is %s: what it is, and what to do", async (_, body, type, status, remedy) => {
+  const answer = () => new Response(body, { status, headers: { "Content-Type": type } });
+  const { step } = await profileCheck(fakeServer(answer).url);
+  expect(step("describe")).toMatchObject({
+    result: "fail",
+    remedy: expect.stringContaining(remedy),
+  });
+});
+
+test("a byte order mark is no fault", async () => {
+  const { url } = emulator();
+  const server = fakeServer(async (request, body) => {
+    const { pathname } = new URL(request.url);
+    const { method, headers } = request;
+    const answer = await fetch(url + pathname, { method, headers, ...(body !== "" && { body }) });
+    return new Response(`\ufeff${await answer.text()}`, { status: answer.status });
+  });
+  expect((await profileCheck(server.url)).exitCode).toBe(0);
+});
+
+test("a status that is listed, and an answer that is no JSON: it does not say to list it", async () => {
+  const service = hsm(key);
+  const server = fakeServer(async (request, body) => {
+    const answer = service(request, body);
+    return (await answer.clone().text()).includes('"rc":64')
+      ? new Response("bad data", { status: 400, headers: { "Content-Type": "text/plain" } })
+      : answer;
+  });
+  const { step } = await profileCheck(
+    server.url,
+    withHsm((one) => one.replace('"errors": {', '"errors": { "statuses": { "400": "invalid" },')),
+  );
+  for (const name of ["another AAD", "a damaged ciphertext"]) {
+    expect(step(name)).toMatchObject({
+      result: "fail",
+      remedy: expect.stringContaining("the answer is not JSON (Content-Type: text/plain)"),
+    });
+  }
+});
+
+test("a secret in a header of the profile is blacked out, and the profile is said not to be its place", async () => {
+  const literal = "Zm9vYmFyOnNlY3JldC1vZi1zb21lYm9keQ==";
+  secret("a header", literal);
+  const { step, exitCode } = await profileCheck(
+    hsmServer().url,
+    withHsm((one) =>
+      one.replace('"headers": {', `"headers": { "Proxy-Authorization": "Basic ${literal}",`),
+    ),
+  );
+  expect(exitCode).toBe(0);
+  expect(step("encrypt").shown).toContain(
+    "  Proxy-Authorization: Basic █ of Proxy-Authorization █",
+  );
+  expect(step("secrets in the profile")).toMatchObject({
+    result: "warn",
+    detail: expect.stringContaining("the header Proxy-Authorization"),
+  });
+});
+
+test("a wrong ID that looks like an outage is told; the ID that is asked for has the form of the real one", async () => {
+  const missing = await profileCheck(emulator({ keyIds: ["0A9f-x"] }).url, {
+    env: { KEY4C_PROFILE: temporaryFile(withoutNotFound()), KMS_KEY_ID: "0A9f-x" },
+  });
+  expect(missing.step("a key that there is not")).toMatchObject({
+    result: "warn",
+    detail: expect.stringMatching(/^\d[A-Z]\d[a-z]-[a-z]: .*; it counts as unavailable$/),
+    remedy: expect.stringContaining("keyNotFound"),
+  });
+});
+
+function withoutNotFound(): string {
+  const { KEY_NOT_FOUND: _, ...codes } = defaultProfile.errors.codes;
+  return JSON.stringify({ ...defaultProfile, errors: { ...defaultProfile.errors, codes } });
+}
+
+test("a short secret blacks out nothing", async () => {
+  const { text } = await profileCheck(emulator().url, {
+    env: { KMS_USER_ID: "u", KMS_API_KEY: "key" },
+  });
+  expect(text).not.toMatch(/█ KMS_(USER_ID|API_KEY) █/);
+  expect(text).toContain("HTTP status");
 });

@@ -1,13 +1,17 @@
 /** Profiles for four other services, on the compiled binary. */
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
-import { writeFileSync } from "node:fs";
+import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
+import { CloudHsm } from "../cloudhsm.ts";
+import { commandsOf, filledIn } from "../documents/blocks.ts";
+import { allowFile } from "../secrets.ts";
 import { API_KEY, hsm, kes, nhn, PIN, ServiceKey, vault } from "../services.ts";
 import {
   callRpc,
   fakeServer,
+  onTestEnd,
   runBinary,
   startBinary,
   startPlugin,
@@ -18,7 +22,7 @@ import {
 const DEK = randomBytes(32);
 
 const environment = (profile: string) => ({
-  KEY4C_PROFILE: join(import.meta.dir, "../profiles", profile),
+  KEY4C_PROFILE: join(import.meta.dir, "../../src/commands/manifest/profiles", profile),
   KMS_USER_ID: "app",
   KMS_API_KEY: API_KEY,
   ...(profile === "hsm.json" && { KMS_PIN: PIN }),
@@ -93,4 +97,44 @@ test("a PIN that no profile sends is refused at start", async () => {
     2,
     "key4c-kms-plugin: KMS_PIN is set, and the profile (KEY4C_PROFILE) has no {pin} that would send it\nkey4c-kms-plugin: see: key4c-kms-plugin help serve\n",
   ]);
+});
+
+test("the helper of PROFILES.md hands a token over, and keeps the old one while the login fails", async () => {
+  const [typed = ""] = commandsOf("docs/PROFILES.md", "If only a token is missing");
+  const directory = temporaryDirectory();
+  const service = new CloudHsm({ uuid: "uuid-of-the-helper", pin: PIN, apiKey: API_KEY });
+  let isAway = false;
+  const server = fakeServer((request, body) =>
+    isAway
+      ? new Response("", { status: 503 })
+      : service.answer(
+          new Request(request.url, {
+            method: "POST",
+            headers: { "Content-Type": "application/json; charset=UTF-8" },
+          }),
+          body,
+        ),
+  );
+  const login = join(directory, "login.json");
+  allowFile(login);
+  writeFileSync(login, JSON.stringify({ uuid: "uuid-of-the-helper", pin: PIN, apiKey: API_KEY }));
+  const script = filledIn(typed, { "https://hsm.example": server.url, "sleep 1200": "sleep 0.2" });
+  const shell = Bun.spawn(["sh", "-c", script], { cwd: directory });
+  onTestEnd(() => shell.kill());
+  const token = join(directory, "api-key");
+  allowFile(token);
+  allowFile(`${token}.new`);
+  const read = () => (existsSync(token) ? readFileSync(token, "utf8") : "");
+  const eventually = async (is: () => boolean) => {
+    for (let left = 200; !is() && left > 0; left--) {
+      await Bun.sleep(50);
+    }
+    expect(is()).toBe(true);
+  };
+  await eventually(() => /^[\w-]{32}\n?$/.test(read()));
+  expect(statSync(token).mode & 0o777).toBe(0o600);
+  isAway = true;
+  const logins = server.requests.length;
+  await eventually(() => server.requests.length > logins + 2);
+  expect(read()).toMatch(/^[\w-]{32}\n?$/);
 });

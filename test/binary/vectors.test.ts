@@ -37,7 +37,11 @@ function key4cOf({ service, emulator: data }: Vectors) {
     return { url: emulator({ keyIds: [], dataFile }).url, env: {} };
   }
   const { url } = fakeServer(SERVICES[service.name](new ServiceKey([bytes(service.key)])));
-  const profile = join(import.meta.dir, "../profiles", `${service.name}.json`);
+  const profile = join(
+    import.meta.dir,
+    "../../src/commands/manifest/profiles",
+    `${service.name}.json`,
+  );
   return { url, env: { KEY4C_PROFILE: profile, KMS_USER_ID: "app", KMS_API_KEY: API_KEY } };
 }
 

@@ -283,3 +283,44 @@ test("the list of previous keys in a file", () => {
   expect(listed(ids(64).join("\n"))).toEqual(ids(64));
   expect(() => listed(ids(65).join("\n"))).toThrow("at most 64 IDs");
 });
+
+/** A profile that sends these. */
+const sending = (placeholders: readonly string[]) =>
+  temporaryFile(
+    JSON.stringify({
+      encrypt: {
+        method: "POST",
+        path: "/e",
+        body: ["{plaintext}", ...placeholders],
+        result: { ciphertext: "/c" },
+      },
+      decrypt: { method: "POST", path: "/d", body: "{ciphertext}", result: { plaintext: "/p" } },
+    }),
+  );
+
+test("KMS_USER_ID and KMS_PIN are required where the profile sends them, and only there", () => {
+  const { KMS_USER_ID: _, ...without } = GOOD;
+  const told = (KEY4C_PROFILE: string, more = {}) =>
+    problems([], { ...without, KEY4C_PROFILE, ...more });
+  expect(told(sending(["{apiKey}"]))).toEqual([]);
+  expect(told(sending(["{userId}"]))[0]).toContain("KMS_USER_ID or KMS_USER_ID_FILE");
+  expect(told(sending(["{pin}"]))[0]).toContain("KMS_PIN or KMS_PIN_FILE");
+  expect(told(sending(["{pin}"]), { KMS_PIN: "x" })).toEqual([]);
+});
+
+test("a PIN is taken as it stands, but for one line end", () => {
+  const pinOf = (text: string) => {
+    const env = { ...GOOD, KEY4C_PROFILE: sending(["{pin}"]), KMS_PIN_FILE: temporaryFile(text) };
+    return parseCommandLine([], env).config.kmsPinFile?.current;
+  };
+  for (const [text, pin] of [
+    [" 1 2 3 ", " 1 2 3 "],
+    [" 1 2 3 \n", " 1 2 3 "],
+    ["1 2 3\r\n", "1 2 3"],
+  ] as const) {
+    expect(pinOf(text)).toBe(pin);
+  }
+  for (const text of ["1\n2", "1\n\n", "\t1", "é"]) {
+    expect(() => pinOf(text)).toThrow("printable ASCII characters in one line");
+  }
+});

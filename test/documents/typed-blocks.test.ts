@@ -60,7 +60,10 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
   "docs/restore.md": { "Restore etcd on a new machine": ["hosts/cluster.long.ts"] },
   "docs/runbooks/undecryptable.md": { "Do now": ["hosts/cluster.long.ts"] },
   "docs/VENDOR-PLUGIN.md": { "The move": ["hosts/kubelet.hosts.ts", "hosts/cluster.long.ts"] },
-  "docs/PROFILES.md": { "How to work": ["binary/profile-check.test.ts"] },
+  "docs/PROFILES.md": {
+    "How to work": ["binary/profile-check.test.ts"],
+    "If only a token is missing": ["binary/services.test.ts"],
+  },
 };
 
 // Those of a Korean page are those of the English one (korean.test.ts).

@@ -11,7 +11,7 @@ import { figure, seconds } from "./process.ts";
 const SEALED_MS = 120_000;
 
 const environment = ({ token }: OpenBao) => ({
-  KEY4C_PROFILE: join(import.meta.dir, "../profiles/vault.json"),
+  KEY4C_PROFILE: join(import.meta.dir, "../../src/commands/manifest/profiles/vault.json"),
   KMS_API_KEY: token,
   KMS_PROBE_INTERVAL: "1s",
 });

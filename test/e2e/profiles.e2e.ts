@@ -28,7 +28,7 @@ import { run } from "./process.ts";
 
 const DEK = randomBytes(32);
 const TEST_TIMEOUT_MS = 600_000;
-const PROFILES = join(import.meta.dir, "../profiles");
+const PROFILES = join(import.meta.dir, "../../src/commands/manifest/profiles");
 const INTEROP = join(import.meta.dir, "../interop/current");
 
 const profile = (name: string) => ({

@@ -1,5 +1,5 @@
 /**
- * Scenario 9: real services of others behind the profiles of test/profiles. What is faked in
+ * Scenario 9: real services of others behind the profiles that `manifest profile` prints. What is faked in
  * test/services.ts from their documentation is here their own code.
  */
 import { expect, test } from "bun:test";
@@ -18,7 +18,7 @@ const DEK = randomBytes(32);
 const TEST_TIMEOUT_MS = 180_000;
 
 const profile = (name: string) => ({
-  KEY4C_PROFILE: join(import.meta.dir, "../profiles", name),
+  KEY4C_PROFILE: join(import.meta.dir, "../../src/commands/manifest/profiles", name),
   KMS_PROBE_INTERVAL: "200ms",
 });
 

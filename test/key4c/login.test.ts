@@ -1,12 +1,12 @@
 /** The login of a profile, against the HSM service of PROFILES.md, in simulated time. */
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import cloudhsm from "../../src/commands/manifest/profiles/cloudhsm.json";
 import type { PluginError } from "../../src/failures/plugin-error.ts";
 import { type Profile, parseProfile } from "../../src/key4c/profile.ts";
 import type { Log } from "../../src/system/log.ts";
 import { TestClock, within } from "../clock.ts";
 import { CloudHsm } from "../cloudhsm.ts";
-import cloudhsm from "../profiles/cloudhsm.json";
 import { expectNoSecret, secret } from "../secrets.ts";
 import { key4cClient, kindOf, recordingLog, silentLog } from "../support.ts";
 

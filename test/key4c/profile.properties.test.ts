@@ -2,6 +2,7 @@
 import { expect } from "bun:test";
 import Ajv from "ajv";
 import fc from "fast-check";
+import withLogin from "../../src/commands/manifest/profiles/cloudhsm.json";
 import { keyId } from "../../src/config/option-types.ts";
 import { type Json, resolvePointer } from "../../src/key4c/json.ts";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
@@ -14,7 +15,6 @@ import {
   render,
   renderJson,
 } from "../../src/key4c/template.ts";
-import withLogin from "../profiles/cloudhsm.json";
 import { holds } from "../properties.ts";
 
 const TEXTS = ["ciphertext", "keyId", "userId", "apiKey", "pin", "requestId"] as const;

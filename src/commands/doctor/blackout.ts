@@ -2,8 +2,8 @@ import { decodeBytes, ENCODINGS } from "../../key4c/template.ts";
 
 /** A piece of a secret of so many characters is blacked out. */
 const WINDOW = 8;
-/** Shorter pieces of an encoded secret are found in any text. */
-const MIN_ENCODED_CHARACTERS = 4;
+/** A shorter secret, in any form, is found in every text: who uses one hides nothing, and would read nothing. */
+const MIN_CHARACTERS = 4;
 /** Longer texts without a space that look random may be somebody's key or token. */
 const MIN_RANDOM_CHARACTERS = 16;
 const MAX_SHOWN_CHARACTERS = 2_000;
@@ -22,11 +22,17 @@ export class Blackout {
     this.#key = key;
     this.#learn(key.name, key.bytes);
     for (const [name, text] of texts) {
-      if (text !== undefined) {
-        this.#learn(name, Buffer.from(text));
-        this.#learnForm(name, text);
-        this.#learnForm(name, encodeURIComponent(text));
-      }
+      this.learn(name, text);
+    }
+  }
+
+  /** Blacks out this text too, from now on. */
+  learn(name: string, text: string | undefined): void {
+    if (text !== undefined && text.length >= MIN_CHARACTERS) {
+      this.#learn(name, Buffer.from(text));
+      this.#learnForm(name, text);
+      this.#learnForm(name, encodeURIComponent(text));
+      this.#learnForm(name, new URLSearchParams([["", text]]).toString().slice(1));
     }
   }
 
@@ -81,7 +87,7 @@ export class Blackout {
     );
     const url = base64.map((text) => text.replaceAll("+", "-").replaceAll("/", "_"));
     for (const form of [hex, hex.toUpperCase(), ...base64, ...url]) {
-      if (form.length >= MIN_ENCODED_CHARACTERS) {
+      if (form.length >= MIN_CHARACTERS) {
         this.#learnForm(name, form);
       }
     }

@@ -1,6 +1,6 @@
 /** What goes over the network in one call of a profile, and how it is shown. */
 import type { OperationName } from "../../key4c/answer.ts";
-import { readBody } from "../../key4c/body.ts";
+import { notJson, readBody } from "../../key4c/body.ts";
 import { type Pointer, resolvePointer } from "../../key4c/json.ts";
 import type { Profile } from "../../key4c/profile.ts";
 import type { Blackout } from "./blackout.ts";
@@ -36,12 +36,20 @@ export function resultPointers(name: OperationName | "login", profile: Profile):
   }
 }
 
+interface Answer {
+  readonly status: number;
+  readonly type: string;
+  /** What it is instead of JSON. */
+  readonly notJson?: string;
+  readonly text?: string;
+}
+
 export class Exchange {
   readonly #method: string;
   readonly #url: string;
   readonly #headers: Headers;
   readonly #body: string | undefined;
-  #answered: { readonly status: number; readonly type: string; readonly text?: string } | undefined;
+  #answered: Answer | undefined;
 
   constructor(url: string, init: BunFetchRequestInit) {
     this.#method = init.method ?? "GET";
@@ -55,7 +63,13 @@ export class Exchange {
     const { status, headers } = response;
     const encoding = headers.get("Content-Encoding");
     const type = `${headers.get("Content-Type") ?? "no content type"}${encoding ? `, ${encoding}` : ""}`;
-    this.#answered = { status, type, ...(text !== undefined && { text }) };
+    const isJson = parsed(text ?? "") !== undefined;
+    this.#answered = {
+      status,
+      type,
+      ...(text !== undefined && { text }),
+      ...(!isJson && { notJson: `${notJson(response, text ?? "")} (Content-Type: ${type})` }),
+    };
   }
 
   get isAnswered(): boolean {
@@ -67,9 +81,14 @@ export class Exchange {
     return parsed(this.#answered?.text ?? "");
   }
 
+  /** What the answer is instead of JSON, with its type; undefined when it is JSON, or there is none. */
+  get notJson(): string | undefined {
+    return this.#answered?.notJson;
+  }
+
   /** Line by line: the request, the answer, and what each pointer found in it. */
   lines(
-    name: OperationName,
+    name: OperationName | "login",
     profile: Profile,
     results: readonly Named[],
     blackout: Blackout,
@@ -81,7 +100,7 @@ export class Exchange {
     const request = [
       `→ ${this.#method} ${blackout.known(this.#url)}`,
       ...headers,
-      ...(this.#body === undefined ? [] : [`  ${blackout.json(parsed(this.#body))}`]),
+      ...(this.#body === undefined ? [] : [`  ${blackout.json(parsed(this.#body) ?? this.#body)}`]),
     ];
     if (this.#answered === undefined) {
       return [...request, "← no answer"];
@@ -97,7 +116,7 @@ export class Exchange {
     return [
       ...request,
       `← ${status} ${blackout.text(type)}`,
-      `  ${text === undefined ? "larger than is read" : shownBody(text, name === "decrypt" && isSuccess, blackout)}`,
+      `  ${text === undefined ? "larger than is read" : shownBody(text, isSuccess && (name === "decrypt" || name === "login"), blackout)}`,
       ...pointers.map(([what, at]) => `  ${what} at ${at}: ${this.#found(at, blackout)}`),
     ];
   }
@@ -130,13 +149,13 @@ export class Exchange {
   }
 }
 
-/** @param isKey whether the body holds a key: then all long texts are blacked out, whatever their form */
-function shownBody(text: string, isKey: boolean, blackout: Blackout): string {
+/** @param isSecret whether the body holds a key or a token: then all long texts are blacked out, whatever their form */
+function shownBody(text: string, isSecret: boolean, blackout: Blackout): string {
   const document = parsed(text);
   if (text === "") {
     return "empty";
   }
-  return blackout.json(document ?? text, () => !isKey);
+  return blackout.json(document ?? text, () => !isSecret);
 }
 
 function parsed(text: string): unknown {

@@ -4,26 +4,26 @@
  */
 import { randomBytes, timingSafeEqual } from "node:crypto";
 import type { Config } from "../../config/config.ts";
-import type { ErrorKind } from "../../failures/kinds.ts";
-import { type PluginError, toPluginError } from "../../failures/plugin-error.ts";
-import { type OperationName, readKcv } from "../../key4c/answer.ts";
+import { readKcv } from "../../key4c/answer.ts";
 import type { Key4COptions } from "../../key4c/calls.ts";
-import { Key4C } from "../../key4c/client.ts";
-import { resolvePointer } from "../../key4c/json.ts";
+import { storedCiphertext } from "../../key4c/ciphertext.ts";
+import type { Key4C } from "../../key4c/client.ts";
 import type { Profile } from "../../key4c/profile.ts";
 import { uses } from "../../key4c/template.ts";
-import { LOCAL_KEK_BYTES } from "../../keys/wrapping.ts";
-import { describeError } from "../../system/errors.ts";
+import { LOCAL_KEK_BYTES, type WrappedKek } from "../../keys/wrapping.ts";
 import { createLog } from "../../system/log.ts";
 import { configuredKeys, key4cOptions } from "../configured.ts";
 import { Blackout } from "./blackout.ts";
-import { type Check, fail, pass, skip } from "./check.ts";
-import { Exchange, type Named, resultPointers } from "./exchange.ts";
+import { type Check, fail, pass, skip, warn } from "./check.ts";
+import { checkLimits, literalSecrets } from "./profile-limits.ts";
+import { anotherId, areAlike, damaged } from "./variations.ts";
+import { type Outcome, WatchedKey4C } from "./watched.ts";
 
 const STEPS = [
   "describe",
   "encrypt",
   "decrypt",
+  "three ciphertexts",
   "another AAD",
   "a damaged ciphertext",
   "a key that there is not",
@@ -33,7 +33,6 @@ type Step = (typeof STEPS)[number];
 const SILENT = createLog({ level: "error", format: "text", write: () => {} });
 const AAD = Buffer.from("key4c-kms-plugin profile check");
 const OTHER_AAD = Buffer.from("key4c-kms-plugin another AAD");
-const NO_SUCH_KEY = "key4c-no-such-key";
 
 /** One attempt, so that each step shows one exchange. */
 const ONCE = { newConnection: true };
@@ -43,41 +42,34 @@ export async function checkProfile(config: Config, isUsable: boolean): Promise<C
   if (!isUsable) {
     return STEPS.map((step) => skip(step, "the configuration is to be corrected first"));
   }
-  const walk = new Walk(key4cOptions(config, undefined, SILENT), configuredKeys(config).kmsKeyId());
+  const options = key4cOptions(config, undefined, SILENT);
+  const walk = new Walk(options, configuredKeys(config).kmsKeyId());
   try {
-    return await walk.checks();
+    return [...(await walk.checks()), ...checkLimits(options.profile)];
   } finally {
     walk.forget();
   }
 }
 
-/** A call's result, or its failure. */
-type Outcome<T> = { readonly result: T } | { readonly failure: PluginError };
-
 class Walk {
   readonly #profile: Profile;
   readonly #keyId: string;
   readonly #key4c: Key4C;
-  /** A wrap by this one is one call: it does not describe the key before and after. */
-  readonly #withoutDescribe: Key4C;
+  readonly #watched: WatchedKey4C;
   readonly #localKek = randomBytes(LOCAL_KEK_BYTES);
-  readonly #blackout: Blackout;
-  /** Of the last call; undefined when nothing was sent. */
-  #exchange: Exchange | undefined;
 
   constructor(options: Key4COptions, keyId: string) {
-    const { profile } = options;
-    const watched: Key4COptions = { ...options, fetch: (url, init) => this.#watch(url, init) };
     const { userId, apiKey, pin } = options.credentials();
-    this.#profile = profile;
+    this.#profile = options.profile;
     this.#keyId = keyId;
-    this.#key4c = new Key4C(watched);
-    this.#withoutDescribe = new Key4C({ ...watched, profile: { ...profile, describe: undefined } });
-    this.#blackout = new Blackout({ name: "local KEK", bytes: this.#localKek }, [
+    const blackout = new Blackout({ name: "local KEK", bytes: this.#localKek }, [
       ["KMS_USER_ID", userId],
       ["KMS_API_KEY", apiKey],
       ["KMS_PIN", pin],
+      ...literalSecrets(this.#profile).map(([header, text]) => [`of ${header}`, text] as const),
     ]);
+    this.#watched = new WatchedKey4C(options, blackout);
+    this.#key4c = this.#watched.key4c;
   }
 
   forget(): void {
@@ -86,11 +78,16 @@ class Walk {
 
   /** In their order; after one without which the next make no sense, those are left out. */
   async checks(): Promise<Check[]> {
+    const login = await this.#login();
     const done: Check[] = [];
     const rest = (why: string) => [
+      ...login,
       ...done,
       ...STEPS.slice(done.length).map((step) => skip(step, why)),
     ];
+    if (login.some(({ result }) => result === "fail")) {
+      return rest("nothing can be asked without a token");
+    }
     const described = await this.#describe();
     done.push(described.check);
     if (described.isRefused) {
@@ -106,10 +103,23 @@ class Walk {
     if (decrypted.result === "fail") {
       return rest("nothing is unwrapped");
     }
+    done.push(await this.#threeCiphertexts(ciphertext));
     done.push(await this.#anotherAad(ciphertext));
     done.push(await this.#damaged(ciphertext));
     done.push(await this.#unknownKey(ciphertext));
-    return done;
+    return rest("");
+  }
+
+  async #login(): Promise<Check[]> {
+    return this.#profile.login === undefined
+      ? []
+      : [
+          this.#watched.judge(
+            "login",
+            await this.#watched.call(() => this.#key4c.login()),
+            "a token",
+          ),
+        ];
   }
 
   async #describe(): Promise<{ readonly check: Check; readonly isRefused: boolean }> {
@@ -118,11 +128,11 @@ class Walk {
       const why = "the profile has none: no state is seen, and no version but that of encrypt";
       return { check: skip("describe", why), isRefused: false };
     }
-    const outcome = await this.#call(() => this.#key4c.describe(this.#keyId, ONCE));
+    const outcome = await this.#watched.call(() => this.#key4c.describe(this.#keyId, ONCE));
     const told = "result" in outcome ? versionOf(outcome.result) : "";
-    const check = this.#judge("describe", outcome, `the key may be used; ${told}`);
+    const check = this.#watched.judge("describe", outcome, `the key may be used; ${told}`);
     const kcv = check.result === "pass" ? result.kcv : undefined;
-    if (kcv !== undefined && readKcv(this.#exchange?.document, kcv) === undefined) {
+    if (kcv !== undefined && readKcv(this.#watched.document, kcv) === undefined) {
       const detail = `at ${kcv} is no key check value of 4 to 64 hexadecimal digits`;
       const remedy = "correct /describe/result/kcv, or leave it out";
       return { check: { ...check, ...fail("describe", detail, remedy) }, isRefused: false };
@@ -131,26 +141,51 @@ class Walk {
   }
 
   async #encrypt(): Promise<{ readonly check: Check; readonly ciphertext?: string }> {
-    const outcome = await this.#call(() =>
-      this.#withoutDescribe.wrap(this.#keyId, this.#localKek, AAD, ONCE),
-    );
+    const outcome = await this.#wrap(this.#localKek);
     const told = "result" in outcome ? versionOf(outcome.result) : "";
     return {
-      check: this.#judge("encrypt", outcome, told),
+      check: this.#watched.judge("encrypt", outcome, told),
       ...("result" in outcome && { ciphertext: outcome.result.ciphertext }),
     };
   }
 
   async #decrypt(ciphertext: string): Promise<Check> {
     const outcome = await this.#unwrap(this.#keyId, ciphertext, AAD);
-    const told = "the very bytes that were wrapped";
-    const check = this.#judge("decrypt", outcome, told);
+    const check = this.#watched.judge("decrypt", outcome, "the very bytes that were wrapped");
     if ("result" in outcome && !timingSafeEqual(outcome.result, this.#localKek)) {
       const detail = "Key4C unwraps other bytes than were wrapped";
       const remedy = "compare the encodings of /encrypt/body and /decrypt/result";
       return { ...check, ...fail("decrypt", detail, remedy) };
     }
     return check;
+  }
+
+  /**
+   * Two local KEKs that begin alike must not have ciphertexts that do: then an IV was used twice, or there is none. A third
+   * one that begins otherwise tells what is the same in every ciphertext, such as a header.
+   */
+  async #threeCiphertexts(first: string): Promise<Check> {
+    const step: Step = "three ciphertexts";
+    const half = this.#localKek.subarray(0, LOCAL_KEK_BYTES / 2);
+    const alike = Buffer.concat([half, randomBytes(LOCAL_KEK_BYTES / 2)]);
+    const [second, third] = [
+      await this.#wrap(alike),
+      await this.#wrap(randomBytes(LOCAL_KEK_BYTES)),
+    ];
+    alike.fill(0);
+    if (!("result" in second && "result" in third)) {
+      return fail(step, "a second wrap fails", "run the check again");
+    }
+    if (!areAlike(first, second.result.ciphertext, third.result.ciphertext)) {
+      return pass(step, "local KEKs that begin alike have ciphertexts that do not");
+    }
+    return fail(
+      step,
+      "local KEKs that begin alike have ciphertexts that do: the same IV is used twice. Under GCM or CTR this gives the local KEKs away",
+      uses(this.#profile.encrypt.body, "random")
+        ? "see whether the service takes the IV from the member that has {random:…}"
+        : "write {random:12:hex} in the place of a constant IV in /encrypt/body; do not use this operation if there is none",
+    );
   }
 
   /** What AAD is for: a ciphertext of another purpose must not open. */
@@ -168,111 +203,62 @@ class Walk {
 
   /** A damaged object in etcd must not look like an outage of the service. */
   async #damaged(ciphertext: string): Promise<Check> {
-    const outcome = await this.#unwrap(this.#keyId, damaged(ciphertext), AAD);
+    const source = this.#profile.encrypt.result.ciphertext;
+    const outcome = await this.#unwrap(
+      this.#keyId,
+      damaged(storedCiphertext(ciphertext, source)),
+      AAD,
+    );
     return this.#mustBeInvalid("a damaged ciphertext", outcome, "do not use this operation");
   }
 
   #mustBeInvalid(step: Step, outcome: Outcome<Buffer>, remedyIfOpened: string): Check {
-    const shown = this.#shown("decrypt");
+    const shown = this.#watched.shown("decrypt");
     if ("result" in outcome) {
-      return { ...fail(step, "the service gives the local KEK back", remedyIfOpened), shown };
+      return { ...fail(step, "Key4C unwraps the local KEK all the same", remedyIfOpened), shown };
     }
-    const { kind } = outcome.failure;
-    const detail = this.#counts(outcome.failure);
+    const detail = this.#watched.counts(outcome.failure);
     const remedy =
+      this.#watched.notJson() ??
       "list its code under /errors/codes, or its status under /errors/statuses: invalid";
-    return { ...(kind === "invalid" ? pass(step, detail) : fail(step, detail, remedy)), shown };
+    const isInvalid = outcome.failure.kind === "invalid";
+    return { ...(isInvalid ? pass(step, detail) : fail(step, detail, remedy)), shown };
   }
 
   /** Never asked of encrypt: there are services that make the key then. */
   async #unknownKey(ciphertext: string): Promise<Check> {
     const step: Step = "a key that there is not";
+    const keyId = anotherId(this.#keyId);
     const name = this.#key4c.canDescribe ? "describe" : "decrypt";
     const outcome = await (name === "describe"
-      ? this.#call(() => this.#key4c.describe(NO_SUCH_KEY, ONCE))
-      : this.#unwrap(NO_SUCH_KEY, ciphertext, AAD));
-    const shown = this.#shown(name);
+      ? this.#watched.call(() => this.#key4c.describe(keyId, ONCE))
+      : this.#unwrap(keyId, ciphertext, AAD));
+    const shown = this.#watched.shown(name);
     if ("result" in outcome) {
-      const remedy = "see that the request names the key by {keyId}";
-      return { ...fail(step, "the service answers for any ID of a key", remedy), shown };
+      const remedy = `see that the request names the key by {keyId}, and that there is no key ${keyId}`;
+      return { ...fail(step, `Key4C answers for the ID ${keyId} too`, remedy), shown };
     }
-    const detail = this.#counts(outcome.failure);
+    const { kind } = outcome.failure;
+    const detail = `${keyId}: ${this.#watched.counts(outcome.failure)}`;
     const remedy =
-      "let its code or status be keyNotFound: a wrong ID must not look like a revocation";
-    const isMistaken = outcome.failure.kind === "keyUnusable";
-    return { ...(isMistaken ? fail(step, detail, remedy) : pass(step, detail)), shown };
+      "let its code or status be keyNotFound: a wrong ID must look neither like a revocation nor like an outage";
+    const judged =
+      kind === "keyNotFound"
+        ? pass(step, detail)
+        : (kind === "keyUnusable" ? fail : warn)(step, detail, this.#watched.notJson() ?? remedy);
+    return { ...judged, shown };
+  }
+
+  #wrap(localKek: Buffer): Promise<Outcome<WrappedKek>> {
+    return this.#watched.call(() => this.#key4c.wrap(this.#keyId, localKek, AAD, ONCE));
   }
 
   #unwrap(keyId: string, ciphertext: string, aad: Buffer): Promise<Outcome<Buffer>> {
     const sent = uses(this.#profile.decrypt.body, "aad") ? aad : undefined;
-    return this.#call(() => this.#key4c.unwrap(keyId, ciphertext, sent, ONCE));
-  }
-
-  async #call<T>(call: () => Promise<T>): Promise<Outcome<T>> {
-    this.#exchange = undefined;
-    try {
-      return { result: await call() };
-    } catch (error) {
-      return { failure: toPluginError(error) };
-    }
-  }
-
-  async #watch(url: string, init: BunFetchRequestInit): Promise<Response> {
-    const exchange = new Exchange(url, init);
-    this.#exchange = exchange;
-    const response = await fetch(url, init);
-    await exchange.answered(response.clone() as Response); // Bun types its clone as that of undici
-    return response;
-  }
-
-  /** A step that must succeed, and whose pointers must all find something. */
-  #judge(name: OperationName, outcome: Outcome<unknown>, told: string): Check {
-    const pointers = resultPointers(name, this.#profile);
-    const shown = this.#shown(name, pointers);
-    if ("failure" in outcome) {
-      const detail = this.#counts(outcome.failure);
-      return { ...fail(name, detail, this.#remedy(name, outcome.failure)), shown };
-    }
-    const document = this.#exchange?.document;
-    const empty = pointers.filter(([, at]) => resolvePointer(document, at) === undefined);
-    if (empty.length > 0) {
-      const list = empty.map(([what, at]) => `${at} (${what})`).join(", ");
-      const remedy = `correct /${name}/result, or leave out what the service does not tell`;
-      return { ...fail(name, `nothing is at ${list}`, remedy), shown };
-    }
-    return { ...pass(name, told), shown };
-  }
-
-  #remedy(name: OperationName, failure: PluginError): string {
-    if (failure.remedy !== undefined || this.#exchange?.isAnswered !== true) {
-      return failure.remedy ?? "let `doctor` without --profile-check say what is in the way";
-    }
-    const remedies: { readonly [K in ErrorKind]?: string } = {
-      denied: "correct KMS_USER_ID, KMS_API_KEY or KMS_PIN, or the headers of the profile",
-      keyUnusable: "enable the key, or correct /describe/unusableStates",
-      keyNotFound: `correct KMS_KEY_ID, or /${name}/path`,
-      throttled: "wait before the next try",
-    };
-    return remedies[failure.kind] ?? `compare /${name} with what is sent and answered here`;
-  }
-
-  #counts(failure: PluginError): string {
-    return `${this.#blackout.known(describeError(failure))}; it counts as ${failure.kind}`;
-  }
-
-  #shown(name: OperationName, pointers: readonly Named[] = []): string[] {
-    return this.#exchange?.lines(name, this.#profile, pointers, this.#blackout) ?? [];
+    return this.#watched.call(() => this.#key4c.unwrap(keyId, ciphertext, sent, ONCE));
   }
 }
 
 function versionOf({ version }: { readonly version: number | undefined }): string {
   return version === undefined ? "no version is told" : `version ${version}`;
-}
-
-/** With one letter or digit, at three quarters of it, changed to another. */
-function damaged(ciphertext: string): string {
-  const places = [...ciphertext.matchAll(/[A-Za-z0-9]/g)].map(({ index }) => index);
-  const at = places[Math.floor(places.length * 0.75)] ?? 0;
-  const other = /[0a]/i.test(ciphertext[at] ?? "") ? "1" : "0";
-  return ciphertext.slice(0, at) + other + ciphertext.slice(at + 1);
 }

@@ -13,6 +13,7 @@ import {
   rke2Text,
 } from "./apiserver.ts";
 import { grafanaText, prometheusRulesText, scrapeConfigText } from "./monitoring.ts";
+import { EXAMPLES, profileText } from "./profiles.ts";
 import { type Order, refuseControlCharacters } from "./settings.ts";
 import { staticPodText } from "./static-pod.ts";
 import { systemdServiceText, systemdSocketText } from "./systemd.ts";
@@ -61,6 +62,11 @@ const MANIFESTS: Readonly<Record<string, Manifest>> = {
   "prometheus-rules": {
     about: "Prometheus: alerts (--runbook-url URL)",
     text: prometheusRulesText,
+  },
+  profile: {
+    about: `a profile (KEY4C_PROFILE): profile NAME, of ${Object.keys(EXAMPLES).join(", ")}`,
+    text: ({ line: { detail } }) => profileText(detail),
+    isJson: true,
   },
   "profile-schema": {
     about: "the JSON Schema of profiles (KEY4C_PROFILE), for editors",

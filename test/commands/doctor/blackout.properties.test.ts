@@ -114,3 +114,14 @@ test("an endless answer is cut", () => {
   expect(text.length).toBeLessThan(2_100);
   expect(text).toEndWith("… (9004 characters)");
 });
+
+test("a secret of fewer than four characters blacks out nothing", () => {
+  const short = new Blackout({ name: "local KEK", bytes: KEY }, [
+    ["KMS_USER_ID", "u"],
+    ["KMS_API_KEY", "us"],
+  ]);
+  expect(short.known("HTTP status 200")).toBe("HTTP status 200");
+  expect(short.text("a user's stuff, in hex 75, in base64 dXM=")).toBe(
+    "a user's stuff, in hex 75, in base64 dXM=",
+  );
+});
