@@ -10,7 +10,16 @@ import { missing, type NeedName } from "./needs.ts";
 import { bunTests } from "./run/bun-tests.ts";
 import { interop, interopLong } from "./run/interop.ts";
 import { type Done, JOBS, type Job, runLanes } from "./run/pool.ts";
-import { type Count, outcome, skipSuite, sum, tell, tellEnd, tellResult } from "./run/report.ts";
+import {
+  type Count,
+  outcome,
+  skipSuite,
+  sum,
+  tell,
+  tellEnd,
+  tellFailures,
+  tellResult,
+} from "./run/report.ts";
 import { shell } from "./run/shell.ts";
 import { upstream } from "./upstream/suite.ts";
 
@@ -154,6 +163,12 @@ const unknown = names.find((name) => FIRST[name] === undefined && SUITES[name] =
 if (unknown !== undefined) {
   const known = [...Object.keys(FIRST), ...Object.keys(SUITES)];
   throw new Error(`no suite ${unknown}; suites are ${known.join(", ")}`);
+}
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  process.on(signal, () => {
+    tellFailures();
+    process.exit(1);
+  });
 }
 const first = await inTurn(names.flatMap((name) => FIRST[name] ?? []));
 const suites = names.flatMap((name) => SUITES[name] ?? []);

@@ -130,6 +130,7 @@ export function emulator(options: Partial<EmulatorOptions> = {}) {
   const control = async (method: string, path: string, body?: object) => {
     const response = await fetch(`${started.url}/emulator/${path}`, {
       method,
+      keepalive: false, // a kept connection may end just when it is to be used
       ...(body && { body: JSON.stringify(body) }),
     });
     if (!response.ok) {

@@ -354,7 +354,6 @@ testWith("promtool")(
       await judge((await printed("--cluster-label", label)).text, tests(label, short));
     }
   },
-  120_000,
 );
 
 testWith("promtool")("without a label for clusters all plugins count as one", async () => {

@@ -6,7 +6,7 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
-import { rpcs, Sightings } from "../faults/callers.ts";
+import { Sightings } from "../faults/callers.ts";
 import { type Wrapped, wrapUnderNewKeks } from "../faults/material.ts";
 import { API_KEY, ServiceKey, vault } from "../services.ts";
 import { emulator, fakeServer } from "../support.ts";
@@ -23,6 +23,7 @@ import {
   launchOk,
   type Plugin,
   page,
+  rpcs,
   says,
   startKey4C,
   toldTo,

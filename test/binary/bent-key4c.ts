@@ -4,7 +4,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
-import { rpcs, Sightings, wrapBoth } from "../faults/callers.ts";
+import { rpcsWithin, Sightings, wrapBoth } from "../faults/callers.ts";
 import type { Wrapped } from "../faults/material.ts";
 import {
   grpcClient,
@@ -107,6 +107,13 @@ export const withoutKcv = () => {
 /** Many scenarios are played side by side: whoever looks or calls more often takes the processor from the others. */
 const LOOK_INTERVAL_MS = 50;
 const CALL_INTERVAL_MS = 100;
+/**
+ * So long that a busy machine keeps nobody waiting for it. Whoever waits for Key4C is told so before: a call to it ends
+ * after 10 s.
+ */
+const DEADLINE_MS = 30_000;
+export const rpcs = rpcsWithin(DEADLINE_MS);
+
 /** What an RPC may take on a machine that does something else besides. */
 const GIVE_UP_MS = 90_000;
 
@@ -197,7 +204,8 @@ export async function launchOk(
 }
 
 /** A new DEK as the plugin wraps it now, by either API. */
-export const wrap = ({ client }: Plugin): Promise<Wrapped> => wrapBoth(client, randomBytes(32));
+export const wrap = ({ client }: Plugin): Promise<Wrapped> =>
+  wrapBoth(client, randomBytes(32), rpcs);
 
 /** @throws Error when it is not readable by both APIs */
 export async function unwrap({ client }: Plugin, wrapped: Wrapped): Promise<void> {
@@ -228,7 +236,7 @@ export function keepCalling({ client }: Plugin, known: Wrapped, callers = 1) {
     while (!isOver) {
       await seen.see("status", () => rpcs.status(client));
       await seen.see("encrypt", async () => {
-        acknowledged.push(await wrapBoth(client, dek));
+        acknowledged.push(await wrapBoth(client, dek, rpcs));
       });
       await seen.see("known", () => rpcs.decrypt1(client, known));
       await seen.see("known", () => rpcs.decrypt2(client, known));

@@ -277,7 +277,7 @@ test("a slow Key4C is called slow, and warned of before it is too slow", async (
   expect(warned.of("key")).toMatchObject({ result: "warn", remedy: expect.stringMatching(/slow/) });
   await key4c.control("PUT", "latency", { ms: 30_000 });
   await expectFault(setup(key4c.url), ["key", /no answer in [\d.]+ s/, /what makes Key4C slow/]);
-}, 60_000);
+});
 
 /** A proxy that opens tunnels to loopback only for whoever has its credential, if it wants one. */
 async function startProxy(credential?: string) {

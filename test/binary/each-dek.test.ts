@@ -2,10 +2,10 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { status } from "@grpc/grpc-js";
-import { rpcs, Sightings } from "../faults/callers.ts";
+import { Sightings } from "../faults/callers.ts";
 import { peakMiB } from "../faults/plugin.ts";
 import { grpcClient } from "../support.ts";
-import { launchOk, type Plugin, startKey4C } from "./bent-key4c.ts";
+import { launchOk, type Plugin, rpcs, startKey4C } from "./bent-key4c.ts";
 
 const EACH = { KMS_LOCAL_KEK_MAX_USES: "1", KMS_PROBE_INTERVAL: "30s" };
 const RUN_MS = 2_000;

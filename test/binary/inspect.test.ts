@@ -360,7 +360,7 @@ test("--verify: Key4C itself gives back each local KEK once, without a plugin", 
   expect([away.exitCode, away.stderr]).toEqual([4, expect.stringContaining("ask again when")]);
   const both = await run(["--verify", "--decrypt"], etcdctl(values), env);
   expect([both.exitCode, both.stderr]).toEqual([2, expect.stringContaining("give one of them")]);
-}, 60_000);
+});
 
 test("one object, one local KEK", async () => {
   const plugin = await startPlugin(emulator().url);

@@ -7,7 +7,7 @@ import { randomBytes } from "node:crypto";
 import { copyFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { status } from "@grpc/grpc-js";
-import { rpcs, Sightings } from "../faults/callers.ts";
+import { Sightings } from "../faults/callers.ts";
 import type { Wrapped } from "../faults/material.ts";
 import { emulator, temporaryDirectory, temporaryFile } from "../support.ts";
 import {
@@ -21,6 +21,7 @@ import {
   launchOk,
   type Plugin,
   page,
+  rpcs,
   says,
   toldTo,
   unwrap,

@@ -183,5 +183,4 @@ testWith("prometheus", "promtool")(
       [],
     );
   },
-  120_000,
 );

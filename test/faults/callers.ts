@@ -1,19 +1,14 @@
 /** Callers of a plugin, and what they saw. */
 import type { Client, ServiceError } from "@grpc/grpc-js";
-import { Metadata, status } from "@grpc/grpc-js";
+import { status } from "@grpc/grpc-js";
 import { KINDS } from "../../src/failures/kinds.ts";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
-import { callRpc } from "../support.ts";
+import { callRpc, toldDeadline } from "../support.ts";
 import type { Wrapped } from "./material.ts";
 
-/**
- * kube-apiserver's default, told to the plugin only: a client that kept it, too, would not show whether the
- * plugin does.
- */
-const metadata = new Metadata();
-metadata.set("grpc-timeout", "3000m");
-const options = { deadlineMs: Number.POSITIVE_INFINITY, metadata };
+/** kube-apiserver's default. */
+const DEADLINE_MS = 3_000;
 
 /** The plugin's own texts: an RPC that ends with another one was not ended by the plugin in time. */
 const TEXTS = new Set(Object.values(KINDS).map(({ code, text }) => `${code} ${text}`));
@@ -62,21 +57,30 @@ function same(plaintext: Uint8Array, { dek }: Wrapped): void {
   }
 }
 
-export const rpcs = {
-  status: (client: Client) => callRpc(client, V2.method.status, {}, options),
-  encrypt1: async (client: Client, dek: Buffer) =>
-    (await callRpc(client, V1.method.encrypt, { plain: dek }, options)).cipher,
-  encrypt2: (client: Client, dek: Buffer) =>
-    callRpc(client, V2.method.encrypt, { plaintext: dek }, options),
-  decrypt1: async (client: Client, wrapped: Wrapped) =>
-    same((await callRpc(client, V1.method.decrypt, wrapped.v1, options)).plain, wrapped),
-  decrypt2: async (client: Client, wrapped: Wrapped) =>
-    same((await callRpc(client, V2.method.decrypt, wrapped.v2, options)).plaintext, wrapped),
-};
+/**
+ * Calls with a deadline that only the plugin is told: a client that kept it, too, would not show whether the plugin
+ * does.
+ */
+export function rpcsWithin(deadlineMs: number) {
+  const options = toldDeadline(deadlineMs);
+  return {
+    status: (client: Client) => callRpc(client, V2.method.status, {}, options),
+    encrypt1: async (client: Client, dek: Buffer) =>
+      (await callRpc(client, V1.method.encrypt, { plain: dek }, options)).cipher,
+    encrypt2: (client: Client, dek: Buffer) =>
+      callRpc(client, V2.method.encrypt, { plaintext: dek }, options),
+    decrypt1: async (client: Client, wrapped: Wrapped) =>
+      same((await callRpc(client, V1.method.decrypt, wrapped.v1, options)).plain, wrapped),
+    decrypt2: async (client: Client, wrapped: Wrapped) =>
+      same((await callRpc(client, V2.method.decrypt, wrapped.v2, options)).plaintext, wrapped),
+  };
+}
+
+export const rpcs = rpcsWithin(DEADLINE_MS);
 
 /** A DEK as a plugin wraps it now, by either API. */
-export async function wrapBoth(client: Client, dek: Buffer): Promise<Wrapped> {
-  const { ciphertext, keyId, annotations } = await rpcs.encrypt2(client, dek);
-  const v1 = { cipher: await rpcs.encrypt1(client, dek) };
+export async function wrapBoth(client: Client, dek: Buffer, calls = rpcs): Promise<Wrapped> {
+  const { ciphertext, keyId, annotations } = await calls.encrypt2(client, dek);
+  const v1 = { cipher: await calls.encrypt1(client, dek) };
   return { dek, v1, v2: { ciphertext, keyId, annotations } };
 }

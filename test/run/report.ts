@@ -89,6 +89,13 @@ export function skipSuite(suite: string, what: string, tools: readonly string[])
   return { passed: 0, failed: 0, skipped: 1 };
 }
 
+/** With all that they printed. */
+export function tellFailures(): void {
+  for (const { name, output } of failures) {
+    console.log(`\n--- FAILED ${name}\n${output.trimEnd()}`);
+  }
+}
+
 /** What was not run and what it lacked, what failed with all that it printed, then the closing line. */
 export function tellEnd({ passed, failed, skipped }: Count): void {
   if (skippedTests.length > 0) {
@@ -100,8 +107,6 @@ export function tellEnd({ passed, failed, skipped }: Count): void {
     );
     console.log("!!! as root, .ci/setup installs all of it (Debian)\n");
   }
-  for (const { name, output } of failures) {
-    console.log(`\n--- FAILED ${name}\n${output.trimEnd()}`);
-  }
+  tellFailures();
   console.log(`${passed} passed, ${failed} failed, ${skipped} skipped`);
 }
