@@ -51,7 +51,7 @@ export interface StoredKek {
 export interface StoredKey {
   /** 16 bytes. */
   readonly keyNameHash: Uint8Array;
-  /** When Key4C last gave back local KEKs of this key. */
+  /** When Key4C last unwrapped local KEKs of this key. */
   readonly confirmed: Moment;
   /** Those that matter most first: where there is no room, the last ones are left out. */
   readonly keks: readonly StoredKek[];
@@ -163,7 +163,7 @@ export function decodeStored(
   try {
     const { confirmed, keyNameHash: hash } = headOf(head);
     if (Buffer.compare(hash, keyNameHash) !== 0) {
-      throw new Error("is of another key");
+      throw new Error("belongs to another key");
     }
     if (form === CLEAR && confirmed.bootId !== bootId) {
       throw new Error("is of an earlier boot");

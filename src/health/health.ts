@@ -191,7 +191,7 @@ export class Health {
     if (refused > 0 && givenBack === 0 && !this.#hasWarnedOfRefusals) {
       this.#hasWarnedOfRefusals = true;
       this.#options.log.error(
-        "Key4C has refused local KEKs of the current key since the start and given back none",
+        "Key4C has refused local KEKs of the current key since the start and unwrapped none",
         {
           refused,
           remedy:

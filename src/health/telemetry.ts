@@ -112,7 +112,7 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   );
   metrics.gauge(
     "key4c_kms_local_keks_orphaned",
-    "Local KEKs that Key4C does not give back any more; only this process can read what they wrapped.",
+    "Local KEKs that Key4C does not unwrap any more; only this process can read what they wrapped.",
     () => {
       const counts = keyring.keys.members.map(({ key }) => key.orphans.length);
       return counts.reduce((sum, count) => sum + count, 0);
@@ -125,7 +125,7 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   );
   metrics.counter(
     "key4c_kms_encrypts_over_limit_total",
-    "Encrypts that went on above KMS_LOCAL_KEK_MAX_USES for want of a new local KEK.",
+    "Encrypts above KMS_LOCAL_KEK_MAX_USES, for want of a new local KEK.",
     () => keyring.overLimit,
   );
   metrics.gauge("key4c_kms_local_kek_age_seconds", "Age of the current local KEK.", () =>

@@ -97,7 +97,7 @@ export class LookThrough {
     }
     for (const [key, count] of found) {
       this.#log.error(
-        "local KEKs are orphaned: Key4C does not give them back, this process can still read",
+        "local KEKs are orphaned: Key4C does not unwrap them, this process can still read",
         {
           kmsKeyId: key.kmsKeyId,
           found: count,

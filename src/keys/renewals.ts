@@ -3,7 +3,7 @@ import type { LocalKek } from "./envelope.ts";
 
 /** Renewals at the same time. With KMS_LOCAL_KEK_MAX_USES=1 each Encrypt needs one, and an HSM must not be flooded. */
 export const MAX_CONCURRENT_RENEWALS = 64;
-/** After a failed renewal the current local KEK goes on. The next attempt waits this long, or for a successful probe. */
+/** After a failed renewal the current local KEK continues. The next attempt waits this long, or for a successful probe. */
 const RENEWAL_PAUSE_MS = 5_000;
 /** An Encrypt above the limit of uses waits this long for a new local KEK, and then uses the current one. */
 export const MAX_RENEWAL_WAIT_MS = 2_000;
@@ -19,7 +19,7 @@ interface RenewalsOptions {
   readonly clock: Clock;
 }
 
-/** Makes new local KEKs while the current one goes on, and hands them to the Encrypts that wait for one. */
+/** Makes new local KEKs while the current one continues, and hands them to the Encrypts that wait for one. */
 export class Renewals {
   readonly #options: RenewalsOptions;
   readonly #waiting = new Set<(fresh: LocalKek | undefined) => void>();
@@ -88,7 +88,7 @@ export class Renewals {
     return clock.nowMs() >= this.#pausedUntilMs && !isFutile();
   }
 
-  /** Begins as many renewals as the waiting Encrypts need. Those that no renewal can serve go on without. */
+  /** Begins as many renewals as the waiting Encrypts need. Those that no renewal can serve continue without. */
   #fill(): void {
     const { maxUses } = this.#options;
     const wanted = Math.min(MAX_CONCURRENT_RENEWALS, Math.ceil(this.#waiting.size / maxUses));

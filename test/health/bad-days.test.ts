@@ -75,7 +75,7 @@ test("replaced material: a mismatch within its bound, nothing written after it, 
   const fingerprint = Buffer.from(before.envelope.header.fingerprint).toString("hex").slice(0, 16);
   expect(errors.map(({ msg }) => msg)).toEqual([
     "Key4C does not unwrap a local KEK that it wrapped; Status and Encrypt fail, so that nothing more is lost; known local KEKs still decrypt",
-    "local KEKs are orphaned: Key4C does not give them back, this process can still read",
+    "local KEKs are orphaned: Key4C does not unwrap them, this process can still read",
   ]);
   expect(errors[0]).toMatchObject({
     kind: "mismatch",
