@@ -340,7 +340,7 @@ testWith("IPv6")(
   },
 );
 
-test("a service that does not give back what it wrapped", async () => {
+test("a service that does not unwrap what it wrapped", async () => {
   const { url } = fakeServer((request) => {
     const path = new URL(request.url).pathname;
     return Response.json(
@@ -351,7 +351,7 @@ test("a service that does not give back what it wrapped", async () => {
           : { version: 1, state: "ENABLED", algorithm: "AES" },
     );
   });
-  await expectFault(setup(url), ["wrap and unwrap", /does not give back/, /KEY4C_PROFILE/]);
+  await expectFault(setup(url), ["wrap and unwrap", /does not unwrap/, /KEY4C_PROFILE/]);
 });
 
 test("a previous key that is gone", async () => {

@@ -130,7 +130,7 @@ test.each([
         }),
       },
     }),
-    /"state":"starting".*does not give back the local KEK/,
+    /"state":"starting".*does not unwrap the local KEK/,
   ],
   [
     "Key4C mangles what it wraps",
@@ -142,7 +142,7 @@ test.each([
       ).url,
       env: {},
     }),
-    /"state":"starting".*does not give back the local KEK/,
+    /"state":"starting".*does not unwrap the local KEK/,
   ],
   [
     "Key4C answers with the wrap of another key",
@@ -152,7 +152,7 @@ test.each([
         path.endsWith("/encrypt") ? { ...answer, ciphertext: foreign } : answer;
       return { url: between(url, change).url, env: {} };
     },
-    /"state":"starting".*does not give back the local KEK/,
+    /"state":"starting".*does not unwrap the local KEK/,
   ],
 ] as const)("no local KEK becomes current when %s", async (_, make, logged) => {
   const { url, env } = make(emulator().url);

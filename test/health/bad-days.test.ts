@@ -210,7 +210,7 @@ test("a replica that lags is no mismatch for ten minutes, and says what it is", 
   expect(ring.orphans).toBe(0);
 });
 
-test("an older version that stays, and does not give back, is a mismatch after ten minutes", async () => {
+test("an older version that stays, and does not unwrap, is a mismatch after ten minutes", async () => {
   const key4c = new FakeKey4C();
   key4c.version = 2;
   const { until, answers } = await well(key4c);

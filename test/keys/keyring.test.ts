@@ -88,7 +88,7 @@ test("a failed unwrap is not kept, and what follows tries again", async () => {
   expect(await restarted.unwrap(envelope)).toEqual(DEK);
 });
 
-test("a local KEK that Key4C does not give back never becomes current", async () => {
+test("a local KEK that Key4C does not unwrap never becomes current", async () => {
   const clock = new TestClock();
   const key4c = new FakeKey4C();
   key4c.mangle = () => randomBytes(32);

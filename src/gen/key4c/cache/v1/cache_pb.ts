@@ -36,7 +36,7 @@ export type Head = Message<"key4c.cache.v1.Head"> & {
   localKekCount: number;
 
   /**
-   * When Key4C last gave back local KEKs of this key.
+   * When Key4C last unwrapped local KEKs of this key.
    *
    * @generated from field: key4c.cache.v1.Moment confirmed = 3;
    */
