@@ -37,6 +37,7 @@ import { createLog, type Log } from "./system/log.ts";
 import { endOnSignal, hardenProcess, print, untilSignal } from "./system/process.ts";
 import { stderr } from "./system/stderr.ts";
 import { inheritedSocket, supervisor } from "./system/systemd.ts";
+import { BUILD_VERSION } from "./system/version.ts";
 
 /** KMS v1: the whole envelope is the cipher. */
 export function kmsV1(keyring: Keyring): Handlers<typeof KmsV1> {
@@ -44,7 +45,7 @@ export function kmsV1(keyring: Keyring): Handlers<typeof KmsV1> {
     version: () => ({
       version: "v1beta1",
       runtimeName: "key4c-kms-plugin",
-      runtimeVersion: VERSION,
+      runtimeVersion: BUILD_VERSION,
     }),
     encrypt: ({ plain }, call) =>
       soon(keyring.wrap(plain, call), ({ envelope }) => ({
@@ -134,7 +135,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     log,
   });
   addStateMetrics(metrics, {
-    version: VERSION,
+    version: BUILD_VERSION,
     keyring,
     health,
     connections: () => listener.connections,
@@ -161,7 +162,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     });
   health.start();
   const endpoint = `unix://${required(config.kmsEndpoint)}`;
-  log.info("serving", { version: VERSION, endpoint, kmsKeyId: configured.kmsKeyId() });
+  log.info("serving", { version: BUILD_VERSION, endpoint, kmsKeyId: configured.kmsKeyId() });
   systemd.ready();
   if (emulator !== undefined) {
     process.stdout.write(emulator.nextSteps(endpoint, http?.url));
@@ -263,7 +264,7 @@ async function run(argv: readonly string[]): Promise<void> {
       hardenProcess(log);
       return inspectCommand(line, log);
     case "version":
-      return print(config.licences ? await licences() : `key4c-kms-plugin ${VERSION}\n`);
+      return print(config.licences ? await licences() : `key4c-kms-plugin ${BUILD_VERSION}\n`);
     case "help":
       return print(helpText(VERSION, line.operand));
   }

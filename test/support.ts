@@ -20,6 +20,7 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import { Client, credentials, Metadata, type ServiceError } from "@grpc/grpc-js";
+import { version } from "../package.json";
 import { type EmulatorOptions, startEmulator } from "../src/emulator/emulator.ts";
 import type { ErrorKind } from "../src/failures/kinds.ts";
 import { PluginError } from "../src/failures/plugin-error.ts";
@@ -38,6 +39,11 @@ import {
   startedWith,
   wrappedLocalKek,
 } from "./secrets.ts";
+
+/** What the binary says of its version: the release, and the commit that it was built from. */
+export const BUILD_VERSION = new RegExp(
+  `^${version.replaceAll(".", "\\.")}\\+([0-9a-f]{12}(-dirty)?|unknown)$`,
+);
 
 export const BINARY = join(import.meta.dir, "../dist/key4c-kms-plugin");
 

@@ -1,7 +1,9 @@
 /** The one way in which the binary is compiled. `npm run build` runs this file. */
 import { join } from "node:path";
+import { commitOf } from "./commit.ts";
+import { ROOT } from "./root.ts";
 
-export const ROOT = join(import.meta.dir, "../..");
+export { ROOT } from "./root.ts";
 export const NAME = "key4c-kms-plugin";
 
 /** Reached by channelz and ORCA only, which we do not have: a third of the bundle. */
@@ -45,6 +47,7 @@ export async function compile(
       process.execPath,
       "build",
       ...FLAGS,
+      ...["--define", `BUILD_COMMIT=${JSON.stringify(await commitOf())}`],
       ...(target === undefined ? [] : [`--target=${target}`]),
       ...(runtime === undefined ? [] : [`--compile-executable-path=${runtime}`]),
       ...["--outfile", outfile],

@@ -5,6 +5,10 @@ import type { Server } from "./encryption/kms.ts";
 
 export const CONFIGURATION_FLAG = "encryption-provider-config";
 export const RELOAD_FLAG = "encryption-provider-config-automatic-reload";
+/** Without the check of KMS providers: its name with KMS v2 or with reload, and with KMS v1 alone. */
+export const LIVENESS_PATH = "/livez?exclude=kms-providers&exclude=kms-provider-0";
+/** From here on the check of KMS providers is not in /livez. */
+const FIRST_MINOR_WITHOUT_KMS_IN_LIVEZ = 29;
 /** From here on KMS v1 needs its feature gate. */
 const FIRST_MINOR_WITHOUT_KMS_V1 = 29;
 
@@ -22,6 +26,8 @@ export interface KubeApiserver {
   readonly server: Partial<Server>;
   /** Of its release, by its image: 37 of v1.37.2. */
   readonly minor: number | undefined;
+  /** Where the kubelet asks whether to restart it, if a sick plugin would be a reason; undefined: it is none, or not known. */
+  readonly riskyLivenessPath: string | undefined;
   /** The EncryptionConfiguration as this host sees it; undefined where none is named or mounted. */
   readonly configuration: string | undefined;
 }
@@ -50,9 +56,15 @@ export function readKubeApiserver(path: string): KubeApiserver {
   const gates = (flags.get("feature-gates") ?? "").split(",").map((gate) => gate.split("="));
   const hasGate = gates.some(([name, value]) => name === "KMSv1" && isOn(value));
   const isOld = minor !== undefined && Number(minor) < FIRST_MINOR_WITHOUT_KMS_V1;
+  const probe = recordOf(recordOf(found.container["livenessProbe"])["httpGet"])["path"];
+  const isRisky =
+    typeof probe === "string" &&
+    /^\/(livez|healthz)(?!.*[?&]exclude=kms-provider)/.test(probe) &&
+    Number(minor) < FIRST_MINOR_WITHOUT_KMS_IN_LIVEZ; // false where the release is not known
   return {
     path,
     flags,
+    riskyLivenessPath: isRisky ? probe : undefined,
     mounts,
     minor: minor === undefined ? undefined : Number(minor),
     server: {

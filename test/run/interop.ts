@@ -12,7 +12,7 @@ const TIMEOUT = "30m";
 
 /** What the release's own code decides on; the rest is about gRPC and bytes, which every client sends alike. */
 const OF_THE_RELEASE =
-  /^Test(Objects|HealthChecks|Reload|RotationUnder|EveryAuthority|PluginStartsAfter)/;
+  /^Test(Objects|HealthChecks|Liveness|Reload|RotationUnder|EveryAuthority|PluginStartsAfter)/;
 /** What `-test.short` makes shorter: fewer calls, one attack for each defence. */
 const SHORTENED = /^Test(HostileNeighbours|Key4CIsRarelyCalled|HandOverFarFromKey4C)/;
 const SHORT = "-test.short";

@@ -113,8 +113,8 @@ test("is configured as Containerfile says, and with nothing else", async () => {
       "io.buildah.version": expect.any(String),
     },
   });
-  expect(await podman("run", "--rm", "--network", "none", IMAGE, "version")).toBe(
-    `key4c-kms-plugin ${version}\n`,
+  expect(await podman("run", "--rm", "--network", "none", IMAGE, "version")).toStartWith(
+    `key4c-kms-plugin ${version}+`,
   );
 }, 60_000);
 

@@ -168,7 +168,7 @@ for (const [machine, platform, emulator, ...flags] of [
 ] as const) {
   test(`${machine} serves`, async () => {
     const program = [Bun.which(emulator) ?? emulator, ...flags, binaryOf(platform)] as const;
-    expect(await run([...program, "--version"])).toBe(`key4c-kms-plugin ${version}\n`);
+    expect(await run([...program, "--version"])).toStartWith(`key4c-kms-plugin ${version}+`);
     const socket = join(temporaryDirectory(), "kms.sock");
     const args = ["serve", "--emulator", "--http-address", ""];
     startProcess([...program, ...args], { KMS_ENDPOINT: `unix://${socket}` });
@@ -241,7 +241,7 @@ test("the other image has arm64's binary, which runs", async () => {
   ];
   const command = ["/usr/local/bin/key4c-kms-plugin", "--version"];
   const told = await podman("run", "--rm", ...CONFINED, ...qemu, image, ...command);
-  expect(told).toBe(`key4c-kms-plugin ${version}\n`);
+  expect(told).toStartWith(`key4c-kms-plugin ${version}+`);
 }, 120_000);
 
 test("a second build, in another directory and without key and buildah, is the same byte for byte", async () => {

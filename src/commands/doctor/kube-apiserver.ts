@@ -4,6 +4,7 @@ import { dirname } from "node:path";
 import {
   CONFIGURATION_FLAG,
   type KubeApiserver,
+  LIVENESS_PATH,
   type Mount,
   RELOAD_FLAG,
   readKubeApiserver,
@@ -38,7 +39,7 @@ function title(what: string): string {
  * @param socket path of the plugin's socket on this host
  */
 export function checkKubeApiserver(
-  { path, flags, mounts, server, configuration: host }: KubeApiserver,
+  { path, flags, mounts, server, riskyLivenessPath, configuration: host }: KubeApiserver,
   configuration: string | undefined,
   socket: string | undefined,
 ): Check[] {
@@ -62,6 +63,15 @@ export function checkKubeApiserver(
           "off: a changed EncryptionConfiguration is read at the next start only",
           `add --${RELOAD_FLAG}=true`,
         ),
+    ...(riskyLivenessPath === undefined
+      ? []
+      : [
+          warn(
+            title("liveness"),
+            `its probe asks ${riskyLivenessPath}: up to Kubernetes 1.28 a plugin that cannot serve makes the kubelet restart this API server, which loses the reads that it has cached`,
+            `let livenessProbe and startupProbe ask ${LIVENESS_PATH}: \`manifest kube-apiserver-patch\` has it`,
+          ),
+        ]),
   ];
 }
 

@@ -1,12 +1,12 @@
 /** Checks what answers on the socket: whether it is this plugin, has this key, and serves both APIs. */
 import { randomBytes } from "node:crypto";
-import { version as VERSION } from "../../../package.json";
 import { type Config, keyIdOf } from "../../config/config.ts";
 import { KeyManagementService as V1 } from "../../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../gen/v2/api_pb.ts";
 import { readBody } from "../../key4c/body.ts";
 import { standsFor } from "../../keys/key-id.ts";
 import { describeError } from "../../system/errors.ts";
+import { BUILD_VERSION } from "../../system/version.ts";
 import { CallError } from "../call-error.ts";
 import { API_SERVER_TIMEOUT_MS, callPlugin, runtimeVersion, SLOW_MS } from "../client.ts";
 import type { Unanswered } from "../unanswered.ts";
@@ -85,11 +85,11 @@ async function checkVersion(path: string): Promise<Check> {
   if (version === undefined) {
     return skip(check, "the plugin does not say");
   }
-  return version === VERSION
+  return version === BUILD_VERSION
     ? pass(check, version)
     : warn(
         check,
-        `${version}, and this doctor is ${VERSION}`,
+        `${version}, and this doctor is ${BUILD_VERSION}`,
         "use the doctor of the plugin's version",
       );
 }

@@ -1,6 +1,7 @@
 /** What kube-apiserver needs, as kubeadm, k3s and RKE2 take it. */
 import { dirname } from "node:path";
 import { required } from "../../config/config.ts";
+import { LIVENESS_PATH } from "../../kubernetes/static-pod.ts";
 import { directoryFor, endpointUrl, type Order, path, socketPath } from "./settings.ts";
 import { fill, quoted } from "./template.ts";
 import encryptionConfiguration from "./templates/encryption-configuration.yaml.txt";
@@ -51,6 +52,7 @@ export function kubeApiserverPatchText(order: Order): string {
   const volumes = apiserverVolumes(order, configuration);
   return fill(kubeApiserverPatch, {
     configuration,
+    livenessPath: quoted(LIVENESS_PATH),
     featureGates: featureGates(order, (text) => [`- --feature-gates=${text}`]),
     mounts: volumes.flatMap(({ name, path }) => [`- name: ${name}`, `  mountPath: ${path}`]),
     volumes: volumes.flatMap(({ name, path, type }) => [

@@ -6,6 +6,7 @@ import {
   findKubeApiserver,
   hostPaths,
 } from "../../../src/commands/doctor/kube-apiserver.ts";
+import { LIVENESS_PATH } from "../../../src/kubernetes/static-pod.ts";
 import { temporaryFile } from "../../support.ts";
 
 const CONFIGURATION = "/etc/kubernetes/pki/encryption-configuration.yaml";
@@ -113,4 +114,23 @@ test.each([
 
 test("no file: kubeadm's is looked for, another one must be there", () => {
   expect(findKubeApiserver("/nowhere/kube-apiserver.yaml")).toMatchObject({ result: "fail" });
+});
+
+test.each([
+  ["v1.28.15", "/livez", true],
+  ["v1.20.0", "/healthz", true],
+  ["v1.28.15", "/livez?exclude=etcd", true],
+  ["v1.28.15", LIVENESS_PATH, false],
+  ["v1.28.15", "/livez?exclude=kms-providers", false],
+  ["v1.29.0", "/livez", false],
+  ["latest", "/livez", false],
+])("up to 1.28 a sick plugin restarts the API server: %s %s %p", (image, path, isRisky) => {
+  const probe = `    livenessProbe: { httpGet: { path: ${JSON.stringify(path)}, port: 6443 } }\n`;
+  const pod = POD.replace("v1.34.2", image).replace(
+    "    volumeMounts:\n",
+    `${probe}    volumeMounts:\n`,
+  );
+  const checks = checkKubeApiserver(read(pod), CONFIGURATION, SOCKET);
+  const liveness = checks.find(({ check }) => check === "kube-apiserver: liveness");
+  expect(liveness?.result as string | undefined).toBe(isRisky ? "warn" : undefined);
 });

@@ -14,6 +14,10 @@ func TestHealthChecksFollowThePlugin(t *testing.T) {
 	scenarios.HealthChecksFollowThePlugin(t, client)
 }
 
+func TestLivenessWithoutThePlugin(t *testing.T) {
+	scenarios.LivenessWithoutThePlugin(t, client)
+}
+
 func TestReloadTurnsEncryptionOn(t *testing.T) {
 	scenarios.ReloadTurnsEncryptionOn(t, client)
 }
