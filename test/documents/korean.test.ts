@@ -16,9 +16,11 @@ const ALL = translations();
 const text = (path: string) => readFileSync(join(ROOT, path), "utf8");
 const BLOCK = /^ *```[\s\S]*?^ *```$/gm;
 
-/** Levels only: the words are Korean. */
-function levels(markdown: string): string[] {
-  return [...markdown.replaceAll(BLOCK, "").matchAll(/^(#+) /gm)].map(([, level = ""]) => level);
+/** Levels only, from 1 on: the words are Korean, and a section may have become a page. */
+function levels(markdown: string): number[] {
+  const found = [...markdown.replaceAll(BLOCK, "").matchAll(/^(#+) /gm)];
+  const lengths = found.map(([, level = ""]) => level.length);
+  return lengths.map((one) => one - Math.min(...lengths) + 1);
 }
 
 /** What is typed or read by machines stays as it is, but for how far it is indented. */
@@ -45,17 +47,23 @@ function links(markdown: string, path: string): string[] {
       const [file = "", place] = target.split("#");
       const page = file === "" ? path : normalize(join(dirname(path), file));
       const english = originalPath(page);
-      const isSwitch = page !== path && english === originalPath(path) && place === undefined;
-      const number = place === undefined ? "" : `#${anchorsOf(text(page)).indexOf(place)}`;
-      return isSwitch ? [] : [`${english}${number}`];
+      const isSwitch = page !== path && english === originalPath(path);
+      return isSwitch ? [] : [english + numberOf(page, place)];
     },
   );
   return found.sort();
 }
 
 function originalPath(page: string): string {
-  const found = ALL.find(({ path, section }) => path === page && section === undefined);
-  return found?.source ?? page;
+  return ALL.find(({ path }) => path === page)?.source ?? page;
+}
+
+/** The number of a place; a page that was made of a section is that section. */
+function numberOf(page: string, place: string | undefined): string {
+  const { source = page, section } = ALL.find(({ path }) => path === page) ?? {};
+  const [anchor] = section === undefined ? [place] : anchorsOf(`# ${section}`);
+  const host = section === undefined ? page : source;
+  return anchor === undefined ? "" : `#${anchorsOf(text(host)).indexOf(anchor)}`;
 }
 
 test.each(ALL)("$path: headings, blocks and links are those of $source", (page: Translation) => {
