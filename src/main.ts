@@ -1,7 +1,7 @@
 import { isatty } from "node:tty";
 import { version as VERSION } from "../package.json";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
-import { configuredKeys, key4cClient } from "./commands/configured.ts";
+import { configuredKeys, key4cClient, renewalOf } from "./commands/configured.ts";
 import { doctorCommand } from "./commands/doctor/doctor.ts";
 import { emulatorCommand, emulatorInside } from "./commands/emulator.ts";
 import { helpText } from "./commands/help.ts";
@@ -117,7 +117,12 @@ async function serve(config: Config, log: Log): Promise<void> {
     cacheSize: required(config.localKekCacheSize),
     log,
   });
-  const health = new Health({ keyring, intervalMs: required(config.probeInterval), log });
+  const health = new Health({
+    keyring,
+    intervalMs: required(config.probeInterval),
+    log,
+    renewal: renewalOf(config, process.env["CREDENTIALS_DIRECTORY"]),
+  });
 
   const grpc = new UnaryServer({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,

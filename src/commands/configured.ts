@@ -16,6 +16,28 @@ export function configuredKeys(config: Config, fallback?: string): ConfiguredKey
   };
 }
 
+/**
+ * How this process comes by another credential, for its log: what its operator reads at night must be true where it
+ * runs. Only what is configured is named.
+ * @param credentials the directory in which systemd has copies of files; undefined: none
+ */
+export function renewalOf(config: Config, credentials: string | undefined): string {
+  const secrets = [
+    { name: "KMS_USER_ID", text: config.kmsUserId, path: config.kmsUserIdFile?.path },
+    { name: "KMS_API_KEY", text: config.kmsApiKey, path: config.kmsApiKeyFile?.path },
+    { name: "KMS_PIN", text: config.kmsPin, path: config.kmsPinFile?.path },
+  ].filter(({ text, path }) => text !== undefined || path !== undefined);
+  const names = secrets.map(({ name }) => name).join(" and ");
+  const isCopy = (path = "") => credentials !== undefined && path.startsWith(`${credentials}/`);
+  if (secrets.every(({ path }) => path !== undefined && !isCopy(path))) {
+    return `renew ${names} in ${secrets.map(({ path }) => path).join(" and ")}: the plugin reads it again, without a restart`;
+  }
+  const has = secrets.some(({ path }) => isCopy(path))
+    ? "a copy that systemd made at its start"
+    : "it from its environment or its settings";
+  return `renew ${names}; this process has ${has}, so restart it when doctor says that the new one is accepted`;
+}
+
 /** The client of the configured Key4C, or of the emulator at `emulatorUrl`. */
 export function key4cClient(
   config: Config,

@@ -72,7 +72,7 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     retry: false,
     headline: "Key4C refuses the credential",
     remedy:
-      "renew KMS_USER_ID, KMS_API_KEY and KMS_PIN: their files are read again (a refused PIN is not tried again before it changes); do not restart this node or the plugin before that: a restarted plugin could not read Secrets",
+      "renew the credential; the plugin's log says which one, and whether it is read again or wants a restart; do not restart this node or the plugin before doctor says that it is accepted: a restarted plugin could not read Secrets",
   },
   keyUnusable: {
     code: status.FAILED_PRECONDITION,

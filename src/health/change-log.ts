@@ -33,14 +33,17 @@ export class ChangeLog {
   since = new Date();
   readonly #log: Log;
   readonly #clock: Clock;
+  readonly #renewal: string | undefined;
   #state: State | undefined;
   #cause = "";
   /** When each cause was logged last, the oldest first. */
   readonly #toldAtMs = new Map<string, number>();
 
-  constructor(log: Log, clock: Clock) {
+  /** @param renewal how this process comes by another credential, in words */
+  constructor(log: Log, clock: Clock, renewal?: string) {
     this.#log = log;
     this.#clock = clock;
+    this.#renewal = renewal;
   }
 
   /** Called after each probe of the current key. */
@@ -75,7 +78,7 @@ export class ChangeLog {
       ...(failure && {
         kind: failure.kind,
         cause,
-        remedy: failure.remedy ?? remedyOf(failure.kind),
+        remedy: failure.remedy ?? remedyOf(failure.kind, state, this.#renewal),
       }),
     });
   }

@@ -14,6 +14,8 @@ export interface HealthOptions {
   readonly intervalMs: number;
   readonly log: Log;
   readonly clock?: Clock;
+  /** How this process comes by another credential, in words for the log. */
+  readonly renewal?: string;
 }
 
 /**
@@ -34,7 +36,7 @@ export class Health {
   constructor(options: HealthOptions) {
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
-    this.#changes = new ChangeLog(options.log, this.#clock);
+    this.#changes = new ChangeLog(options.log, this.#clock, options.renewal);
   }
 
   /** The key that wraps. */

@@ -20,8 +20,15 @@ export function headline(state: State, kind: ErrorKind | undefined): string {
   return kind === undefined ? LEADS_TO[state] : `${causeOf(kind).headline}; ${LEADS_TO[state]}`;
 }
 
-export function remedyOf(kind: ErrorKind): string {
-  return causeOf(kind).remedy;
+const KEEP_RUNNING =
+  "; do not restart this node or the plugin before that: a restarted plugin could not read Secrets";
+
+/** @param renewal how this process comes by another credential; undefined: nobody knows */
+export function remedyOf(kind: ErrorKind, state: State, renewal: string | undefined): string {
+  if (kind !== "denied" || renewal === undefined) {
+    return causeOf(kind).remedy;
+  }
+  return state === "starting" ? renewal : renewal + KEEP_RUNNING; // a start has nothing to lose
 }
 
 /** What no probe should meet has the words of `unavailable`. */

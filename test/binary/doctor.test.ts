@@ -208,7 +208,7 @@ test("credential, key and answers that are not the service's", async () => {
       typeof body === "string" ? new Response(body, { status }) : Response.json(body, { status }),
     ).url;
   const denied = refusing(401, { code: "DENIED" });
-  await expectFault(setup(denied), ["credential", /401 DENIED/, /renew KMS_USER_ID/]);
+  await expectFault(setup(denied), ["credential", /401 DENIED/, /renew the credential/]);
   const { control, url } = emulator();
   await control("POST", "keys/demo/disable");
   await expectFault(setup(url), [

@@ -17,6 +17,8 @@ import { BINARY, emulator, fakeServer, onTestEnd, temporaryDirectory } from "../
 import { vendorPod } from "../vendor-pod.ts";
 
 const rootTest = testWith("root", "mount namespaces");
+/** Processes too: this machine may run a kubelet, for another test. */
+const UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
 const OWN = ["etc", "usr/local", "var/lib"];
 const CONFIG = "/etc/key4c-kms/config";
 const POD = "/etc/kubernetes/manifests/key4c-kms-plugin.yaml";
@@ -87,7 +89,7 @@ class Node {
   async run(script: string, { input = "", env = {} as Record<string, string> } = {}) {
     const mounts = OWN.map((one) => `mount --bind ${this.at(one)} /${one}`).join("; ");
     const inside = `${mounts}; mount -t tmpfs tmpfs /run; ${script}`;
-    const child = Bun.spawn(["unshare", "--mount", "sh", "-c", inside], {
+    const child = Bun.spawn([...UNSHARE, "sh", "-c", inside], {
       env: { PATH: "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", ...env },
       stdin: Buffer.from(input),
       stdout: "pipe",
@@ -190,7 +192,7 @@ rootTest(
     const { stdout, stderr, exitCode } = await node.install(`${node.asPod} --dry-run`);
     expect([exitCode, node.files(true)]).toEqual([0, before]);
     expect(stdout).toContain("+++ /etc/key4c-kms/user-id (0600 root, a secret)\n");
-    expect(stdout).toContain(`+++ ${POD} (0600 root)\n+# Made by`);
+    expect(stdout).toContain(`+++ ${POD} (0600 root)\n@@`);
     expect(stdout + stderr).not.toContain("the-token");
     await node.install(node.asPod);
     const change = await node.install("--outage-grace 1h --dry-run", "");
@@ -471,12 +473,7 @@ const BROKEN: readonly (readonly [
     "chmod 666 /run/key4c-kms/kms.sock",
     /✗ socket: .*0666: every user/,
   ],
-  [
-    "another key in a flag's place",
-    "",
-    /✗ plugin, key: its key_id .* does not stand for KMS_KEY_ID \(other\)/,
-    { KMS_KEY_ID: "other" },
-  ],
+  ["another key in the environment", "", /✗ key: .*KEY_NOT_FOUND/, { KMS_KEY_ID: "other" }],
   [
     "a name that nobody knows",
     `echo KMS_OUTGE_GRACE=1h >> ${CONFIG}`,
@@ -499,6 +496,8 @@ const BROKEN: readonly (readonly [
     { NODE_TLS_REJECT_UNAUTHORIZED: "0" },
   ],
 ];
+/** Nodes; more would make each other slow, which doctor says too. */
+const AT_ONCE = 3;
 rootTest(
   "doctor on a node that is well, and on each broken one",
   async () => {
@@ -522,12 +521,14 @@ rootTest(
     };
     const well = await judge("");
     expect([well.exitCode, well.stdout]).toEqual([0, expect.not.stringContaining("✗")]);
-    const found = await Promise.all(
-      BROKEN.map(async ([what, script, says, env]) => {
+    const found: object[] = [];
+    for (let index = 0; index < BROKEN.length; index += AT_ONCE) {
+      const some = BROKEN.slice(index, index + AT_ONCE).map(async ([what, script, says, env]) => {
         const { exitCode, stdout } = await judge(script, env);
         return { what, exitCode, says: says.test(stdout) ? "so" : stdout };
-      }),
-    );
+      });
+      found.push(...(await Promise.all(some)));
+    }
     expect(found).toEqual(BROKEN.map(([what]) => ({ what, exitCode: 1, says: "so" })));
   },
   240_000,

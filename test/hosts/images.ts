@@ -2,6 +2,7 @@
 import { copyFileSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { NAME } from "../../src/build/compile.ts";
+import { LOADED_AS } from "../../src/build/oci.ts";
 import { builtClusterTools, builtServers } from "../e2e/build.ts";
 import { run } from "../e2e/process.ts";
 import { BASE, buildImage, directory, imageOf, settings, setUpContainers } from "../ship/podman.ts";
@@ -57,6 +58,13 @@ export async function addClusterImages(archives: string): Promise<void> {
 async function archive(archives: string, name: string, tag: string): Promise<void> {
   const to = `docker-archive:${join(archives, name)}.tar:${tag}`;
   await run(["buildah", "push", "--quiet", tag, to], settings);
+}
+
+/** The plugin's image as a release has it, for this processor alone: a file that needs no registry. @returns its path */
+export async function releaseImage(): Promise<string> {
+  const file = join(directory, "release-image.oci.tar");
+  await run(["buildah", "push", "--quiet", PLUGIN, `oci-archive:${file}:${LOADED_AS}`], settings);
+  return file;
 }
 
 /** What holds the namespaces of a pod: catatonit can. */

@@ -1,5 +1,6 @@
 /** A kubelet without an API server, and the static pod that `manifest` prints. */
 import { afterAll, beforeAll, expect } from "bun:test";
+import { LOADED_AS } from "../../src/build/oci.ts";
 import { commandsOf, filledIn } from "../documents/blocks.ts";
 import { eventually, figure } from "../e2e/process.ts";
 import { tearDownContainers } from "../ship/podman.ts";
@@ -7,11 +8,18 @@ import { vendorPod } from "../vendor-pod.ts";
 import { callersDuring, callersFile } from "./callers.ts";
 import { cases } from "./cases.ts";
 import { confinementOf, NO_RIGHTS } from "./confinement.ts";
-import { imageArchives, PLUGIN } from "./images.ts";
+import { imageArchives, PLUGIN, releaseImage } from "./images.ts";
 import { KEY4C_FILES, KEY4C_URL, startKey4C } from "./key4c.ts";
 import type { Machine } from "./machine.ts";
 import { bootNode, type Container, containers } from "./node.ts";
-import { INSTALL, RELEASE, releaseArchive } from "./runbook.ts";
+import {
+  commandsIn,
+  INSTALL,
+  INSTALL_POD,
+  RELEASE,
+  RELEASE_IMAGE,
+  releaseArchive,
+} from "./runbook.ts";
 
 const MANIFEST = "/etc/kubernetes/manifests/key4c-kms-plugin.yaml";
 const SOCKET = "/run/key4c-kms/kms.sock";
@@ -23,10 +31,16 @@ const GRPC_BACKOFF_MS = 20_000;
 
 let machine: Machine;
 beforeAll(async () => {
+  const archives = await imageArchives();
   machine = await bootNode({
     name: "node",
-    archives: await imageArchives(),
-    files: { [RELEASE]: await releaseArchive(), ...KEY4C_FILES, ...callersFile() },
+    archives, // the release's image is one of them
+    files: {
+      [RELEASE]: await releaseArchive(),
+      [RELEASE_IMAGE]: await releaseImage(),
+      ...KEY4C_FILES,
+      ...callersFile(),
+    },
   });
   await startKey4C(machine);
 }, 1_800_000);
@@ -111,7 +125,9 @@ hostCase(
   async () => {
     const file = `stat -c '%i %Y' ${MANIFEST}; sha256sum ${MANIFEST}`;
     const before = await machine.run(file);
-    const bare = await machine.try(`key4c-kms-plugin manifest static-pod --output ${MANIFEST}`);
+    const bare = await machine.try(
+      `KMS_CONFIG=/dev/null key4c-kms-plugin manifest static-pod --output ${MANIFEST}`,
+    );
     expect([bare.exitCode, bare.stderr]).toEqual([
       2,
       expect.stringContaining("KEY4C_URL is missing"),
@@ -218,3 +234,31 @@ async function removePod(): Promise<void> {
     return stdout === "";
   });
 }
+
+hostCase("install.md's commands: the image without a registry, and the pod", async () => {
+  await machine.run("rm -rf /etc/key4c-kms /usr/local/bin/key4c-kms-plugin /etc/kubernetes/pki");
+  const startMs = performance.now();
+  const { exitCode, stderr, stdout } = await machine.try(INSTALL_POD, { input: "the-token" });
+  const took = ((performance.now() - startMs) / 1000).toFixed(1);
+  expect({ exitCode, stderr, stdout }).toMatchObject({
+    exitCode: 0,
+    stderr: expect.stringContaining("the plugin is ok: {"),
+  });
+  figure(`a kubelet: ${commandsIn(INSTALL_POD)} commands, ${took} s to a plugin that is ok`);
+  const [one] = await running(0);
+  expect(one?.image).toBe(LOADED_AS);
+  expect(await machine.run(`ctr -n k8s.io images ls name==${LOADED_AS}`)).toContain("pinned");
+  const again = await machine.try("key4c-kms-plugin install");
+  expect([again.exitCode, again.stderr]).toEqual([
+    0,
+    expect.stringContaining("every file is as it should be"),
+  ]);
+});
+
+hostCase("another setting by install: a new pod has it", async () => {
+  const before = await pluginPid();
+  const { exitCode, stderr } = await machine.try("key4c-kms-plugin install --outage-grace 1h");
+  expect({ exitCode, stderr }).toMatchObject({ exitCode: 0 });
+  await eventually("another process", POD_MS, async () => (await pluginPid()) !== before);
+  await isOk("120s");
+});

@@ -12,6 +12,9 @@ const TOP = `key4c-kms-plugin-${version}-linux-x64`;
 /** Where a machine has the archive of a release. */
 export const RELEASE = `/opt/release/${TOP}.tar.gz`;
 
+/** And that of its image. */
+export const RELEASE_IMAGE = `/opt/release/key4c-kms-plugin-${version}-image.oci.tar`;
+
 /** Packs the binary that was built as a release packs it, without the documents. @returns where it is here */
 export async function releaseArchive(): Promise<string> {
   const directory = join(ROOT, "dist/hosts");

@@ -12,6 +12,8 @@ import rancher from "./templates/rancher.txt";
 /** From here on kubeadm has v1beta4 of its configuration. */
 const FIRST_MINOR_WITH_V1BETA4 = 31;
 const PORT = "6443";
+/** For the reader to replace: this node does not say it. */
+const ADDRESS = "THE-ADDRESS-OF-THIS-NODE";
 
 /** @returns the block, and below it what comes later where nobody writes under the plugin yet */
 export function blockFor({ platform, apiServer }: Host, plan: Plan): string {
@@ -19,6 +21,8 @@ export function blockFor({ platform, apiServer }: Host, plan: Plan): string {
   const isTold =
     apiServer?.flags.has(CONFIGURATION_FLAG) && apiServer.configuration === configuration;
   const sees = apiServer?.mounts.some(({ host }) => socket.startsWith(`${host}/`));
+  const told = apiServer?.flags.get("advertise-address");
+  const address = checked(told, /^[0-9A-Fa-f.:]+$/, ADDRESS);
   const values = {
     configuration,
     directory: dirname(configuration),
@@ -31,8 +35,9 @@ export function blockFor({ platform, apiServer }: Host, plan: Plan): string {
       (apiServer?.minor ?? FIRST_MINOR_WITH_V1BETA4) < FIRST_MINOR_WITH_V1BETA4
         ? "v1beta3"
         : "v1beta4",
-    address: apiServer?.flags.get("advertise-address"),
-    port: apiServer?.flags.get("secure-port") ?? PORT,
+    address,
+    host: address.includes(":") ? `[${address}]` : address,
+    port: checked(apiServer?.flags.get("secure-port"), /^\d+$/, PORT),
   };
   const turn = identityFirst ? turnText(configuration) : "";
   if (isTold && sees) {
@@ -45,6 +50,11 @@ export function blockFor({ platform, apiServer }: Host, plan: Plan): string {
     elsewhere,
   }[platform];
   return fill(template, values) + turn;
+}
+
+/** A text of others, for a line of shell, where it has its form. */
+function checked(text: string | undefined, form: RegExp, otherwise: string): string {
+  return text !== undefined && form.test(text) ? text : otherwise;
 }
 
 function turnText(configuration: string): string {

@@ -40,54 +40,22 @@ export function textAt(path: string): string | undefined {
   return isThere ? readSmallBytes(path).toString() : undefined;
 }
 
-/** What a change does, line by line as diff shows it. */
+/** What a change does, as diff shows it. */
 export function diffOf({ path, content, mode, instead, backup }: Change): string {
-  const before = backup === undefined || instead !== undefined ? [] : linesOf(textAt(path) ?? "");
-  const after = instead !== undefined || typeof content !== "string" ? [] : linesOf(content);
-  const head = `+++ ${path} (${mode.toString(8).padStart(4, "0")} root${instead === undefined ? "" : `, ${instead}`})`;
+  const facts = [`${mode.toString(8).padStart(4, "0")} root`, ...(instead ? [instead] : [])];
   const from = backup === undefined ? [] : [`--- ${path} (kept as ${backup})`];
-  return [...from, head, ...nearChanges(changedLines(before, after))]
+  const old = backup === undefined ? "/dev/null" : path;
+  const isShown = typeof content === "string" && instead === undefined;
+  // Its own two lines of a head are replaced by ours.
+  const lines = isShown
+    ? Bun.spawnSync(["diff", "-U3", old, "-"], { stdin: Buffer.from(content) })
+        .stdout.toString()
+        .split("\n")
+        .slice(2, -1)
+    : [];
+  return [...from, `+++ ${path} (${facts.join(", ")})`, ...lines]
     .map((one) => `${printable(one)}\n`)
     .join("");
-}
-
-function linesOf(text: string): string[] {
-  return text === "" ? [] : text.replace(/\n$/, "").split("\n");
-}
-
-/** By the longest common subsequence: manifests have some hundred lines. */
-function changedLines(before: readonly string[], after: readonly string[]): string[] {
-  const lengths = Array.from(
-    { length: before.length + 1 },
-    () => new Uint16Array(after.length + 1),
-  );
-  const at = (i: number, j: number) => lengths[i]?.[j] ?? 0;
-  for (let i = before.length - 1; i >= 0; i -= 1) {
-    for (let j = after.length - 1; j >= 0; j -= 1) {
-      const row = lengths[i] as Uint16Array; // of the table just made
-      row[j] = before[i] === after[j] ? at(i + 1, j + 1) + 1 : Math.max(at(i + 1, j), at(i, j + 1));
-    }
-  }
-  const lines: string[] = [];
-  for (let i = 0, j = 0; i < before.length || j < after.length; ) {
-    if (i < before.length && before[i] === after[j]) {
-      lines.push(` ${before[i++]}`);
-      j += 1;
-    } else if (j < after.length && (i === before.length || at(i, j + 1) >= at(i + 1, j))) {
-      lines.push(`+${after[j++]}`);
-    } else {
-      lines.push(`-${before[i++]}`);
-    }
-  }
-  return lines;
-}
-
-/** How many lines that stay are shown around those that do not. */
-const CONTEXT_LINES = 3;
-
-function nearChanges(lines: readonly string[]): string[] {
-  const changed = lines.flatMap((one, index) => (one.startsWith(" ") ? [] : [index]));
-  return lines.filter((_, index) => changed.some((one) => Math.abs(one - index) <= CONTEXT_LINES));
 }
 
 /** Writes it as a whole, root's own; what is there is kept first. @throws Error with a sentence */
