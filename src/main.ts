@@ -209,7 +209,7 @@ function readiness(
   keyring: Keyring,
   { state, cause, since }: Health,
 ): { ok: boolean; text: string } {
-  const why = cause && `: ${cause.kind}: ${headline(state, cause.kind)}`;
+  const why = cause && `: ${cause.kind}: ${headline(state, cause)}`;
   const text = `${state} since ${since.toISOString()}${why ?? ""}`;
   return { ok: keyring.isReady, text };
 }

@@ -1,7 +1,7 @@
 /** What is logged in a test stands in REFERENCE.md: whoever reads a line at night finds what to do. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { type ErrorKind, KINDS } from "../src/failures/kinds.ts";
+import { type ErrorKind, KINDS, UNLISTED_CODE } from "../src/failures/kinds.ts";
 import { LEVELS } from "../src/health/change-log.ts";
 import { headline } from "../src/health/words.ts";
 import { STATES } from "../src/keys/key-health.ts";
@@ -17,8 +17,9 @@ for (const [, level, message] of TABLE.matchAll(/^\| (\w+) \| `(.*?)` \|/gm)) {
 }
 /** The lines of states are made of the words of two other tables, which the source makes. */
 for (const state of STATES) {
-  for (const kind of [undefined, ...(Object.keys(KINDS) as ErrorKind[])]) {
-    told.add(`${LEVELS[state]} ${headline(state, kind)}`);
+  const kinds = (Object.keys(KINDS) as ErrorKind[]).map((kind) => ({ kind, headline: undefined }));
+  for (const failure of [undefined, ...kinds, { ...UNLISTED_CODE, kind: "unavailable" } as const]) {
+    told.add(`${LEVELS[state]} ${headline(state, failure)}`);
   }
 }
 

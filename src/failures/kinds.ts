@@ -51,6 +51,12 @@ interface KindFacts {
 export const DO_NOT_RESTART =
   "do not restart a plugin that knows local KEKs: it would lose them until Key4C is reachable again";
 
+/** Of an `unavailable` whose service is there, and says what nobody has told us the meaning of. */
+export const UNLISTED_CODE = {
+  headline: "Key4C answers with a code that the profile does not list",
+  remedy: `find out what the code means, and list it in KEY4C_PROFILE under /errors/codes; ${DO_NOT_RESTART}`,
+} as const;
+
 export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
   unavailable: {
     code: status.UNAVAILABLE,

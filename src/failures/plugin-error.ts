@@ -21,6 +21,8 @@ interface PluginErrorOptions {
   readonly isUnlisted?: boolean;
   /** Where there is a better one than that of the kind. */
   readonly remedy?: string | undefined;
+  /** Likewise: a clause about Key4C, one of a few. */
+  readonly headline?: string | undefined;
 }
 
 /** An error with a kind. Its message is for the log and never holds key material or credentials. */
@@ -32,6 +34,7 @@ export class PluginError extends Error {
   readonly isUnlisted: boolean;
   /** What to do; undefined: what the kind says. */
   readonly remedy: string | undefined;
+  readonly headline: string | undefined;
 
   constructor(kind: ErrorKind, message: string, options: PluginErrorOptions = {}) {
     super(message, { cause: options.cause });
@@ -42,6 +45,7 @@ export class PluginError extends Error {
     this.about = options.about;
     this.isUnlisted = options.isUnlisted ?? false;
     this.remedy = options.remedy;
+    this.headline = options.headline;
   }
 }
 

@@ -71,7 +71,7 @@ export class ChangeLog {
       }
       this.#toldAtMs.delete(oldest);
     }
-    this.#log[LEVELS[state]](headline(state, failure?.kind), {
+    this.#log[LEVELS[state]](headline(state, failure), {
       state,
       kmsKeyId,
       keyId: current?.keyId,

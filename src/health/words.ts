@@ -1,6 +1,7 @@
 /** What log, /readyz and alerts say about a state and its cause: what is wrong, what still works, what to do. */
 
 import { type ErrorKind, KINDS } from "../failures/kinds.ts";
+import type { PluginError } from "../failures/plugin-error.ts";
 import type { State } from "../keys/key-health.ts";
 
 export const LEADS_TO: Readonly<Record<State, string>> = {
@@ -13,11 +14,16 @@ export const LEADS_TO: Readonly<Record<State, string>> = {
 };
 
 /** A sentence for a state and its cause. */
-export function headline(state: State, kind: ErrorKind | undefined): string {
+export function headline(
+  state: State,
+  failure: Pick<PluginError, "kind" | "headline"> | undefined,
+): string {
   if (state === "ok") {
     return "Key4C is ok";
   }
-  return kind === undefined ? LEADS_TO[state] : `${causeOf(kind).headline}; ${LEADS_TO[state]}`;
+  return failure === undefined
+    ? LEADS_TO[state]
+    : `${failure.headline ?? causeOf(failure.kind).headline}; ${LEADS_TO[state]}`;
 }
 
 const KEEP_RUNNING =

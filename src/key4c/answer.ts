@@ -1,4 +1,4 @@
-import { DO_NOT_RESTART } from "../failures/kinds.ts";
+import { DO_NOT_RESTART, UNLISTED_CODE } from "../failures/kinds.ts";
 import { PluginError } from "../failures/plugin-error.ts";
 import { LOCAL_KEK_BYTES, MAX_KEY_VERSION } from "../keys/wrapping.ts";
 import { notJson } from "./body.ts";
@@ -56,6 +56,7 @@ export function readAnswer(
   throw new PluginError(kind, what, {
     isVerdict: byCode !== undefined && (kind === byCode || (name === "login" && kind === "denied")),
     isUnlisted: isUnlisted && isFinal(response.status),
+    ...(isUnlisted && response.status < 500 && UNLISTED_CODE),
     ...(kind === "throttled" && retryAfter(response)),
   });
 }

@@ -77,6 +77,7 @@ const ROWS: readonly Row[] = [
   {
     name: "fortanix-gcm",
     service: fortanixGcm,
+    rotated: /new local KEK.*"keyId":"k4c-\w+\.k\w{8}"[\s\S]*new local KEK.*\.k\w{8}"/, // by its key check value, after 10 s
     disabled: REVOKED,
     deleted: /"state":"degraded"/,
     throttled: THROTTLED,

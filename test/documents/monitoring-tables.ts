@@ -1,7 +1,7 @@
 /** The tables of REFERENCE.md that say what the plugin tells of itself, made from where it is said. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { KINDS } from "../../src/failures/kinds.ts";
+import { KINDS, UNLISTED_CODE } from "../../src/failures/kinds.ts";
 import { LEVELS } from "../../src/health/change-log.ts";
 import { Metrics } from "../../src/health/metrics.ts";
 import {
@@ -81,7 +81,8 @@ function link(runbook: string): string {
 
 /** How the line of a change of state begins: with its cause. */
 export function causesTable(): string {
-  const rows = Object.entries(KINDS)
+  const unlisted: [string, { headline?: string; remedy: string }] = ["unavailable", UNLISTED_CODE];
+  const rows = [...Object.entries(KINDS), unlisted]
     .filter(([, { headline }]) => headline !== undefined)
     .map(([kind, { headline, remedy }]) => [`\`${kind}\``, `\`${headline}\``, remedy]);
   return table(["kind", "the message begins with", "remedy"], rows);

@@ -80,6 +80,38 @@ export class OpenBao {
     return auth.client_token;
   }
 
+  /** A role for the plugin, with what {@link issueToken} grants. @param ttl of its tokens, such as `5s` */
+  async makeRole(keyId: string, ttl: string): Promise<{ roleId: string; secretId: string }> {
+    await this.issueToken(keyId, ttl); // writes the policy
+    await this.#call("POST", "sys/auth/approle", { type: "approle" });
+    const role = "auth/approle/role/plugin";
+    await this.#call("POST", role, {
+      token_policies: ["plugin"],
+      token_ttl: ttl,
+      token_max_ttl: ttl,
+    });
+    const { data: told } = (await this.#call("GET", `${role}/role-id`)) as {
+      data: { role_id: string };
+    };
+    const secretId = await this.newSecretId();
+    return { roleId: told.role_id, secretId };
+  }
+
+  /** Another secret of that role; the former ones stay valid. */
+  async newSecretId(): Promise<string> {
+    const { data } = (await this.#call("POST", "auth/approle/role/plugin/secret-id", {})) as {
+      data: { secret_id: string };
+    };
+    secret("OpenBao's secret ID", data.secret_id);
+    return data.secret_id;
+  }
+
+  /** For good. */
+  async destroySecretId(secretId: string): Promise<void> {
+    const body = { secret_id: secretId };
+    await this.#call("POST", "auth/approle/role/plugin/secret-id/destroy", body);
+  }
+
   async createKey(keyId: string): Promise<void> {
     await this.#call("POST", `transit/keys/${keyId}`, {});
   }
