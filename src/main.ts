@@ -33,6 +33,7 @@ import {
 } from "./socket/rpc.ts";
 import { UnaryServer } from "./socket/unary-server.ts";
 import { describeError, ExitError } from "./system/errors.ts";
+import { checkLimits } from "./system/limits.ts";
 import { createLog, type Log } from "./system/log.ts";
 import { endOnSignal, hardenProcess, print, untilSignal } from "./system/process.ts";
 import { stderr } from "./system/stderr.ts";
@@ -98,6 +99,7 @@ function statusVersion(userAgent: string): "v2" | "v2beta1" {
 
 /** Starts the plugin, and ends it after a signal. */
 async function serve(config: Config, log: Log): Promise<void> {
+  checkLimits(log);
   const signalled = untilSignal();
   const metrics = new Metrics();
   const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;

@@ -36,6 +36,7 @@ const NEEDS = {
   "systemd-tmpfiles": tool("systemd-tmpfiles", "systemd"),
   "systemd-socket-activate": tool("systemd-socket-activate", "systemd"),
   strace: tool("strace", "strace"),
+  prlimit: tool("prlimit", "util-linux"),
   openssl: tool("openssl", "openssl"),
   setpriv: tool("setpriv", "util-linux"),
   buildah: tool("buildah", "buildah"),

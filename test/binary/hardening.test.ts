@@ -10,6 +10,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
   statSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -19,8 +20,10 @@ import {
   BINARY,
   emulator,
   fakeServer,
+  onTestEnd,
   startBinary,
   startPlugin,
+  startProcess,
   temporaryDirectory,
   temporaryFile,
 } from "../support.ts";
@@ -142,3 +145,34 @@ testWith(...DROPPING, "core files").each(["SIGSEGV", "SIGABRT", "SIGQUIT"] as co
     expect(cores()).toEqual([]);
   },
 );
+
+testWith(
+  "prlimit",
+  "setpriv",
+  "root",
+)("limits that are too small end with a sentence, at the start", async () => {
+  const copy = join("/tmp", `k4c-limits-${crypto.randomUUID()}`);
+  copyFileSync(BINARY, copy); // another user cannot reach the checkout
+  chmodSync(copy, 0o755);
+  onTestEnd(() => rmSync(copy));
+  const nobody = ["setpriv", "--reuid=64123", "--regid=64123", "--clear-groups"] as const;
+  const serve = [copy, "serve", "--emulator", "--endpoint", "unix:///tmp/k4c-never/kms.sock"];
+  for (const [command, sentence] of [
+    [["prlimit", "--nofile=12:12"], /may have 12 open files, and needs 640: raise RLIMIT_NOFILE/],
+    [[...nobody, "prlimit", "--nproc=10:10"], /may have 10 threads, and needs 16: raise pids\.max/],
+  ] as const) {
+    const [first, ...rest] = command;
+    const plugin = startProcess([first, ...rest, ...serve]);
+    expect(await plugin.exited).toBe(1);
+    expect(plugin.output()).toMatch(
+      new RegExp(`^key4c-kms-plugin: this process ${sentence.source}`),
+    );
+  }
+});
+
+test("it asks for no newer glibc than REFERENCE says", () => {
+  const versions = [...readFileSync(BINARY, "latin1").matchAll(/GLIBC_2\.(\d+)(?:\.\d+)?\0/g)];
+  const newest = Math.max(...versions.map(([, minor]) => Number(minor)));
+  const reference = readFileSync(join(import.meta.dir, "../../docs/REFERENCE.md"), "utf8");
+  expect(reference).toContain(`It needs glibc 2.${newest} or newer`);
+});
