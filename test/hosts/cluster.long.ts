@@ -12,6 +12,7 @@ import {
   EXISTING_CLUSTER,
   initBlock,
   initHere,
+  join,
   NEW_CLUSTER,
   POD,
   putIdentityFirst,
@@ -160,18 +161,7 @@ hostCase("a second control plane joins, with a plugin of its own", async () => {
     other,
     "key4c-kms-plugin manifest kube-apiserver-patch --output /etc/kubernetes/patches/kube-apiserver+strategic.yaml",
   );
-  const certificates = await type(
-    one,
-    "kubeadm init phase upload-certs --upload-certs | tail -n 1",
-  );
-  const join = await type(
-    one,
-    `kubeadm token create --print-join-command --certificate-key ${certificates.trim()}`,
-  );
-  const here = `--apiserver-advertise-address ${other.address} --node-name ${other.name}
-    --cri-socket unix:///run/containerd/containerd.sock --ignore-preflight-errors all
-    --patches /etc/kubernetes/patches`;
-  await other.machine.run(`${join.trim()} ${here.replaceAll("\n", " ")}`);
+  await join(one, other, "--patches /etc/kubernetes/patches");
   await apiserverReady(other, true);
   const { ok, failures } = await writingAndReading([one, other], () => Bun.sleep(15_000));
   expect([ok > 5, failures]).toEqual([true, []]);

@@ -48,6 +48,7 @@ export async function startNode(
   address: string,
   archives: string,
   isWired: boolean,
+  files: Readonly<Record<string, string>> = {},
 ): Promise<ClusterNode> {
   const servers = await builtServers();
   const { kubectl } = await builtClusterTools();
@@ -61,6 +62,7 @@ export async function startNode(
       "/usr/local/bin/etcdctl": servers.etcdctl,
       "/usr/local/bin/etcdutl": servers.etcdutl,
       ...KEY4C_FILES,
+      ...files,
     },
   });
   return { machine, name, address };
@@ -97,6 +99,47 @@ export function initBlock(block: string, node: ClusterNode): string {
     "<<EOF\n---": `<<EOF\ncontrolPlaneEndpoint: ${node.address}:6443\n---`,
     "\nEOF\nkubeadm init": `\n${KUBELET}EOF\nkubeadm init`,
   });
+}
+
+/** The block of a new cluster that `install` printed, with what this sandbox needs. */
+export function withSandbox(block: string, node: ClusterNode): string {
+  const init = "kubeadm init --config /root/key4c-kubeadm.yaml";
+  return filledIn(block, { [init]: `${sandbox("/root/key4c-kubeadm.yaml", node)}${init}` });
+}
+
+/** A cluster without the plugin. */
+export function plainInit(node: ClusterNode): string {
+  const file = "/root/plain.yaml";
+  return `printf 'apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\n' > ${file}
+${sandbox(file, node)}kubeadm init --config ${file}`;
+}
+
+function sandbox(file: string, node: ClusterNode): string {
+  return `cat >> ${file} <<EOF
+controlPlaneEndpoint: ${node.address}:6443
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+${kubeadmNode(node.name, node.address)}
+${KUBELET}EOF
+`;
+}
+
+/** Has the second become a control plane of the first one's cluster. @param flags more of `kubeadm join` */
+export async function join(one: ClusterNode, other: ClusterNode, flags: string): Promise<void> {
+  const certificates = await type(
+    one,
+    "kubeadm init phase upload-certs --upload-certs | tail -n 1",
+  );
+  const line = await type(
+    one,
+    `kubeadm token create --print-join-command --certificate-key ${certificates.trim()}`,
+  );
+  const here = [
+    `--apiserver-advertise-address ${other.address} --node-name ${other.name}`,
+    "--cri-socket unix:///run/containerd/containerd.sock --ignore-preflight-errors all",
+  ];
+  await other.machine.run([line.trim(), ...here, flags].join(" "));
 }
 
 /** Until the API server of that node is ready, and has a KMS provider if it should. */

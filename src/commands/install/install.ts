@@ -13,8 +13,8 @@ import { checkKey4C } from "../doctor/key4c.ts";
 import { counted } from "../printable.ts";
 import { blockFor } from "./block.ts";
 import { diffOf, write } from "./files.ts";
-import { command, controlPlanes, lookAround, processOf, startOf } from "./node.ts";
-import { type Plan, planOf, SERVICE_FILE, SOCKET_FILE } from "./plan.ts";
+import { command, controlPlanes, type Host, hasKubelet, lookAround, startOf } from "./node.ts";
+import { type Plan, POD_FILE, planOf, SERVICE_FILE, SOCKET_FILE } from "./plan.ts";
 
 /** A user ID is at most 4,096 characters; more is another file. */
 const MAX_SECRET_BYTES = 8_192;
@@ -23,6 +23,9 @@ const SERVICE = "key4c-kms-plugin.service";
 const UNITS = ["key4c-kms-plugin.socket", SERVICE];
 /** From the kubelet's look at a manifest to a pod that is ok, with an image to be pulled. */
 const START_WAIT = "180s";
+/** A kubelet takes 13 to 16 s from a new manifest to the end of the old pod. */
+const REPLACE_MS = 120_000;
+const POLL_MS = 500;
 
 /** @throws ExitError 1 before anything is written, or when the plugin does not become ok */
 export async function installCommand(line: CommandLine, env: Environment, log: Log): Promise<void> {
@@ -35,20 +38,19 @@ export async function installCommand(line: CommandLine, env: Environment, log: L
   process.umask(0o022); // each file has a mode of its own; directories are for all
   const userId = await userIdFromInput(line);
   await judge(line, userId);
-  const { host, plan } = await failingWithSentence(() => {
-    const found = lookAround();
-    const isAlone =
-      (line.config.controlPlanes ?? (isKnownAlone(found) ? "one" : "several")) === "one";
-    return { host: found, plan: planOf(line, before, found, userId, isAlone) };
-  });
+  const host = lookAround();
+  const told = line.config.controlPlanes;
+  const isAlone = told === undefined ? isKnownAlone(host) : told === "one";
+  const plan = planOf(line, before, host, userId, isAlone);
   if (plan.obstacles.length > 0) {
     throw new ExitError(1, ["nothing was written, because:", ...plan.obstacles].join("\n"));
   }
   if (isDry) {
     return print(plan.changes.map(diffOf).join("\n") || "nothing would change\n");
   }
+  const old = socketOf(plan);
   for (const change of plan.changes) {
-    await failingWithSentence(() => write(change));
+    write(change);
     tell(`wrote ${change.path}${change.backup === undefined ? "" : ` (before: ${change.backup})`}`);
   }
   tell(
@@ -56,21 +58,12 @@ export async function installCommand(line: CommandLine, env: Environment, log: L
       ? "every file is as it should be"
       : `${counted(plan.changes.length, "file")} written`,
   );
-  await start(plan);
+  await start(plan, host, old);
   return print(`\n${blockFor(host, plan)}`);
 }
 
 function tell(text: string): void {
   stderr.write(`${text}\n`);
-}
-
-/** Turns a sentence that was thrown into the end of the process. */
-async function failingWithSentence<T>(work: () => T): Promise<T> {
-  try {
-    return work();
-  } catch (error) {
-    throw error instanceof ExitError ? error : new ExitError(1, (error as Error).message);
-  }
 }
 
 /** The credential where no file and no variable has it. @throws ExitError 2 when there is none */
@@ -105,19 +98,36 @@ async function judge({ config, given }: CommandLine, userId: string | undefined)
 }
 
 /** A new cluster has one; of one that exists the cluster itself must say so. */
-function isKnownAlone({ apiServer, platform }: ReturnType<typeof lookAround>): boolean {
+function isKnownAlone({ apiServer, platform }: Host): boolean {
   return platform === "kubeadm" && (apiServer === undefined || controlPlanes() === 1);
 }
 
-/** Has the plugin run with these files, and waits until its Status is ok. @throws ExitError 1 */
-async function start({ as, image, binary }: Plan): Promise<void> {
+/** Which file the path of the socket leads to: each process makes one of its own. undefined: none */
+function socketOf({ socket }: Plan): number | undefined {
+  return statSync(socket, { throwIfNoEntry: false })?.ino;
+}
+
+/**
+ * Has the plugin run with these files, and waits until its Status is ok.
+ * @param old the socket before they were written
+ * @throws ExitError 1
+ */
+async function start(plan: Plan, host: Host, old: number | undefined): Promise<void> {
+  const { as, image, binary } = plan;
   if (as === "systemd") {
     startService(binary);
-  } else if (processOf("kubelet") === undefined) {
+  } else if (!hasKubelet(host)) {
     tell("no kubelet runs here yet: it starts the plugin, together with the API server");
     return;
   } else {
     tell(`the kubelet starts the plugin from ${image}`);
+    const isReplaced = plan.changes.some(({ path, backup }) => path === POD_FILE && backup);
+    for (const endMs = Date.now() + REPLACE_MS; isReplaced && Date.now() < endMs; ) {
+      if (socketOf(plan) !== old) {
+        break; // the old pod answers until the kubelet has ended it
+      }
+      await Bun.sleep(POLL_MS);
+    }
   }
   try {
     const status = await statusCommand(

@@ -85,16 +85,19 @@ export function systemdVersion(): number | undefined {
     : undefined;
 }
 
-/** The process ID of a program by its name; undefined: none runs. */
-export function processOf(name: string): number | undefined {
-  const found = readdirSync("/proc").find((entry) => {
-    try {
-      return /^\d+$/.test(entry) && readFileSync(`/proc/${entry}/comm`, "utf8") === `${name}\n`;
-    } catch {
-      return false; // it has just ended
-    }
-  });
-  return found === undefined ? undefined : Number(found);
+/** Whether a kubelet runs static pods here; before `kubeadm init` one only ends again and again. */
+export function hasKubelet({ platform }: Host): boolean {
+  const isConfigured = platform !== "kubeadm" || existsSync("/var/lib/kubelet/config.yaml");
+  return (
+    isConfigured &&
+    readdirSync("/proc").some((entry) => {
+      try {
+        return /^\d+$/.test(entry) && readFileSync(`/proc/${entry}/comm`, "utf8") === "kubelet\n";
+      } catch {
+        return false; // it has just ended
+      }
+    })
+  );
 }
 
 /** Userland's ticks a second, on every Linux that we run on: proc(5), field 22 of stat. */

@@ -31,7 +31,7 @@ import {
 } from "./node.ts";
 import { draftSettings } from "./settings.ts";
 
-const POD_FILE = join(STATIC_PODS, "key4c-kms-plugin.yaml");
+export const POD_FILE = join(STATIC_PODS, "key4c-kms-plugin.yaml");
 export const SERVICE_FILE = join(UNITS, "key4c-kms-plugin.service");
 export const SOCKET_FILE = join(UNITS, "key4c-kms-plugin.socket");
 const ENCRYPTION = "encryption-configuration";

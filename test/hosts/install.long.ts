@@ -1,0 +1,141 @@
+/** `install` and the blocks that it prints, on clusters of kubeadm: a new one, and two control planes that are there. Run by hand: `-- --all`. */
+import { afterAll, beforeAll, expect } from "bun:test";
+import { eventually, figure } from "../e2e/process.ts";
+import { tearDownContainers } from "../ship/podman.ts";
+import { cases } from "./cases.ts";
+import {
+  apiserverReady,
+  type ClusterNode,
+  CONFIGURATION,
+  join,
+  plainInit,
+  rewrite,
+  startNode,
+  type,
+  withSandbox,
+  writingAndReading,
+} from "./cluster.ts";
+import { addClusterImages, imageArchives, releaseImage } from "./images.ts";
+import { startKey4C } from "./key4c.ts";
+import { connect, importImages } from "./node.ts";
+import { commandsIn, INSTALL_POD, RELEASE_IMAGE } from "./runbook.ts";
+
+let fresh: ClusterNode;
+let one: ClusterNode;
+let other: ClusterNode;
+beforeAll(async () => {
+  const archives = await imageArchives();
+  const image = { [RELEASE_IMAGE]: await releaseImage() };
+  await addClusterImages(archives);
+  fresh = await startNode("n3", "192.0.2.13", archives, false, image);
+  one = await startNode("n1", "192.0.2.11", archives, true, image);
+  other = await startNode("n2", "192.0.2.12", archives, true, image);
+  await connect(one.machine, other.machine);
+  for (const { machine } of [fresh, one, other]) {
+    await importImages(machine);
+  }
+  await startKey4C(fresh.machine);
+  await startKey4C(one.machine);
+  // Plain http is for loopback: the second node has a wire to the first one's.
+  await one.machine.run(
+    "systemd-run --unit wire socat TCP-LISTEN:9642,fork,reuseaddr TCP:127.0.0.1:9641 2>&1",
+  );
+  await other.machine.run(
+    "systemd-run --unit wire socat TCP-LISTEN:9641,bind=127.0.0.1,fork,reuseaddr TCP:192.0.2.11:9642 2>&1",
+  );
+}, 3_600_000);
+afterAll(async () => {
+  await Promise.all([fresh, one, other].map((node) => node?.machine.remove()));
+  await tearDownContainers();
+}, 240_000);
+
+const hostCase = cases("install on clusters", async () => {
+  const texts = [fresh, one, other].map(async ({ machine, name }) => {
+    const { stdout } = await machine.try(
+      "ctr -n k8s.io tasks ls; tail -n 15 /var/log/pods/*/*/*.log; journalctl -b -u kubelet -n 30 --no-pager",
+    );
+    return `--- ${name}\n${stdout}`;
+  });
+  return (await Promise.all(texts)).join("\n");
+});
+
+/** Types install.md's lines. @returns the block for the API server */
+async function install({ machine }: ClusterNode): Promise<string> {
+  const { exitCode, stdout, stderr } = await machine.try(INSTALL_POD, { input: "the-token" });
+  expect({ exitCode, stderr }).toMatchObject({ exitCode: 0 });
+  return stdout;
+}
+
+const isWell = async ({ machine }: ClusterNode) => {
+  const { exitCode, stdout } = await machine.try("key4c-kms-plugin doctor");
+  expect([exitCode, stdout]).toEqual([0, expect.not.stringContaining("✗")]);
+};
+
+hostCase("a new cluster: install, and the block", async () => {
+  const startMs = performance.now();
+  const block = await install(fresh);
+  const [init = ""] = block.split("\n# Or a control plane that joins");
+  await type(fresh, withSandbox(init, fresh));
+  await apiserverReady(fresh, true);
+  const seconds = ((performance.now() - startMs) / 1000).toFixed(0);
+  figure(`a new cluster: ${commandsIn(INSTALL_POD) + commandsIn(init)} commands, ${seconds} s`);
+  await isWell(fresh);
+  await type(fresh, "kubectl create secret generic first --from-literal=a=b");
+  const line = "etcdctl get --prefix /registry/secrets/ -w json | key4c-kms-plugin inspect --stale";
+  expect(await type(fresh, line)).toBe("");
+});
+
+hostCase(
+  "two control planes that have data: nobody writes under Key4C before both know it",
+  async () => {
+    await type(one, plainInit(one));
+    await apiserverReady(one, false);
+    await join(one, other, "");
+    await apiserverReady(other, false);
+    await type(
+      one,
+      "for i in $(seq 20); do kubectl create secret generic s$i --from-literal=v=$i; done",
+    );
+    const startMs = performance.now();
+    let commands = 0;
+    const turns: string[] = [];
+    const { ok, failures } = await writingAndReading([one, other], async () => {
+      for (const node of [one, other]) {
+        const block = await install(node);
+        expect(block).toContain("Nobody writes under Key4C yet");
+        const [, compare = "", rest = ""] = /(# 1\.[\s\S]*)(# 2\.[\s\S]*?)\n\n#/.exec(block) ?? [];
+        const { stdout } = await node.machine.try(compare); // diff tells a difference by its exit code
+        expect(
+          stdout
+            .match(/^[<>] .*$/gm)
+            ?.filter(
+              (line) => !/^> .*(encryption|key4c-kms|DirectoryOrCreate|hostPath)/.test(line),
+            ) ?? [],
+        ).toEqual([]);
+        expect(stdout).toContain("--encryption-provider-config=");
+        await type(node, rest);
+        await apiserverReady(node, true);
+        turns.push(/^# {3}(key4c-kms-plugin manifest .*)$/m.exec(block)?.[1] ?? "");
+        commands += commandsIn(INSTALL_POD) + 2;
+      }
+      for (const [index, node] of [one, other].entries()) {
+        await type(node, turns[index] ?? "");
+      }
+      await eventually("both write under Key4C", 240_000, async () => {
+        await rewrite(one);
+        const proof = await one.machine.try(
+          `export ETCDCTL_ENDPOINTS=https://127.0.0.1:2379 ETCDCTL_CACERT=/etc/kubernetes/pki/etcd/ca.crt ETCDCTL_CERT=/etc/kubernetes/pki/etcd/healthcheck-client.crt ETCDCTL_KEY=/etc/kubernetes/pki/etcd/healthcheck-client.key
+        etcdctl get --prefix /registry/secrets/ -w json | key4c-kms-plugin inspect --stale --encryption-configuration ${CONFIGURATION}`,
+        );
+        return proof.exitCode === 0;
+      });
+    });
+    const seconds = ((performance.now() - startMs) / 1000).toFixed(0);
+    figure(
+      `two control planes: ${commands + 2} commands, ${seconds} s; ${ok} pairs of a write and a read, ${failures.length} failed`,
+    );
+    expect(await type(other, "kubectl get secret s7 -o jsonpath={.data.v} | base64 -d")).toBe("7");
+    await isWell(one);
+    await isWell(other);
+  },
+);
