@@ -14,7 +14,7 @@ import { counted } from "../printable.ts";
 import { blockFor } from "./block.ts";
 import { diffOf, write } from "./files.ts";
 import { command, controlPlanes, type Host, hasKubelet, lookAround, startOf } from "./node.ts";
-import { type Plan, POD_FILE, planOf, SERVICE_FILE, SOCKET_FILE } from "./plan.ts";
+import { isReplacedPod, type Plan, planOf, SERVICE_FILE, SOCKET_FILE } from "./plan.ts";
 
 /** A user ID is at most 4,096 characters; more is another file. */
 const MAX_SECRET_BYTES = 8_192;
@@ -121,7 +121,7 @@ async function start(plan: Plan, host: Host, old: number | undefined): Promise<v
     return;
   } else {
     tell(`the kubelet starts the plugin from ${image}`);
-    const isReplaced = plan.changes.some(({ path, backup }) => path === POD_FILE && backup);
+    const isReplaced = plan.changes.some(isReplacedPod);
     for (const endMs = Date.now() + REPLACE_MS; isReplaced && Date.now() < endMs; ) {
       if (socketOf(plan) !== old) {
         break; // the old pod answers until the kubelet has ended it

@@ -17,7 +17,7 @@ import { providerLines } from "../manifest/apiserver.ts";
 import { manifestText } from "../manifest/manifest.ts";
 import type { Order } from "../manifest/settings.ts";
 import { bodyOf, occupantOf } from "../manifest/written.ts";
-import { DIRECTORY, type Draft, textAt } from "./files.ts";
+import { type Change, DIRECTORY, type Draft, textAt } from "./files.ts";
 import {
   CONFIGURATION_OF,
   type Host,
@@ -31,7 +31,7 @@ import {
 } from "./node.ts";
 import { draftSettings } from "./settings.ts";
 
-export const POD_FILE = join(STATIC_PODS, "key4c-kms-plugin.yaml");
+const POD_FILE = join(STATIC_PODS, "key4c-kms-plugin.yaml");
 export const SERVICE_FILE = join(UNITS, "key4c-kms-plugin.service");
 export const SOCKET_FILE = join(UNITS, "key4c-kms-plugin.socket");
 const ENCRYPTION = "encryption-configuration";
@@ -93,7 +93,7 @@ export function planOf(
     place(SERVICE_FILE, "systemd-service", order("systemd-service", "--binary", binary), draft);
   } else if (as === "static-pod") {
     place(POD_FILE, as, order(as, "--image", image), draft); // last: a kubelet starts it at once
-    if (draft.changes.at(-1)?.backup !== undefined && !isHere(image)) {
+    if (draft.changes.some(isReplacedPod) && !isHere(image)) {
       draft.obstacles.push(
         `${image} is not on this node, and a kubelet ends the old pod before it looks for the new image: crictl pull ${image}`,
       );
@@ -102,6 +102,10 @@ export function planOf(
   draft.obstacles.push(...rivals(as));
   const socket = required(encryption.line.config.kmsEndpoint);
   return { ...draft, as: as ?? "static-pod", image, binary, socket, configuration, identityFirst };
+}
+
+export function isReplacedPod({ path, backup }: Change): boolean {
+  return path === POD_FILE && backup !== undefined;
 }
 
 function isTyped({ sources }: CommandLine, flag: string): boolean {
