@@ -155,6 +155,12 @@ export async function launch(key4cUrl: string, env: Record<string, string> = {})
     const response = await fetch(`${http}readyz`);
     return { status: response.status, text: (await response.text()).trim() };
   };
+  /** Lines of the log that tell a state. */
+  const told = () =>
+    output()
+      .split("\n")
+      .filter((line) => line.includes('"state":"'))
+      .map((line) => JSON.parse(line) as Told);
   const state = async () => (await readyz()).text.split(" ")[0] ?? "";
   return {
     ...running,
@@ -173,12 +179,12 @@ export async function launch(key4cUrl: string, env: Record<string, string> = {})
       const line = text.split("\n").find((one) => one.startsWith(`${sample} `));
       return line === undefined ? undefined : Number(line.slice(sample.length));
     },
-    /** Lines of the log that tell a state. */
-    told: () =>
-      output()
-        .split("\n")
-        .filter((line) => line.includes('"state":"'))
-        .map((line) => JSON.parse(line) as Told),
+    told,
+    /** On a busy machine the first probe may fail: what was before it succeeded does not count. */
+    statesSinceOk: () => {
+      const states = told().map(({ state }) => state);
+      return new Set(states.slice(states.indexOf("ok")));
+    },
   };
 }
 

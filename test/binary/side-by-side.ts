@@ -5,14 +5,16 @@ type Scenarios = Readonly<Record<string, () => Promise<void>>>;
 /** SCENARIOS=REGEX plays some only, for whoever works on one. */
 const WANTED = new RegExp(process.env["SCENARIOS"] ?? "");
 
+/** So many at once: most of their time they wait, but the first probe of each plugin has 2.5 s. */
+const WIDTH = 12;
+
 /**
- * A test for each scenario of each group, all of them played at once, or `width` of them: most of their time they
- * wait. Each has its own plugins and its own Key4C.
+ * A test for each scenario of each group, several of them played at once. Each has its own plugins and its own Key4C.
  */
 export function sideBySide(
   groups: Readonly<Record<string, Scenarios>>,
   timeoutMs: number,
-  width = Number.POSITIVE_INFINITY,
+  width = WIDTH,
 ): void {
   const wanted = Object.entries(groups).map(
     ([group, scenarios]) =>
