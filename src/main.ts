@@ -1,9 +1,11 @@
 import { isatty } from "node:tty";
 import { version as VERSION } from "../package.json";
+import { PersistentCache } from "./cache/persistent-cache.ts";
 import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
 import { configuredKeys, key4cClient, renewalOf } from "./commands/configured.ts";
 import { doctorCommand } from "./commands/doctor/doctor.ts";
 import { emulatorCommand, emulatorInside } from "./commands/emulator.ts";
+import { forgetCommand } from "./commands/forget.ts";
 import { helpText } from "./commands/help.ts";
 import { inspectCommand } from "./commands/inspect/command.ts";
 import { installCommand } from "./commands/install/install.ts";
@@ -103,6 +105,7 @@ async function serve(config: Config, log: Log): Promise<void> {
   const signalled = untilSignal();
   const metrics = new Metrics();
   const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;
+  const cache = persistentCache(config, log);
   const configured = configuredKeys(config, emulator?.keyId);
   const { clientCertificate, caFile } = config;
   const files = watchedFiles(config);
@@ -117,8 +120,10 @@ async function serve(config: Config, log: Log): Promise<void> {
     maxUses: required(config.localKekMaxUses),
     maxAgeMs: required(config.localKekMaxAge),
     cacheSize: required(config.localKekCacheSize),
+    keeper: cache && ((kmsKeyId, holding) => cache.keeper(kmsKeyId, holding)),
     log,
   });
+  cache?.start();
   const health = new Health({
     keyring,
     intervalMs: required(config.probeInterval),
@@ -145,6 +150,7 @@ async function serve(config: Config, log: Log): Promise<void> {
     version: BUILD_VERSION,
     keyring,
     health,
+    cache,
     connections: () => listener.connections,
     live: () => listener.isOurs(),
     secretFiles: {
@@ -181,6 +187,7 @@ async function serve(config: Config, log: Log): Promise<void> {
   health.stop();
   http?.stop();
   await listener.close();
+  await cache?.stop();
   await emulator?.stop();
 }
 
@@ -193,6 +200,14 @@ function logFaults(files: WatchedFiles, log: Log): void {
         : log.warn("a file cannot be used: its last good content stays in use", { option, cause }),
     );
   }
+}
+
+function persistentCache(config: Config, log: Log): PersistentCache | undefined {
+  const { persistentCache: directory, persistentCacheKeyFile: keyFile, kmsEndpoint } = config;
+  const maxAgeMs = required(config.persistentCacheMaxAge);
+  return directory === undefined
+    ? undefined
+    : new PersistentCache({ directory, keyFile, maxAgeMs, socket: required(kmsEndpoint), log });
 }
 
 /** systemd's socket when it passed one, else a path of our own. */
@@ -212,7 +227,11 @@ function readiness(
   { state, cause, since }: Health,
 ): { ok: boolean; text: string } {
   const why = cause && `: ${cause.kind}: ${headline(state, cause)}`;
-  const text = `${state} since ${since.toISOString()}${why ?? ""}`;
+  const { takenOver } = keyring.keys.current.key;
+  const until = takenOver && new Date(takenOver.untilMs).toISOString();
+  const kept =
+    until && `; under what the former process kept, which another restart has until ${until}`;
+  const text = `${state} since ${since.toISOString()}${why ?? ""}${kept ?? ""}`;
   return { ok: keyring.isReady, text };
 }
 
@@ -270,6 +289,8 @@ async function run(argv: readonly string[]): Promise<void> {
     case "inspect":
       hardenProcess(log);
       return inspectCommand(line, log);
+    case "forget":
+      return print(await forgetCommand(required(config.persistentCache)));
     case "version":
       return print(config.licences ? await licences() : `key4c-kms-plugin ${BUILD_VERSION}\n`);
     case "help":

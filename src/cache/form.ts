@@ -139,7 +139,7 @@ export function decodeHead(bytes: Buffer): StoredHead {
 }
 
 /**
- * The reverse of {@link encodeStored}.
+ * The reverse of {@link encodeStored}. Wipes what it was given in the clear.
  * @param keyNameHash of the key whose file it is to be
  * @param bootId of now: what is in the clear form ends with its boot, wherever somebody copied it
  * @throws Error that completes "FILE …"; never with anything of the content

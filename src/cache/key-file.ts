@@ -144,7 +144,7 @@ export class KeyFile implements Keeper {
   }
 
   get #isChargeDue(): boolean {
-    const uses = this.#options.holding().current?.localKek.uses ?? 0;
+    const uses = usesOf(this.#options.holding());
     return this.#stored !== undefined && uses > (this.#stored.chargedBlocks - 0.5) * USES_PER_BLOCK;
   }
 
@@ -196,13 +196,13 @@ export class KeyFile implements Keeper {
       (await this.#replace({ ...stored, chargedBlocks }, "uncharged"));
     const keks = stored.keks.map(({ header, bytes: own, isCurrent, isCanary }) => {
       const localKek = new LocalKek(own);
-      localKek.uses = isCurrent ? stored.chargedBlocks * USES_PER_BLOCK : 0;
+      localKek.usesBefore = isCurrent ? stored.chargedBlocks * USES_PER_BLOCK : 0;
       return { header, localKek, isCurrent: isCurrent && mayWrap, isCanary };
     });
     const current = keks.find(({ isCurrent }) => isCurrent);
     const canary = keks.find(({ isCanary }) => isCanary);
     const others = keks.filter((one) => one !== current && one !== canary);
-    return { current, canary, others, confirmedMsAgo: age.ms };
+    return { current, canary, others, confirmedMsAgo: age.ms, untilMs: age.untilMs };
   }
 
   /**
@@ -272,7 +272,7 @@ export class KeyFile implements Keeper {
 
   #write(): Promise<void> {
     const held = this.#options.holding();
-    const uses = held.current?.localKek.uses ?? 0;
+    const uses = usesOf(held);
     const confirmed = this.#confirmed;
     this.#wantedMs = undefined;
     const keks = storedKeks(held);
@@ -306,6 +306,11 @@ function storedKeks({ current, canary, others }: Holding): StoredKek[] {
           isCanary: one === canary,
         },
   );
+}
+
+/** Of the current local KEK, in all processes. */
+function usesOf({ current }: Holding): number {
+  return current === undefined ? 0 : current.localKek.usesBefore + current.localKek.uses;
 }
 
 /** The name of the file of a key. */

@@ -55,27 +55,24 @@ export class PersistentCache {
     this.#sweptAtMs = this.#clock.nowMs();
   }
 
-  /** Opens the directory, or tries again later. @throws ExitError where the options can never work */
-  async start(): Promise<void> {
+  /**
+   * Opens the directory, now or as soon as it is usable. No start waits for a disk.
+   * @throws ExitError where the options can never work
+   */
+  start(): void {
+    const { directory, keyFile, socket } = this.#options;
     try {
-      const cache = await this.#open();
-      this.#options.log.info("local KEKs are kept for the next process", {
-        directory: cache.store.directory,
-        form: cache.sealingKey === undefined ? "in memory" : "sealed",
-      });
-      this.#opened.resolve(cache);
-      this.#chargeInTime();
+      const place = makePlace({ directory, socket, isSealed: keyFile !== undefined });
+      void this.#open(place, keyFile).catch((error: unknown) => this.#tryAgain(error));
     } catch (error) {
       if (error instanceof ExitError) {
         throw error;
       }
-      this.#tryAgain(describeError(error));
+      this.#tryAgain(error);
     }
   }
 
-  async #open(): Promise<OpenCache> {
-    const { directory, keyFile, socket } = this.#options;
-    const place = makePlace({ directory, socket, isSealed: keyFile !== undefined });
+  async #open(place: string, keyFile: string | undefined): Promise<void> {
     const sealingKey = keyFile === undefined ? undefined : readSealingKey(keyFile);
     readMoment();
     const store = await Store.open(place);
@@ -83,17 +80,25 @@ export class PersistentCache {
       throw new Error(`another plugin keeps its local KEKs in ${place}`);
     }
     this.#store = store;
-    return { store, sealingKey };
+    this.#opened.resolve({ store, sealingKey });
+    const form = sealingKey === undefined ? "in memory" : "sealed";
+    this.#options.log.info("local KEKs are kept for the next process", { directory: place, form });
+    this.#chargeInTime();
   }
 
-  #tryAgain(problem: string): void {
+  #tryAgain(error: unknown): void {
+    const problem = describeError(error);
     if (problem !== this.#problem) {
       this.#problem = problem;
       this.#options.log.error(NOT_KEPT, { cause: problem });
     }
     this.#clock.after(RETRY_MS, () => {
-      if (!this.#isStopped) {
-        this.start().catch((error: unknown) => this.#tryAgain(describeError(error)));
+      try {
+        if (!this.#isStopped) {
+          this.start();
+        }
+      } catch (never) {
+        this.#tryAgain(never);
       }
     });
   }

@@ -1,5 +1,10 @@
+import { join } from "node:path";
 import { isatty } from "node:tty";
 import type { DescMethodUnary, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
+import { ageOf, readMoment } from "../cache/age.ts";
+import { decodeHead } from "../cache/form.ts";
+import { ownDirectory } from "../cache/place.ts";
+import { readStored } from "../cache/store.ts";
 import {
   COMMAND_LINE,
   type CommandLine,
@@ -10,7 +15,7 @@ import {
 import { KeyManagementService as V1 } from "../gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../gen/v2/api_pb.ts";
 import { MAX_PLAINTEXT_BYTES } from "../keys/envelope.ts";
-import { standsFor } from "../keys/key-id.ts";
+import { parseKeyId, standsFor } from "../keys/key-id.ts";
 import { ExitError } from "../system/errors.ts";
 import { stderr } from "../system/stderr.ts";
 import { CallError } from "./call-error.ts";
@@ -49,13 +54,31 @@ export async function statusCommand(line: CommandLine): Promise<string> {
         throw new ExitError(1, printable(`the plugin is ok, and uses another key: ${told}`));
       }
       const pluginVersion = await runtimeVersion(socketOf(config)).catch(() => undefined);
-      return `${JSON.stringify({ version, healthz, keyId, kmsKeyId, pluginVersion })}\n`;
+      const afterRestart = await afterRestartOf(config, keyId);
+      return `${JSON.stringify({ version, healthz, keyId, kmsKeyId, pluginVersion, afterRestart })}\n`;
     } catch (error) {
       if (performance.now() >= endMs) {
         throw error;
       }
       await Bun.sleep(WAIT_INTERVAL_MS);
     }
+  }
+}
+
+/** What a plugin that restarted now would have from KMS_PERSISTENT_CACHE; null: nothing. undefined: it is not set. */
+async function afterRestartOf(config: Config, keyId: string) {
+  const { persistentCache, persistentCacheMaxAge } = config;
+  const name = parseKeyId(keyId)?.hashText;
+  if (persistentCache === undefined || name === undefined) {
+    return undefined;
+  }
+  try {
+    const bytes = await readStored(join(ownDirectory(persistentCache), name));
+    const head = bytes && decodeHead(bytes);
+    const age = head && ageOf(head.confirmed, readMoment(), required(persistentCacheMaxAge));
+    return age ? { localKeks: head.kekCount, until: new Date(age.untilMs).toISOString() } : null;
+  } catch {
+    return null;
   }
 }
 

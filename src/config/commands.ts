@@ -43,7 +43,7 @@ const TABLE = {
   serve: {
     purpose: "serve both KMS APIs on a unix socket (the default command)",
     reads: "the files that its options name",
-    writes: "its log, on standard error; it keeps nothing on disk",
+    writes: "its log, on standard error; nothing on disk, unless KMS_PERSISTENT_CACHE is set",
     example: "serve --emulator",
     exits: [
       {
@@ -147,6 +147,14 @@ const TABLE = {
       },
       { with: "--decrypt", 0: "all values are decrypted", 1: "a value is not decrypted" },
     ],
+  },
+  forget: {
+    purpose: "remove what serve has kept in KMS_PERSISTENT_CACHE",
+    reads: "nothing",
+    writes: "how many files it removed",
+    example: "forget --persistent-cache /run/key4c-kms-cache",
+    note: "A plugin that runs with the option keeps its local KEKs again within a minute: restart it without the option first, while Key4C answers.",
+    exits: [{ 0: "nothing is left", 1: "something cannot be removed" }],
   },
   emulator: {
     purpose: "run an emulated Key4C for demos, or change one that runs",

@@ -1,3 +1,5 @@
+import { dirname } from "node:path";
+import { IN_THE_SOCKETS_DIRECTORY, isIn } from "../cache/place.ts";
 import { PluginError } from "../failures/plugin-error.ts";
 import { DEFAULT_PROFILE, sends } from "../key4c/profile.ts";
 import { describeError, ExitError } from "../system/errors.ts";
@@ -357,6 +359,9 @@ function missingOrConflicting(
       );
     }
   }
+  if (command === "forget") {
+    need(["persistentCache"], "KMS_PERSISTENT_CACHE (--persistent-cache) is missing");
+  }
   if (command === "inspect") {
     notBoth("decrypt", "verify");
   }
@@ -366,8 +371,35 @@ function missingOrConflicting(
     notBoth("previousKeyIds", "previousKeyIdsFile");
     bothOrNone("certFile", "certKeyFile");
   }
+  if (command === "serve" || command === "doctor" || command === "manifest") {
+    problems.push(...problemsOfPersistentCache(config));
+  }
   if (command === "emulator") {
     bothOrNone("tlsCertFile", "tlsKeyFile");
+  }
+  return problems;
+}
+
+function problemsOfPersistentCache(config: Config): string[] {
+  const { persistentCache, persistentCacheKeyFile, kmsEndpoint, localKekMaxUses } = config;
+  if (persistentCache === undefined) {
+    return persistentCacheKeyFile === undefined
+      ? []
+      : ["KMS_PERSISTENT_CACHE_KEY_FILE is of use only with KMS_PERSISTENT_CACHE"];
+  }
+  const problems: string[] = [];
+  if (kmsEndpoint !== undefined && isIn(persistentCache, dirname(kmsEndpoint))) {
+    problems.push(`KMS_PERSISTENT_CACHE ${IN_THE_SOCKETS_DIRECTORY}`);
+  }
+  if (persistentCacheKeyFile !== undefined && isIn(persistentCacheKeyFile, persistentCache)) {
+    problems.push(
+      "KMS_PERSISTENT_CACHE_KEY_FILE must not lie in KMS_PERSISTENT_CACHE: whoever copied the one would have the other",
+    );
+  }
+  if (localKekMaxUses === 1) {
+    problems.push(
+      "KMS_PERSISTENT_CACHE and KMS_LOCAL_KEK_MAX_USES=1 contradict each other: the one does without Key4C, the other asks it for every DEK",
+    );
   }
   return problems;
 }

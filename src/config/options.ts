@@ -41,6 +41,7 @@ export const GROUPS = {
   socket: "Socket",
   localKek: "Local KEK",
   outage: "Probe, outage and revocation",
+  cache: "Persistent cache",
   http: "HTTP",
   log: "Log",
   emulator: "Emulator",
@@ -331,6 +332,40 @@ export const OPTIONS = {
     default: "60s",
     help: "How long Key4C must call the key disabled or deleted before its local KEKs are dropped; 0s: at the first answer",
     parse: duration(0, NAMED_UNITS_MS.h),
+  },
+  persistentCache: {
+    env: "KMS_PERSISTENT_CACHE",
+    flag: "persistent-cache",
+    commands: [...SERVE, "status", "forget"],
+    group: "cache",
+    value: "/DIR",
+    help: {
+      serve:
+        "Keep local KEKs here, so that a restart comes up while Key4C is unreachable: in memory (tmpfs), or sealed (default: nowhere)",
+      status: "Say, too, what a plugin that restarted now would have from there",
+      forget: "The directory that serve was given",
+    },
+    parse: absolutePath,
+  },
+  persistentCacheKeyFile: {
+    env: "KMS_PERSISTENT_CACHE_KEY_FILE",
+    flag: "persistent-cache-key-file",
+    commands: SERVE,
+    group: "cache",
+    value: "FILE",
+    help: "File of at least 32 random bytes that seal KMS_PERSISTENT_CACHE, which may then lie on a disk and survives a reboot",
+    // Not read here: without it the plugin must start.
+    parse: text,
+  },
+  persistentCacheMaxAge: {
+    env: "KMS_PERSISTENT_CACHE_MAX_AGE",
+    flag: "persistent-cache-max-age",
+    commands: [...SERVE, "status"],
+    group: "cache",
+    value: "DURATION",
+    default: "24h",
+    help: "How long ago Key4C may have confirmed what is read from there",
+    parse: duration(NAMED_UNITS_MS.m, MAX_DURATION_MS),
   },
   httpAddress: {
     env: "KMS_HTTP_ADDRESS",

@@ -3,11 +3,14 @@ import type { Key } from "../keys/key.ts";
 import type { State } from "../keys/key-health.ts";
 import type { Member } from "../keys/key-set.ts";
 import type { Keyring } from "../keys/keyring.ts";
-import { type Clock, systemClock } from "../system/clock.ts";
+import { type Clock, settledWithin, systemClock } from "../system/clock.ts";
 import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { ChangeLog } from "./change-log.ts";
 import { ProbeLoop } from "./probe-loop.ts";
+
+/** Below the 2 s that Status waits for, and the 3 s of an API server. */
+const FIRST_ANSWER_MS = 1_500;
 
 export interface HealthOptions {
   readonly keyring: Keyring;
@@ -27,6 +30,8 @@ export class Health {
   readonly #clock: Clock;
   readonly #loops = new Map<Key, ProbeLoop>();
   readonly #changes: ChangeLog;
+  /** Keys that have what an earlier process kept, or need not wait for it. */
+  readonly #begun = new WeakSet<Key>();
   /** What was last said of a key that does not wrap. */
   readonly #told = new Map<Key, string>();
   #hasWarnedOfRefusals = false;
@@ -79,15 +84,10 @@ export class Health {
   /** Probes now and from now on, until {@link stop}. */
   start(): void {
     const { keyring } = this.#options;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    keyring.firstProbe = promise.then(() => {
+    keyring.firstProbe = this.#startLoop(keyring.keys.current).then(() => {
       keyring.firstProbe = undefined;
     });
-    this.#firstProbeEnded = resolve;
-    this.#startLoop(keyring.keys.current);
   }
-
-  #firstProbeEnded: () => void = () => {};
 
   stop(): void {
     for (const loop of this.#loops.values()) {
@@ -96,15 +96,38 @@ export class Health {
     this.#options.keyring.lookThrough.stop();
   }
 
-  #startLoop(member: Member): void {
+  /** @returns when the first probe has ended, or there is a local KEK before that */
+  async #startLoop(member: Member): Promise<void> {
+    const { promise: firstProbe, resolve } = Promise.withResolvers<void>();
     const loop = new ProbeLoop(member.key, {
-      probe: () => this.#probe(member),
+      probe: () => this.#probe(member).finally(resolve),
       changed: () => this.#noteChange(member.key),
       intervalMs: this.#options.intervalMs,
       clock: this.#clock,
     });
     this.#loops.set(member.key, loop);
     loop.start();
+    await this.#takeOver(member.key, firstProbe);
+    if (member.key.current === undefined) {
+      await firstProbe;
+    }
+  }
+
+  /** Key4C comes first: what an earlier process kept is used where the first probe does not end well in time. */
+  async #takeOver(key: Key, firstProbe: Promise<void>): Promise<void> {
+    const endMs = this.#clock.nowMs() + FIRST_ANSWER_MS;
+    await settledWithin(this.#clock, firstProbe, FIRST_ANSWER_MS);
+    if (key.current === undefined) {
+      await settledWithin(this.#clock, key.handedOver, endMs - this.#clock.nowMs());
+    }
+    // Where Key4C does not answer for the key that wraps, the others are not even asked for yet.
+    const isAway = key === this.#key && key.health.memory.lastSuccessMs === undefined;
+    const { members } = this.#options.keyring.keys;
+    for (const one of isAway ? members.map((member) => member.key) : [key]) {
+      one.allowTakeOver();
+      this.#begun.add(one);
+      this.#noteChange(one);
+    }
   }
 
   /** Starts probes of keys that are new, and ends those of keys that are not configured any more. */
@@ -119,7 +142,7 @@ export class Health {
       }
     }
     for (const member of members.filter(({ key }) => !this.#loops.has(key))) {
-      this.#startLoop(member);
+      void this.#startLoop(member);
     }
   }
 
@@ -131,7 +154,6 @@ export class Health {
     const isWell = key.health.failure === undefined;
     if (isCurrent) {
       this.lastProbeMs = this.#clock.nowMs();
-      this.#firstProbeEnded();
       keyring.keys.keyAnswered(isWell);
       if (isWell) {
         keyring.keyIsWell();
@@ -149,7 +171,7 @@ export class Health {
   #noteChange(key: Key): void {
     if (key !== this.#key) {
       this.#tellOfOther(key);
-    } else if (this.lastProbeMs >= 0) {
+    } else if (this.#begun.has(key) && (this.lastProbeMs >= 0 || key.current !== undefined)) {
       // A throttled caller changes the state too. Before the first probe there is no state to log.
       this.#changes.note(key);
     }

@@ -1,5 +1,6 @@
 import { X509Certificate } from "node:crypto";
 import { readdirSync, statSync } from "node:fs";
+import type { PersistentCache } from "../cache/persistent-cache.ts";
 import { KINDS } from "../failures/kinds.ts";
 import { STATES } from "../keys/key-health.ts";
 import { formatKeyId, keyNameHash, NO_KCV } from "../keys/key-id.ts";
@@ -13,6 +14,8 @@ export interface TelemetrySources {
   readonly version: string;
   readonly keyring: Keyring;
   readonly health: Health;
+  /** undefined: KMS_PERSISTENT_CACHE is not set. */
+  readonly cache: PersistentCache | undefined;
   readonly connections: () => number;
   /** Whether the path of the socket leads here. */
   readonly live: () => boolean;
@@ -47,7 +50,7 @@ export function key4cCallDurations(metrics: Metrics) {
 
 /** Adds every metric that is read from the state of the plugin; RPCs and calls record themselves. */
 export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): void {
-  const { version, keyring, health, connections, live } = sources;
+  const { version, keyring, health, cache, connections, live } = sources;
   const { secretFiles, certificateFiles, watchedFiles } = sources;
   metrics.gauge(
     "key4c_kms_build_info",
@@ -155,6 +158,22 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
     "key4c_kms_local_kek_unwraps_under_way",
     "Local KEKs that Key4C is just unwrapping for callers.",
     () => keyring.unwraps.underWay,
+  );
+  const outlook = () => cache?.outlook(keyring.keys.current.key.kmsKeyId);
+  metrics.gauge(
+    "key4c_kms_persistent_cache_ready",
+    "1 while a restart would come up without Key4C. Only where KMS_PERSISTENT_CACHE is set, as the next two.",
+    () => cache && (outlook()?.isComplete === true ? 1 : 0),
+  );
+  metrics.gauge(
+    "key4c_kms_persistent_cache_local_keks",
+    "Local KEKs of the current key that a restart would have.",
+    () => cache && (outlook()?.kekCount ?? 0),
+  );
+  metrics.gauge(
+    "key4c_kms_persistent_cache_expiry_timestamp_seconds",
+    "Until when a restart would have them, unless Key4C confirms them again.",
+    () => seconds(outlook()?.untilMs),
   );
   metrics.gauge("key4c_kms_connections", "Open connections on the socket.", connections);
   metrics.gauge(

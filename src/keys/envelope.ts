@@ -57,6 +57,8 @@ export function kekHeader(fields: Omit<KekHeader, "fingerprint">): KekHeader {
 export class LocalKek {
   /** How many DEKs it has wrapped in this process. */
   uses = 0;
+  /** How many it may have wrapped in earlier ones. */
+  usesBefore = 0;
   /** Whether Key4C gave it back twice, or it has opened anything: until then it may be a wrong answer. */
   isProven = false;
   readonly #bytes: Buffer;

@@ -1,4 +1,4 @@
-import type { PluginError } from "../failures/plugin-error.ts";
+import { PluginError } from "../failures/plugin-error.ts";
 import { type Clock, systemClock } from "../system/clock.ts";
 import {
   afterPause,
@@ -72,6 +72,23 @@ export class HealthRecord {
     this.#memory = memory;
     this.revocation = memory.finding?.state === "revoked" ? memory.finding.cause : undefined;
     this.refusal = refusalOf(memory);
+  }
+
+  /**
+   * Takes up what an earlier process knew: when Key4C last answered it. An outage that goes on began then; no answer at
+   * all is one.
+   */
+  resume(lastSuccessMsAgo: number): void {
+    const { failure, outageSinceMs } = this.#memory;
+    const lastSuccessMs = this.#clock.nowMs() - lastSuccessMsAgo;
+    const isOutage = failure === undefined || outageSinceMs !== undefined;
+    const outage = isOutage ? { outageSinceMs: lastSuccessMs } : {};
+    this.#memory = { ...this.#memory, lastSuccessMs, ...outage };
+    if (failure === undefined) {
+      this.record(new PluginError("unavailable", "Key4C has not answered since the start"));
+    } else {
+      this.passPause();
+    }
   }
 
   /** Why callers of this key are refused, whatever its circuits say. */

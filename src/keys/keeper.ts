@@ -14,6 +14,8 @@ export interface Holding {
 export interface Handover extends Holding {
   /** How long ago Key4C last unwrapped local KEKs of this key. */
   readonly confirmedMsAgo: number;
+  /** On the wall clock: a later process would have them until then. */
+  readonly untilMs: number;
 }
 
 export interface Keeper {

@@ -3,6 +3,7 @@ import type { Clock } from "../system/clock.ts";
 import { Circuits } from "./circuits.ts";
 import type { LocalKek } from "./envelope.ts";
 import { HealthRecord } from "./health-record.ts";
+import type { Handover, Holding, Keeper } from "./keeper.ts";
 import { type CacheSpace, type KekCache, type Kept, kekName } from "./kek-cache.ts";
 import type { Effect, Limits } from "./key-health.ts";
 import { formatKeyId } from "./key-id.ts";
@@ -27,6 +28,10 @@ export interface KeyOptions {
   readonly space: CacheSpace;
   /** Has Key4C asked for these local KEKs, because some may be lost. */
   readonly lookThrough: (key: Key, kept: readonly Kept[]) => void;
+  /** Hands local KEKs to the next process; undefined: nothing does. */
+  readonly keeper?: (kmsKeyId: string, holding: () => Holding) => Keeper;
+  /** It continues under a current local KEK of an earlier process. */
+  readonly tookOver?: (key: Key, handover: Handover) => void;
   readonly clock: Clock;
 }
 
@@ -56,6 +61,16 @@ export class Key {
   #generation = 0;
   #probes = 0;
   #hasDropped = false;
+  readonly #keeper: Keeper | undefined;
+  /** Resolves when what an earlier process kept is there, or is known not to be; maybe never. */
+  readonly handedOver: Promise<void>;
+  /** What an earlier process kept, before it is taken. */
+  #handover: Handover | undefined;
+  #mayTakeOver = false;
+  /** Whether a probe proves local KEKs of this key. */
+  #proves = false;
+  /** Whose current local KEK is used, because Key4C has not answered well since the start. */
+  takenOver: Handover | undefined;
 
   constructor(kmsKeyId: string, options: KeyOptions) {
     this.kmsKeyId = kmsKeyId;
@@ -64,6 +79,66 @@ export class Key {
     this.materials = new Materials(kmsKeyId);
     this.circuits = new Circuits(options.clock);
     this.#held = options.space.cache();
+    this.#keeper = options.keeper?.(kmsKeyId, () => this.#holding);
+    const handover = this.#keeper?.handover ?? Promise.resolve(undefined);
+    this.handedOver = handover.then((found) => {
+      this.#handover = found;
+      this.#takeOver();
+    });
+  }
+
+  /** What the next process may have. */
+  get #holding(): Holding {
+    const isKept = (one: Kept) => !this.#orphans.has(kekName(one.header));
+    const [current, canary] = [this.#current, this.#canary].map((one) =>
+      one !== undefined && isKept(one) ? one : undefined,
+    );
+    const others = [...this.#held.all().toReversed(), ...allOf(this.#handover)];
+    return { current, canary, others };
+  }
+
+  /** Key4C comes first. From now on, whether or not it has answered, what an earlier process kept may be used. */
+  allowTakeOver(): void {
+    this.#mayTakeOver = true;
+    this.#takeOver();
+  }
+
+  /**
+   * Takes over what an earlier process held. Where Key4C has answered well, it is only held. Where it has not, for
+   * whatever reason but an established revocation, the key continues as if that process had never ended.
+   */
+  #takeOver(): void {
+    const handover = this.#handover;
+    if (handover === undefined || !this.#mayTakeOver) {
+      return;
+    }
+    if (this.health.revocation !== undefined) {
+      this.#dropAll();
+      return;
+    }
+    this.#handover = undefined;
+    const { current, canary = current } = handover;
+    if (this.health.memory.lastSuccessMs === undefined) {
+      this.health.resume(handover.confirmedMsAgo);
+    }
+    const isUsed = this.#wraps && this.#current === undefined && current !== undefined;
+    if (isUsed) {
+      this.takenOver = handover;
+      this.#becomeCurrent(current, {
+        version: current.header.keyVersion || undefined,
+        kcvHash: current.header.kcvHash,
+      });
+    }
+    if (isUsed || (!this.#wraps && this.#canary === undefined)) {
+      this.#canary = canary === current ? (this.#current ?? canary) : canary;
+    }
+    const pinned = this.pinned.map(({ localKek }) => localKek);
+    for (const one of allOf(handover).filter(({ localKek }) => !pinned.includes(localKek))) {
+      this.#keepUnlessOrphan(one);
+    }
+    if (isUsed) {
+      this.#options.tookOver?.(this, handover);
+    }
   }
 
   /** What Encrypt uses now; undefined until Key4C has wrapped and unwrapped a first local KEK. */
@@ -121,6 +196,11 @@ export class Key {
       this.#apply(effect);
     }
     if (met === undefined) {
+      this.takenOver = undefined;
+      if (this.#proves) {
+        this.#proves = false;
+        this.#keeper?.confirmed();
+      }
       // What was missed may have been replaced before that was a finding: then nobody has asked for it again.
       const replaced = this.#missed.filter((one) => !this.pinned.includes(one));
       this.#missed = [];
@@ -147,6 +227,12 @@ export class Key {
 
   /** Orphaned local KEKs, which nobody unwraps any more, are only withheld. */
   #dropAll(): void {
+    this.#keeper?.fewer("all"); // before anything else
+    for (const { localKek } of allOf(this.#handover)) {
+      this.#options.space.wipeSoon(localKek);
+    }
+    this.#handover = undefined;
+    this.takenOver = undefined;
     this.#generation += 1;
     this.#held.dropAll();
     for (const { header, localKek } of this.pinned) {
@@ -224,7 +310,9 @@ export class Key {
       this.circuits.isUnwrapOpen ||
       this.health.failure !== undefined ||
       this.#probes % PROBES_PER_CANARY === 0;
-    return isDue ? this.pinned : [];
+    const wanted = isDue ? this.pinned : [];
+    this.#proves = wanted.length > 0;
+    return wanted;
   }
 
   /** A probe did not get these back. */
@@ -246,19 +334,28 @@ export class Key {
         ? new PluginError("olderVersion", "Key4C wraps under an older version than before")
         : new PluginError("unavailable", "the key changed while a local KEK was made");
     }
-    const { kmsKeyId } = this;
-    const keyId = formatKeyId(made.header);
-    const createdAtMs = this.#options.clock.nowMs();
-    const snapshot = Object.freeze({ ...made, keyId, kmsKeyId, material, createdAtMs });
+    this.takenOver = undefined;
+    this.#proves = true;
     const before = this.pinned;
-    this.#setCurrent(snapshot);
-    this.materials.publish(made.header);
+    const snapshot = this.#becomeCurrent(made, material);
+    const { keyId } = snapshot;
     if (this.#canary === undefined || formatKeyId(this.#canary.header) !== keyId) {
       this.#canary = snapshot;
     }
     for (const one of before.filter((former) => !this.pinned.includes(former))) {
       this.#keepUnlessOrphan(one);
     }
+    this.#keeper?.more("current");
+    return snapshot;
+  }
+
+  #becomeCurrent(kept: Kept, material: Material): Snapshot {
+    const { kmsKeyId } = this;
+    const keyId = formatKeyId(kept.header);
+    const createdAtMs = this.#options.clock.nowMs();
+    const snapshot = Object.freeze({ ...kept, keyId, kmsKeyId, material, createdAtMs });
+    this.#setCurrent(snapshot);
+    this.materials.publish(kept.header);
     return snapshot;
   }
 
@@ -275,6 +372,7 @@ export class Key {
 
   /** Keeps a local KEK that a caller needed. The first of a key that does not wrap is its canary. */
   keep(kept: Kept): void {
+    this.#keeper?.more("other");
     if (!this.#wraps && this.#canary === undefined) {
       this.#canary = kept;
     } else {
@@ -302,6 +400,7 @@ export class Key {
     }
     this.#orphans.set(name, kept);
     this.#held.release(name);
+    this.#keeper?.fewer("some");
     return true;
   }
 
@@ -309,10 +408,17 @@ export class Key {
   reinstate(kept: Kept): void {
     const name = kekName(kept.header);
     const wasOrphan = this.#orphans.delete(name);
+    this.#keeper?.more("other");
     if (wasOrphan && !this.pinned.some((one) => kekName(one.header) === name)) {
       this.#keepUnlessOrphan(kept);
     }
   }
+}
+
+/** Those that matter least first. */
+function allOf(handover: Handover | undefined): readonly Kept[] {
+  const { others = [], canary, current } = handover ?? {};
+  return [...others.toReversed(), ...new Set([canary, current])].filter((one) => one !== undefined);
 }
 
 /** The error of every RPC on a revoked key. */

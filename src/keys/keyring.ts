@@ -3,8 +3,9 @@ import { type Clock, settledWithin, systemClock } from "../system/clock.ts";
 import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { type Envelope, type LocalKek, MAX_PLAINTEXT_BYTES } from "./envelope.ts";
+import type { Handover } from "./keeper.ts";
 import { CacheSpace, kekName } from "./kek-cache.ts";
-import { type Key, revoked, type Snapshot } from "./key.ts";
+import { type Key, type KeyOptions, revoked, type Snapshot } from "./key.ts";
 import type { Limits, State } from "./key-health.ts";
 import { type ConfiguredKeys, KeySet } from "./key-set.ts";
 import { fingerprintOf } from "./local-kek.ts";
@@ -42,6 +43,8 @@ export interface KeyringOptions {
   readonly maxAgeMs: number;
   /** How many unwrapped local KEKs are kept beside the pinned ones. */
   readonly cacheSize: number;
+  /** Hands local KEKs to the next process; undefined: nothing does. */
+  readonly keeper?: KeyOptions["keeper"] | undefined;
   readonly log: Log;
   readonly clock?: Clock;
 }
@@ -76,6 +79,8 @@ export class Keyring {
         limits,
         space: this.cache,
         lookThrough: (key, kept) => this.lookThrough.add(key, kept),
+        ...(options.keeper && { keeper: options.keeper }),
+        tookOver: (key, handover) => this.#tookOver(key, handover),
         clock,
       },
       prober: { service, clock, published: (...args) => this.#published(...args) },
@@ -214,7 +219,7 @@ export class Keyring {
 
   /** A Status that is ok for an Encrypt that fails would cost a cluster more than a limit that is kept later. */
   #seal({ header, localKek, keyId }: Snapshot, plaintext: Uint8Array): Wrapped {
-    if (localKek.uses >= MAX_USES_EVER) {
+    if (localKek.usesBefore + localKek.uses >= MAX_USES_EVER) {
       throw new PluginError("unavailable", "the local KEK is used up and has no successor");
     }
     if (localKek.uses >= this.#options.maxUses) {
@@ -291,6 +296,20 @@ export class Keyring {
   keyIsWell(): void {
     this.#renewals.endPause();
     this.renewIfDue();
+  }
+
+  #tookOver({ kmsKeyId, current, health, holds }: Key, handover: Handover): void {
+    this.#options.log.warn(
+      "Key4C has not confirmed it since the start: using what the former process kept",
+      {
+        kmsKeyId,
+        keyId: current?.keyId,
+        localKeks: holds.length,
+        confirmedSecondsAgo: Math.round(handover.confirmedMsAgo / 1_000),
+        until: new Date(handover.untilMs).toISOString(),
+        cause: describeError(health.failure),
+      },
+    );
   }
 
   #published(key: Key, snapshot: Snapshot, former: Snapshot | undefined): void {

@@ -140,7 +140,9 @@ export class Prober {
     const hasNewKcv = key.materials.isReplaced(told.kcvHash, current.header.kcvHash, nowMs);
     // Where the canary is lost too, it is a mismatch first: what is held must be looked through.
     const mayFollowKcv = missing.length === 0 || key.health.memory.finding !== undefined;
-    return version > before || (hasNewKcv && mayFollowKcv)
+    // What an earlier process kept is replaced like a first one, once Key4C has unwrapped it.
+    const isTakenOver = key.takenOver !== undefined && missing.length === 0;
+    return version > before || (hasNewKcv && mayFollowKcv) || isTakenOver
       ? this.#publishUnder(withKcv(told, current))
       : undefined;
   }

@@ -7,6 +7,7 @@ import { type Check, checkLine, fail, pass, warn } from "./check.ts";
 import { checkEncryptionConfiguration } from "./encryption-configuration.ts";
 import { checkKey4C } from "./key4c.ts";
 import { checkKubeApiserver, findKubeApiserver, hostPaths } from "./kube-apiserver.ts";
+import { checkPersistentCache } from "./persistent-cache.ts";
 import { checkProfile } from "./profile-check.ts";
 import { checkSocket } from "./socket.ts";
 
@@ -57,6 +58,7 @@ async function checkInstallation(config: Config, isUsable: boolean): Promise<Che
   return [
     ...key4c.checks,
     ...(await checkSocket(config, key4c.keyId, configuration.namesSocket)),
+    ...(await checkPersistentCache(config)),
     ...configuration.checks,
     ...("check" in found
       ? [found]
