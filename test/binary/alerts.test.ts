@@ -35,6 +35,7 @@ function well(keyId: string): Series {
     key4c_kms_local_kek_age_seconds: DAY_S,
     key4c_kms_socket_live: 1,
     key4c_kms_log_lines_dropped_total: 0,
+    key4c_kms_persistent_cache_ready: 1,
     process_start_time_seconds: 0,
     'key4c_kms_rpc_duration_seconds_count{method="Encrypt",code="OK"}': RISING,
     'key4c_kms_rpc_duration_seconds_bucket{method="Encrypt",le="1"}': RISING,
@@ -196,6 +197,12 @@ const CASES: readonly Case[] = [
     faults: one({ key4c_kms_log_lines_dropped_total: later(1) }),
     atMin: 20,
     fires: { Key4cKmsLogLinesDropped: 1 },
+  },
+  {
+    name: "nothing is kept for a restart",
+    faults: one({ key4c_kms_persistent_cache_ready: 0 }),
+    atMin: 6,
+    fires: { Key4cKmsNotKept: 1 },
   },
   {
     name: "RPCs fail",

@@ -162,7 +162,9 @@ testWith("systemd-analyze")(
       "--socket-group",
       "daemon",
     ];
-    for (const flags of [[], odd]) {
+    const cache = ["--persistent-cache", "/var/lib/key4c-kms-cache"];
+    const sealed = [...cache, "--persistent-cache-key-file", "/run/key4c-kms-cache-key/key"];
+    for (const flags of [[], odd, ["--persistent-cache", "/run/key4c-kms-cache"], sealed]) {
       const { paths, service } = await units(...flags);
       expect(await run(["systemd-analyze", "verify", ...paths])).toEqual({
         stdout: "",

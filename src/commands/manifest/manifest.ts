@@ -13,6 +13,7 @@ import {
   rke2Text,
 } from "./apiserver.ts";
 import { grafanaText, prometheusRulesText, scrapeConfigText } from "./monitoring.ts";
+import { persistentCacheKeyText } from "./persistent-cache.ts";
 import { EXAMPLES, profileText } from "./profiles.ts";
 import { type Order, refuseControlCharacters } from "./settings.ts";
 import { staticPodText } from "./static-pod.ts";
@@ -39,6 +40,10 @@ const MANIFESTS: Readonly<Record<string, Manifest>> = {
   },
   "systemd-service": { about: "the plugin as a service of systemd", text: systemdServiceText },
   "systemd-socket": { about: "its socket, which systemd holds", text: systemdSocketText },
+  "persistent-cache-key": {
+    about: "the unit that opens the key which seals KMS_PERSISTENT_CACHE",
+    text: persistentCacheKeyText,
+  },
   "encryption-configuration": {
     about: "kube-apiserver's EncryptionConfiguration (--api v1 or v2)",
     text: encryptionConfigurationText,

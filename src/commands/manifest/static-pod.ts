@@ -36,7 +36,12 @@ export function staticPodText(order: Order): string {
     [...config, ...files].map(([name, path]) => directoryFor(name, path)),
   );
   directories.delete(socketDirectory); // it is mounted already
-  const mounts = [...directories].map((path, index) => ({ name: `files-${index}`, path }));
+  const { persistentCache, persistentCacheKeyFile } = order.line.config;
+  const cacheMounts =
+    persistentCache === undefined ? [] : [{ name: "cache", path: persistentCache }];
+  // Where the unit that opens the sealing key has failed, the pod starts all the same.
+  const keyDirectory = persistentCacheKeyFile && dirname(persistentCacheKeyFile);
+  const fileMounts = [...directories].map((path, index) => ({ name: `files-${index}`, path }));
   return fill(staticPod, {
     userIdFile: new Map(files).get("KMS_USER_ID_FILE") ?? configFile,
     podName: quoted(required(podName)),
@@ -55,16 +60,20 @@ export function staticPodText(order: Order): string {
     ]),
     socketDirectory,
     socketNotes: socketNotes(socket),
-    fileMounts: mounts.flatMap(({ name, path }) => [
+    cacheMounts: cacheMounts.flatMap(({ name, path }) => [
+      `- name: ${name}`,
+      `  mountPath: ${path}`,
+    ]),
+    fileMounts: fileMounts.flatMap(({ name, path }) => [
       `- name: ${name}`,
       `  mountPath: ${path}`,
       "  readOnly: true",
     ]),
-    fileVolumes: mounts.flatMap(({ name, path }) => [
+    volumes: [...cacheMounts, ...fileMounts].flatMap(({ name, path }) => [
       `- name: ${name}`,
       "  hostPath:",
       `    path: ${path}`,
-      "    type: Directory",
+      `    type: Directory${[persistentCache, keyDirectory].includes(path) ? "OrCreate" : ""}`,
     ]),
   });
 }

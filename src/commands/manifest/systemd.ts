@@ -3,6 +3,7 @@ import { credentialName, required } from "../../config/config.ts";
 import { CONFIG_CREDENTIAL } from "../../config/config-file.ts";
 import { ExitError } from "../../system/errors.ts";
 import { isBelowTmp } from "../below-tmp.ts";
+import { unitLines } from "./persistent-cache.ts";
 import {
   configFilePath,
   isInConfigFile,
@@ -41,8 +42,13 @@ export function systemdServiceText(order: Order): string {
   } else if (configFile !== undefined) {
     settings.unshift(["KMS_CONFIG", configFile]);
   }
+  const cache = unitLines(order);
   return fill(systemdService, {
     binary: required(binary),
+    cacheUnit: cache.unit,
+    cacheDirectory: cache.directory,
+    // The kernel's boot_id and its swaps are not of a process.
+    procSubset: cache.directory.length > 0 ? "all" : "pid",
     environment: settings.map(([name, text]) => `Environment=${unitWord(name, text)}`),
     credentials:
       environmentFile === undefined
@@ -50,6 +56,7 @@ export function systemdServiceText(order: Order): string {
             "# Files that only root may read: the service gets copies of them at its start. Needs systemd 247;",
             "# for older ones: manifest systemd-service --environment-file FILE.",
             ...copied.map(([name, path]) => `LoadCredential=${name}:${path}`),
+            ...cache.credential,
           ]
         : environmentFileLines(environmentFile, inPlace),
   });
