@@ -39,6 +39,7 @@ export class Coverage {
   healings = 0;
   verdicts = 0;
   logLines = 0;
+  takenOver = 0;
   readonly cells: Record<string, number> = {};
   readonly pairs: Record<string, number> = {};
 

@@ -1,5 +1,7 @@
 /** What can go wrong, one by one, and for how long it may be seen afterwards. */
+
 import { HOUR, MINUTE, Random, SECOND } from "./clock.ts";
+import type { Keeps } from "./machine.ts";
 
 export const KEY_IDS = ["former", "current", "next"] as const;
 export type KmsKeyId = (typeof KEY_IDS)[number];
@@ -63,6 +65,7 @@ export const FAULTS = {
   absurdVersion: { lasts: "while", ofOneNode: "never", aftermathMs: RESTING_MS },
   // The plugin, its host and who calls it.
   pluginKilled: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS, weight: 3 },
+  rebooted: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS, weight: 2 },
   pluginPaused: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS },
   keyFileChanged: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS, weight: 2 },
   wallClockJumped: { lasts: "once", ofOneNode: "never", aftermathMs: 0, weight: 2 },
@@ -119,6 +122,8 @@ export interface Settings {
   readonly intervalMs: number;
   readonly outageGraceMs: number | undefined;
   readonly revocationGraceMs: number;
+  /** KMS_PERSISTENT_CACHE; undefined: nothing is kept. */
+  readonly keeps: Keeps | undefined;
   /** Between two writes, and two reads, of one API server. */
   readonly workEveryMs: number;
 }
@@ -181,17 +186,20 @@ export function historyOf(seed: number): History {
   const pace = PACES.find(({ upTo }) => drawn < upTo) ?? PACES[0];
   const nodes = random.chance(0.8) ? 2 : MAX_NODES;
   const apis = random.pick([["v2"], ["v2"], ["v1"], ["v1", "v2"]] as const);
+  const keeps = random.pick([undefined, "in memory", "sealed"] as const);
+  const maxUses = random.pick([2 ** 20, 2 ** 20, 2 ** 20, 10, 1]);
   const settings: Settings = {
     seed,
     nodes,
     apis,
     tellsKcv: random.chance(0.6),
-    maxUses: random.pick([2 ** 20, 2 ** 20, 2 ** 20, 10, 1]),
+    maxUses,
     maxAgeMs: random.pick([7 * 24 * HOUR, 7 * 24 * HOUR, 20 * MINUTE]),
     cacheSize: random.pick([16_384, 16_384, 16_384, 3, 0]),
     intervalMs: 30 * SECOND,
     outageGraceMs: random.pick([undefined, undefined, 2 * MINUTE, HOUR]),
     revocationGraceMs: random.pick([MINUTE, MINUTE, MINUTE, 10 * SECOND, 0]),
+    keeps: maxUses === 1 ? undefined : keeps, // config.ts refuses both
     workEveryMs: pace.workEveryMs,
   };
   const faults: Fault[] = [];
@@ -277,10 +285,11 @@ function coldInAnOutage(random: Random, atMs: number, settings: Settings): Fault
     ...faultOf(random, kind, atMs + inMs, settings, 2 * SECOND),
     node,
   });
+  const isAwayFirst = random.chance(0.5);
   const listsMs = 10 * SECOND + durationMs * random.between(0.1, 0.8);
   return [
-    of("pluginKilled", 0),
-    { ...of(away, 10 * SECOND), durationMs },
+    of(random.pick(["pluginKilled", "rebooted"] as const), isAwayFirst ? 10 * SECOND : 0),
+    { ...of(away, isAwayFirst ? 0 : 10 * SECOND), durationMs },
     of("apiServerRestarted", listsMs),
   ];
 }

@@ -81,8 +81,14 @@ class Record {
   minute = newMinute(0);
 }
 
+/** What invariants need to know of a history and of its machines. */
+interface Circumstances extends Settings {
+  /** What is kept of a key on a node. */
+  readonly keptOf: (node: number, kmsKeyId: string) => object | undefined;
+}
+
 export class Invariants implements PluginEvents, ApiServerEvents {
-  readonly #settings: Settings;
+  readonly #settings: Circumstances;
   readonly #time: SimulatedTime;
   readonly #key4c: SimulatedKey4C;
   readonly #coverage: Coverage;
@@ -95,7 +101,12 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   readonly needs: number[];
   violation: Violation | undefined;
 
-  constructor(settings: Settings, time: SimulatedTime, key4c: SimulatedKey4C, coverage: Coverage) {
+  constructor(
+    settings: Circumstances,
+    time: SimulatedTime,
+    key4c: SimulatedKey4C,
+    coverage: Coverage,
+  ) {
     this.#settings = settings;
     this.#time = time;
     this.#key4c = key4c;
@@ -223,6 +234,12 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     }
   }
 
+  /** Whether a process may refuse what is stored, because its key is revoked. */
+  isRevokedFor(plugin: Plugin, { wrapped }: Stored): boolean {
+    const token = this.#key4c.token(wrapped);
+    return token !== undefined && this.#isRevoked(plugin, token.kmsKeyId);
+  }
+
   #isRevoked(plugin: Plugin, kmsKeyId: string): boolean {
     const { verdicts } = this.#of(plugin);
     const { revocationGraceMs } = this.#settings;
@@ -239,6 +256,9 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     const { state } = key.health;
     if (state === "revoked" && before !== "revoked" && !this.#isRevoked(plugin, kmsKeyId)) {
       this.fail("S2", `node ${plugin.node} revokes ${kmsKeyId}, which nobody disabled for so long`);
+    }
+    if (state === "revoked" && this.#settings.keptOf(plugin.node, kmsKeyId) !== undefined) {
+      this.fail("S10", `node ${plugin.node} has ${kmsKeyId} revoked, and keeps local KEKs of it`);
     }
     if (state === "revoked") {
       const { known } = this.#of(plugin);
@@ -312,7 +332,9 @@ export class Invariants implements PluginEvents, ApiServerEvents {
       }
       record.highestVersion.set(kmsKeyId, header.keyVersion);
       record.run = record.last?.keyId === keyId ? [...record.run, snapshot] : [snapshot];
-      this.#expectReadableAnew(plugin, snapshot);
+      if (plugin.keyring.keys.current.key.takenOver === undefined) {
+        this.#expectReadableAnew(plugin, snapshot);
+      }
     } else {
       record.run = [];
     }
@@ -462,7 +484,8 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   /** @param isServing whether its probes go on */
   expectNothingLeft(plugin: Plugin, isServing: boolean): void {
     const { node, keyring, keys, clock, inFlight } = plugin;
-    const timers = isServing ? keys.members.length : 0;
+    const writes = this.#settings.keeps === undefined ? 0 : keys.members.length;
+    const timers = (isServing ? keys.members.length : 0) + writes;
     if (clock.pendingTimers > timers) {
       this.fail("S8", `node ${node}: ${clock.pendingTimers} timers are left, ${timers} are wanted`);
     }

@@ -27,6 +27,7 @@ import type { Log, LogFields } from "../../src/system/log.ts";
 import { ProcessClock, type Random, type SimulatedTime } from "./clock.ts";
 import type { Settings } from "./faults.ts";
 import type { Answered, SimulatedKey4C } from "./key4c.ts";
+import type { Machine } from "./machine.ts";
 
 /** What kube-apiserver waits by default. */
 export const CALL_TIMEOUT_MS = 3_000;
@@ -127,6 +128,7 @@ export class Plugin {
     readonly secret: () => string;
     readonly kmsKeyId: () => string;
     readonly previousKeyIds: readonly string[];
+    readonly machine: Machine;
     readonly events: PluginEvents;
   }) {
     const { node, settings, time, random, key4c, events } = options;
@@ -154,6 +156,7 @@ export class Plugin {
       configured: { kmsKeyId: options.kmsKeyId, previousIds: () => options.previousKeyIds },
       limits: settings,
       ...{ maxUses, maxAgeMs, cacheSize, log, clock },
+      keeper: options.machine.keeper(clock, log),
     });
     const { keyring } = this;
     this.keys = keyring.keys;

@@ -9,6 +9,7 @@ export const RULES = {
   S7: "Key4C is asked no more than it wants",
   S8: "nothing is left over: timers, calls, keys in memory",
   S9: "what becomes current is given back to whoever connects now (R24)",
+  S10: "what Key4C confirmed is readable after a restart or reboot without it; what is revoked is kept nowhere",
 } as const;
 
 export type Rule = keyof typeof RULES;

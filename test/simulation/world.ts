@@ -27,10 +27,13 @@ import {
   type Violation,
 } from "./invariants.ts";
 import { SimulatedKey4C } from "./key4c.ts";
+import { Machine } from "./machine.ts";
 import { Plugin } from "./plugin.ts";
 
 /** After the last fault all must be well for so long. */
 const QUIET_MS = 7 * MINUTE;
+/** A process that starts has what was kept: 1.5 s, and what it takes to read it. */
+const TAKEN_OVER_MS = 1.6 * SECOND;
 const STEADY_EVERY_MS = 10 * SECOND;
 const AUDIT_EVERY_MS = 45 * SECOND;
 const SNAPSHOT_EVERY_MS = 20 * MINUTE;
@@ -70,6 +73,7 @@ class World {
   readonly #secrets: string[];
   readonly #configured: KmsKeyId[];
   readonly #down: number[];
+  readonly #machines: readonly Machine[];
   #etcd: Etcd = new Map();
   readonly #snapshots: Etcd[] = [];
   #steadyAtMs = 0;
@@ -84,11 +88,17 @@ class World {
     this.#coverage = coverage;
     this.#random = new Random(settings.seed + 2);
     this.#key4c = new SimulatedKey4C(this.time, settings.seed, settings.tellsKcv);
-    this.invariants = new Invariants(settings, this.time, this.#key4c, coverage);
+    this.invariants = new Invariants(
+      { ...settings, keptOf: (node, kmsKeyId) => this.#machines[node]?.kept(kmsKeyId) },
+      this.time,
+      this.#key4c,
+      coverage,
+    );
     const nodes = Array.from({ length: settings.nodes }, (_, node) => node);
     this.#secrets = nodes.map((node) => this.#key4c.secretOf(node));
     this.#configured = nodes.map(() => "current");
     this.#down = nodes.map(() => 0);
+    this.#machines = nodes.map(() => new Machine(this.time, settings.keeps));
     this.#plugins = nodes.map((node) => this.#start(node));
     for (const node of nodes) {
       for (const [index, api] of settings.apis.entries()) {
@@ -110,7 +120,7 @@ class World {
     }
   }
 
-  #start(node: number): Plugin {
+  #start(node: number, machine = this.#machines[node] as Machine): Plugin {
     const plugin = new Plugin({
       node,
       settings: this.#history.settings,
@@ -120,10 +130,27 @@ class World {
       secret: () => this.#secrets[node] ?? "",
       kmsKeyId: () => this.#configured[node] ?? "",
       previousKeyIds: KEY_IDS,
+      machine,
       events: this.invariants,
     });
+    const kept = machine.keptKeks();
     plugin.start();
+    this.time.after(TAKEN_OVER_MS, () => this.#expectTakenOver(plugin, kept));
     return plugin;
+  }
+
+  /** S10: a process that has just started reads what was kept, whatever Key4C says. */
+  #expectTakenOver(plugin: Plugin, kept: ReadonlySet<string>): void {
+    if (plugin.clock.isPaused || plugin.clock.resumedAtMs >= plugin.startedAtMs) {
+      return;
+    }
+    for (const stored of this.#etcd.values()) {
+      if (kept.has(stored.wrapped) && !this.invariants.isRevokedFor(plugin, stored)) {
+        this.#coverage.takenOver += 1;
+        this.invariants.known(plugin, stored);
+        this.#openKnown(plugin, stored).catch(report);
+      }
+    }
   }
 
   async run(): Promise<void> {
@@ -200,6 +227,10 @@ class World {
     this.#key4c.begin(fault);
     switch (kind) {
       case "pluginKilled":
+      case "rebooted":
+        if (kind === "rebooted") {
+          this.#machines[node]?.reboot();
+        }
         this.#down[node] = (this.#down[node] ?? 0) + 1;
         this.#plugins[node]?.clock.kill();
         this.#plugins[node] = undefined;
@@ -233,8 +264,13 @@ class World {
   #end(fault: Fault): void {
     const { kind, node = 0 } = fault;
     this.#key4c.end(fault);
-    if (kind === "pluginKilled") {
+    if (kind === "pluginKilled" || kind === "rebooted") {
       this.#down[node] = (this.#down[node] ?? 0) - 1;
+      for (const one of this.#apiServers.filter(({ host }) => host.node === node)) {
+        if (kind === "rebooted") {
+          one.start();
+        }
+      }
       this.#plugins[node] = this.#down[node] === 0 ? this.#start(node) : undefined;
     } else if (kind === "pluginPaused") {
       const isStill = this.#key4c.faultOf(node, "pluginPaused") !== undefined;
@@ -435,7 +471,7 @@ class World {
     if (this.invariants.violation) {
       return;
     }
-    const fresh = this.#start(0);
+    const fresh = this.#start(0, new Machine(this.time, undefined));
     const results: Promise<void>[] = [];
     for (const stored of new Set([
       ...this.#etcd.values(),
