@@ -57,6 +57,11 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
       "hosts/cluster.long.ts",
     ],
   },
+  "docs/restart.md": {
+    "In memory": ["hosts/persistent-cache.hosts.ts"],
+    Sealed: ["hosts/persistent-cache.hosts.ts", "hosts/persistent-cache.hosts.ts"],
+    "Turn it off": ["hosts/persistent-cache.hosts.ts"],
+  },
   "docs/restore.md": { "Restore etcd on a new machine": ["hosts/cluster.long.ts"] },
   "docs/runbooks/undecryptable.md": { "Do now": ["hosts/cluster.long.ts"] },
   "docs/VENDOR-PLUGIN.md": { "The move": ["hosts/kubelet.hosts.ts", "hosts/cluster.long.ts"] },
