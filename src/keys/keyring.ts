@@ -169,9 +169,11 @@ export class Keyring {
     return this.firstProbe ?? Promise.resolve();
   }
 
-  /** Why there is no local KEK: what the last probe met. */
+  /** Why there is no local KEK: what the last probe met. Whoever asks for one makes the next probe come. */
   #absence(): PluginError {
-    const cause = this.#key.health.failure;
+    const { health } = this.#key;
+    const cause = health.failure;
+    health.wantProbe();
     return new PluginError(cause?.kind ?? "unavailable", "no local KEK", { cause });
   }
 

@@ -273,7 +273,9 @@ export class Prober {
       circuits.isUnwrapDoubtful = false;
       return made;
     } catch (error) {
-      circuits.recordWrap(toPluginError(error));
+      const failure = toPluginError(error);
+      const wasWrapped = error instanceof NotUnwrapped || failure.kind === "olderVersion";
+      circuits.recordWrap(wasWrapped ? undefined : failure);
       circuits.isUnwrapDoubtful ||= error instanceof NotUnwrapped;
       throw error;
     }
