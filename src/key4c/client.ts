@@ -1,4 +1,4 @@
-import { PluginError, toPluginError } from "../failures/plugin-error.ts";
+import { PluginError } from "../failures/plugin-error.ts";
 import type { CallOptions, KeyDescription, WrappedKek, WrappingService } from "../keys/wrapping.ts";
 import { readKcv, readLocalKek, readVersion } from "./answer.ts";
 import { Calls, type Key4COptions } from "./calls.ts";
@@ -83,12 +83,10 @@ export class Key4C implements WrappingService {
         readLocalKek(document, operation.result.plaintext),
       );
     } catch (error) {
-      const failure = toPluginError(error);
-      throw new PluginError(
-        failure.kind,
-        failure.message + hintOfMembers(ciphertext, source),
-        failure,
-      );
+      const hint = hintOfMembers(ciphertext, source);
+      throw error instanceof PluginError && error.kind === "invalid" && hint !== ""
+        ? new PluginError("unavailable", error.message + hint, { isUnlisted: true })
+        : error;
     }
   }
 }

@@ -3,9 +3,11 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { status } from "@grpc/grpc-js";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { CloudHsm } from "../cloudhsm.ts";
 import { commandsOf, filledIn } from "../documents/blocks.ts";
+import { USER_ID, vaultApprole } from "../example-services.ts";
 import { allowFile } from "../secrets.ts";
 import { API_KEY, hsm, kes, nhn, PIN, ServiceKey, vault } from "../services.ts";
 import {
@@ -20,6 +22,8 @@ import {
 } from "../support.ts";
 
 const DEK = randomBytes(32);
+
+const PROFILES = join(import.meta.dir, "../../src/commands/manifest/profiles");
 
 const environment = (profile: string) => ({
   KEY4C_PROFILE: join(import.meta.dir, "../../src/commands/manifest/profiles", profile),
@@ -137,4 +141,60 @@ test("the helper of PROFILES.md hands a token over, and keeps the old one while 
   const logins = server.requests.length;
   await eventually(() => server.requests.length > logins + 2);
   expect(read()).toMatch(/^[\w-]{32}\n?$/);
+});
+
+type Started = Awaited<ReturnType<typeof startPlugin>>;
+
+/** A profile of the examples, changed. */
+const changed = (name: string, change: (text: string) => string) =>
+  temporaryFile(change(readFileSync(join(PROFILES, name), "utf8")));
+const withoutAad = (text: string) =>
+  text.replaceAll(/,\s*"(aad|associated_data)": "\{aad(:hex)?\}"/g, "");
+const asMembers = (text: string) =>
+  text
+    .replace('"ciphertext": "/out/blob"', '"ciphertext": { "blob": "/out/blob" }')
+    .replace("{ciphertext}", "{ciphertext.blob}");
+
+test.each([
+  ["a token, and a login", "vault-approle", ["vault.json", "vault-approle.json"], ["ok", "ok"]],
+  ["with AAD, and without", "vault", ["vault.json", withoutAad], ["ok", "INVALID_ARGUMENT"]],
+  ["one text, and several members", "hsm", ["hsm.json", asMembers], ["UNAVAILABLE", "UNAVAILABLE"]],
+] as const)("upgrade.md, Profiles side by side: %s", async (_, service, profiles, wanted) => {
+  const key = new ServiceKey();
+  const services = { vault, "vault-approle": vaultApprole, hsm };
+  const server = fakeServer(services[service](key));
+  const direct = fakeServer(vault(key)); // the same keys, and no login before them
+  const plugins = await Promise.all(
+    profiles.map(async (one) => {
+      const path = typeof one === "string" ? join(PROFILES, one) : changed(`${service}.json`, one);
+      return startPlugin(one === "vault.json" ? direct.url : server.url, {
+        KEY4C_PROFILE: path,
+        KMS_USER_ID: USER_ID,
+        KMS_API_KEY: API_KEY,
+        ...(service === "hsm" && { KMS_PIN: PIN }),
+      });
+    }),
+  );
+  const [one, other] = plugins as [Started, Started]; // two profiles
+  const reads = async (writer: Started, reader: Started) => {
+    const request = { plaintext: DEK, uid: "u" };
+    const { ciphertext, keyId, annotations } = await callRpc(
+      writer.client,
+      V2.method.encrypt,
+      request,
+    );
+    const asked = callRpc(reader.client, V2.method.decrypt, { ciphertext, keyId, annotations });
+    return asked.then(
+      ({ plaintext }) => (Buffer.from(plaintext).equals(DEK) ? "ok" : "other bytes"),
+      ({ code }) => status[code],
+    );
+  };
+  expect([await reads(other, one), await reads(one, other)]).toEqual([...wanted]);
+  if (service === "hsm") {
+    const wrapped = "the wrapped local KEK has";
+    expect(one.output()).toContain(
+      `${wrapped} the members blob: it was wrapped under another profile`,
+    );
+    expect(other.output()).toContain(`${wrapped} no members, and the profile's decrypt wants blob`);
+  }
 });

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { PluginError } from "../../src/failures/plugin-error.ts";
+import type { PluginError } from "../../src/failures/plugin-error.ts";
 import { hintOfMembers, readCiphertext, storedCiphertext } from "../../src/key4c/ciphertext.ts";
 import { parseProfile } from "../../src/key4c/profile.ts";
 import { fakeServer, key4cClient } from "../support.ts";
@@ -109,13 +109,13 @@ test("an IV that the caller must send: a new one for each attempt, and the one o
 });
 
 test("a downgrade to a profile of one text says what it meets", async () => {
-  const server = fakeServer(() => Response.json({ code: "BAD_CIPHERTEXT" }, { status: 400 }));
+  const server = fakeServer(() => Response.json({ code: "INVALID_CIPHERTEXT" }, { status: 400 }));
   const key4c = key4cClient({ url: server.url });
   const failure = await key4c
     .unwrap("demo", '{"data":"d","iv":"i"}', AAD)
     .catch((error: PluginError) => error);
-  expect(failure).toBeInstanceOf(PluginError);
+  expect(failure).toMatchObject({ kind: "unavailable", isVerdict: false, isUnlisted: true });
   expect((failure as PluginError).message).toBe(
-    "Key4C answered decrypt with HTTP status 400 BAD_CIPHERTEXT; the wrapped local KEK has the members data, iv: it was wrapped under another profile",
+    "Key4C answered decrypt with HTTP status 400 INVALID_CIPHERTEXT; the wrapped local KEK has the members data, iv: it was wrapped under another profile",
   );
 });
