@@ -116,7 +116,8 @@ export class Calls {
       : undefined;
     return {
       operation,
-      secret: digest([carried, this.#options.tls().cert, loginSecret]),
+      // Apart from the login's, which runs within a call and would wait for that call's trial.
+      secret: digest([operation === "login", carried, this.#options.tls().cert, loginSecret]),
       ...(isPinCarried && { pin: { digest: digest(pin), revision: pinRevision } }),
       isBehindLogin,
     };

@@ -82,7 +82,12 @@ export class RefusedSecrets {
    */
   async guard<T>(presented: Presented, call: (mayTryAgain: () => void) => Promise<T>): Promise<T> {
     const secret = this.#secretOf(presented);
-    const mayTry = () => this.#mayPresent(presented, secret);
+    const mayTry = () => {
+      const pause = this.#pauseOf(presented, secret);
+      if (pause !== undefined) {
+        throw pause.error;
+      }
+    };
     for (;;) {
       mayTry();
       if (secret.trial !== undefined) {
@@ -112,14 +117,7 @@ export class RefusedSecrets {
     }));
   }
 
-  /** @throws PluginError */
-  #mayPresent(presented: Presented, secret: Secret): void {
-    const pause = this.#pauseOf(presented, secret);
-    if (pause !== undefined) {
-      throw pause.error;
-    }
-  }
-
+  /** Why the call may not be sent now. */
   #pauseOf(presented: Presented, secret: Secret): Pause | undefined {
     const { pin } = presented;
     const refusedPin = pin && this.#pins.get(pin.digest);
@@ -153,13 +151,17 @@ export class RefusedSecrets {
 
   #accept(presented: Presented, secret: Secret): void {
     const place = placeOf(presented);
-    secret.isProven = true;
-    delete secret.refusal;
+    this.#prove(presented, secret);
     secret.paused.delete(place);
     secret.accepted.delete(place); // to be the last one
     secret.accepted.set(place, presented.repeat);
-    if (presented.pin !== undefined) {
-      this.#pins.delete(presented.pin.digest);
+  }
+
+  #prove({ pin }: Presented, secret: Secret): void {
+    secret.isProven = true;
+    delete secret.refusal;
+    if (pin !== undefined) {
+      this.#pins.delete(pin.digest);
     }
   }
 
@@ -180,10 +182,11 @@ export class RefusedSecrets {
     }
     const [control] = secret.isProven ? [...secret.accepted.keys()].slice(-1) : [];
     if (control !== undefined) {
-      const failure = await this.#control(presented, secret, control).catch(
-        (reason: unknown) => reason,
+      const isAccepted = await this.#control(presented, secret, control).then(
+        () => true,
+        () => false,
       );
-      if (failure === undefined) {
+      if (isAccepted) {
         const hint = `; the same credential is accepted for ${control.split(" ")[0]}`;
         return this.#pauseCall(presented, secret, error, hint);
       }
@@ -221,11 +224,7 @@ export class RefusedSecrets {
         }
         // Its key may be disabled by now. The service has said so of the key, and not of the secret.
       }
-      secret.isProven = true;
-      delete secret.refusal;
-      if (presented.pin !== undefined) {
-        this.#pins.delete(presented.pin.digest);
-      }
+      this.#prove(presented, secret);
     })();
     await asTrial(secret, "", outcome);
   }
@@ -242,12 +241,12 @@ export class RefusedSecrets {
     const before = this.#pins.get(pin.digest);
     const refusals = (before?.revision === pin.revision ? (before?.refusals ?? 0) : 0) + 1;
     const pauseMs = PIN_PAUSES_MS[refusals - 1] ?? Number.POSITIVE_INFINITY;
+    const until =
+      pauseMs === Number.POSITIVE_INFINITY
+        ? "not presented again before its file is written"
+        : `presented again after ${pauseMs / 1000} s`;
     const about = refusal(
-      isForGood
-        ? "; this PIN is not presented again before it changes"
-        : pauseMs === Number.POSITIVE_INFINITY
-          ? "; this PIN is not presented again before its file is written"
-          : `; this PIN is presented again after ${pauseMs / 1000} s`,
+      `; this PIN is ${isForGood ? "not presented again before it changes" : until}`,
     );
     if (isForGood) {
       secret.refusal = this.#pause(about, Number.POSITIVE_INFINITY);

@@ -22,12 +22,13 @@ interface Setup {
   readonly profile?: Profile;
   readonly tokenSeconds?: number;
   readonly maxTokens?: number;
+  readonly pin?: string;
 }
 
 /** A service, and a client or more of it, on one clock. */
-function setUp({ profile = PROFILE, ...options }: Setup = {}) {
+function setUp({ profile = PROFILE, pin = RIGHT.pin, ...options }: Setup = {}) {
   const clock = new TestClock();
-  const { userId: uuid, pin, apiKey } = RIGHT;
+  const { userId: uuid, apiKey } = RIGHT;
   const hsm = new CloudHsm({ uuid, pin, apiKey, nowMs: () => clock.nowMs(), ...options });
   const away = { login: false, all: false };
   const requests: string[] = [];
@@ -245,4 +246,20 @@ test("neither log nor error shows the token or what it was given for", async () 
   errors.push(await within(clock, 5 * SECOND, errorOf(key4c.describe("demo"))));
   expect(errors.map((error) => error?.kind)).toEqual(["unavailable", "unavailable"]);
   expectNoSecret("log and errors", JSON.stringify(lines) + Bun.inspect(errors));
+});
+
+test("a call that carries a secret of the login too does not wait for itself", async () => {
+  const headers = {
+    ...cloudhsm.headers,
+    "X-Api-Key": "{apiKey}",
+    "X-User": "{userId}",
+    "X-Pin": "{pin}",
+  };
+  const profile = parseProfile(JSON.stringify({ ...cloudhsm, headers }));
+  const { clock, client } = setUp({ profile });
+  const { key4c } = client({ ...RIGHT, pin: "no blanks at its ends" });
+  expect(await within(clock, 10 * SECOND, kindOf(key4c.describe("demo")))).toBe("denied");
+  const right = setUp({ profile, pin: "no blanks" });
+  const { key4c: other } = right.client({ ...RIGHT, pin: "no blanks" });
+  expect(await within(right.clock, 10 * SECOND, kindOf(other.describe("demo")))).toBe("ok");
 });
