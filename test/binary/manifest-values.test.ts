@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { testWith } from "../needs.ts";
+import { NO_CONFIG_FILE } from "../no-config.ts";
 import { BINARY, runBinary, temporaryDirectory } from "../support.ts";
 
 const SERVE = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "demo" };
@@ -100,7 +101,7 @@ testWith("root", "mount namespaces")(
     echo old > pod.yaml; head -c 100k /dev/zero > filling 2> /dev/null
     ${BINARY} manifest static-pod --force --output ${directory}/pod.yaml; echo "exit code $?"; cat pod.yaml; ls -A`;
     const { stdout, stderr } = Bun.spawnSync(["unshare", "--mount", "sh", "-c", script], {
-      env: { ...SERVE, PATH: process.env["PATH"] ?? "" },
+      env: { ...NO_CONFIG_FILE, ...SERVE, PATH: process.env["PATH"] ?? "" },
     });
     expect([stdout.toString(), stderr.toString()]).toEqual([
       "exit code 1\nold\nfilling\npod.yaml\n",
