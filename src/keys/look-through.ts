@@ -80,17 +80,28 @@ export class LookThrough {
   async #run(): Promise<void> {
     this.#againAtMs = this.#clock.nowMs() + AGAIN_INTERVAL_MS;
     const found = new Map<Key, number>();
-    while (this.#left.size > 0 && !this.#isStopped) {
-      const batch = [...this.#left].slice(0, BATCH);
+    /** Key4C judges nothing of them: the next probe that succeeds continues. */
+    const silent = new Set<Key>();
+    while (!this.#isStopped) {
+      const batch = [...this.#left]
+        .filter(([, key]) => mayBeAsked(key) && !silent.has(key))
+        .slice(0, BATCH);
+      if (batch.length === 0) {
+        break;
+      }
       const beganMs = this.#clock.nowMs();
       const judged = await Promise.all(batch.map(([kept, key]) => this.#ask(key, kept, found)));
-      if (batch.length > 1 && judged.every((one) => !one)) {
-        break; // not these local KEKs, but Key4C: the next probe that succeeds continues
-      }
-      for (const [at, [kept, key]] of batch.entries()) {
-        this.#left.delete(kept);
-        if (judged[at] === false) {
-          this.#unjudged.set(kept, key);
+      for (const key of new Set(batch.map(([, of]) => of))) {
+        const ofKey = batch.flatMap(([kept, of], at) => (of === key ? [{ kept, at }] : []));
+        if (ofKey.length > 1 && ofKey.every(({ at }) => !judged[at])) {
+          silent.add(key); // not these local KEKs, but Key4C
+          continue;
+        }
+        for (const { kept, at } of ofKey) {
+          this.#left.delete(kept);
+          if (!judged[at]) {
+            this.#unjudged.set(kept, key);
+          }
         }
       }
       await sleep(this.#clock, Math.max(0, beganMs + BATCH_INTERVAL_MS - this.#clock.nowMs()));
@@ -127,4 +138,9 @@ export class LookThrough {
     }
     return true;
   }
+}
+
+/** What is known of one key stops no call of another: each is asked for as its own health allows. */
+function mayBeAsked({ health, circuits }: Key): boolean {
+  return health.refusalOfCallers === undefined && !health.isPaused && !circuits.isUnwrapOpen;
 }

@@ -71,7 +71,7 @@ function failingAfterMs(
   failure: PluginError,
   endedAtMs: number,
   limits: Limits,
-  { intervalMs, isNeeded }: Pace,
+  { intervalMs, isNeeded, hasLocalKek }: Pace,
 ): number {
   if (failure.kind === "denied") {
     return Math.min(intervalMs, DENIED_INTERVAL_MS);
@@ -80,6 +80,9 @@ function failingAfterMs(
   if (graceMs !== undefined && finding === undefined) {
     const wantedMs = Math.min(intervalMs, MAX_FINDING_INTERVAL_MS, graceMs / FINDING_ANSWERS);
     return Math.max(MIN_FINDING_INTERVAL_MS, wantedMs);
+  }
+  if (finding?.state === "mismatch" && failure.kind === "mismatch" && !hasLocalKek) {
+    return intervalMs; // it has no current local KEK, so nothing that is written now waits for its end
   }
   const doubledMs = FIRST_PROBE_AFTER_FAILURE_MS * 2 ** (failures - 1);
   const restingMs = Math.min(intervalMs, doubledMs, MAX_FAILING_INTERVAL_MS);

@@ -303,6 +303,38 @@ test("looking through stops where Key4C answers nothing, and continues where it 
   expect([key4c.calls.unwrap - before, ring.orphans]).toEqual([24, 4]);
 });
 
+test("looking through asks nothing of a key that Key4C does not answer for, and all of another", async () => {
+  const parts = await orphaned({ cacheSize: 200 });
+  const { ring, key4c, clock } = parts;
+  parts.restore();
+  await holdMore(parts, 20);
+  const formerKey = ring.member("former").key;
+  const asked = async () => {
+    const before = key4c.calls.unwrap;
+    ring.key.lookThrough();
+    formerKey.lookThrough();
+    ring.lookThrough.resume([ring.key, formerKey]);
+    await clock.pass(10_000);
+    return key4c.calls.unwrap - before;
+  };
+  const pause = new PluginError("throttled", "not now", { retryAfterMs: 200_000 });
+  ring.key.record(pause);
+  expect(await asked()).toBe(1); // the former key's
+  ring.key.record(undefined);
+  ring.key.circuits.recordUnwrap(new PluginError("unavailable", "fake"));
+  expect(await asked()).toBe(1);
+  ring.key.circuits.recordUnwrap(undefined);
+  const unwrap = key4c.unwrap.bind(key4c);
+  key4c.unwrap = async (...args) => {
+    const bytes = await unwrap(...args);
+    if (args[0] === "demo") {
+      throw new PluginError("unavailable", "always");
+    }
+    return bytes;
+  };
+  expect(await asked()).toBe(6); // five at once, and no more of that key
+});
+
 test("one that Key4C never judges is asked for every five minutes, and not with each probe", async () => {
   const parts = await orphaned({ cacheSize: 200 });
   const { ring, key4c, all } = parts;

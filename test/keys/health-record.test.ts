@@ -395,6 +395,17 @@ test("who needs an away Key4C makes the probe come every 0.5 s in the first minu
   expect(wantedMs.slice(0, 4)).toEqual([500, 2_000, 2_000, 2_000]);
 });
 
+test("a key that does not wrap, and whose canary is lost, is probed at the interval", () => {
+  for (const hasLocalKek of [true, false]) {
+    const parts = stand({}, hasLocalKek);
+    stays(parts, "mismatch", MINUTE_MS);
+    const wantedMs = hasLocalKek ? 5_000 : INTERVAL_MS;
+    expect(parts.health.probeAfterMs(INTERVAL_MS)).toBe(wantedMs);
+    parts.health.record(ANSWERS.unavailable);
+    expect(parts.health.probeAfterMs(INTERVAL_MS)).toBe(5_000);
+  }
+});
+
 test("a probe is planned anew when a caller first needs it, and not for each that follows", () => {
   const { health } = stand();
   let plans = 0;
