@@ -41,6 +41,8 @@ export interface ApiServerEvents {
   otherBytes(plugin: Plugin, stored: Stored): void;
   /** A read failed because Key4C was not to be had. */
   needed(node: number): void;
+  /** How the plugin answered a read that it was asked at a moment; not told of callers that left. */
+  read(plugin: Plugin, stored: Stored, code: status, startedAtMs: number): void;
 }
 
 export interface Host {
@@ -230,10 +232,13 @@ export class ApiServer {
       return true;
     }
     const plugin = this.host.plugin();
+    const startedAtMs = this.host.time.nowMs;
     const outcome = await this.#call((of) => decryptStored(of, stored, leaveAfterMs));
     if (plugin === undefined || !this.#isAlive(life)) {
       return false;
     }
+    const code = "ok" in outcome ? status.OK : outcome.code;
+    this.host.events.read(plugin, stored, code, startedAtMs);
     if (!("ok" in outcome)) {
       if (outcome.code === status.UNAVAILABLE) {
         this.host.events.needed(this.host.node);

@@ -38,6 +38,12 @@ export class Coverage {
   steadyChecks = 0;
   healings = 0;
   verdicts = 0;
+  publishedChecks = 0;
+  revocations = 0;
+  readsBeside = 0;
+  unlistedReads = 0;
+  materialChecks = 0;
+  changesInPauses = 0;
   logLines = 0;
   takenOver = 0;
   readonly cells: Record<string, number> = {};

@@ -23,8 +23,12 @@ const DENIED_MS = 33 * SECOND;
 const THROTTLED_MS = 331 * SECOND;
 /** Replaced material is noticed: 1.1 × interval, 10 s, and the probes. */
 const MISMATCH_NOTICED_MS = 60 * SECOND;
-/** As long as describe tells an older version, that explains what is not given back (rule R11). */
+/** As long as describe tells an older version, or a former key check value, a replica may lag (rules R11, R17). */
 const OLDER_NOTICED_MS = 10 * MINUTE + MISMATCH_NOTICED_MS;
+/** Another key check value counts after three describes over 10 s, of a probe that came every 2 s. */
+const KCV_NOTICED_MS = 20 * SECOND;
+/** A failing encrypt is tried every 30 s at last. */
+const WRAP_PAUSE_MS = 33 * SECOND;
 
 interface FaultFacts {
   /** `once`: it happens; `while`: it lasts; `for ever`: it may never end. */
@@ -51,6 +55,18 @@ export const FAULTS = {
   credentialReplacedLate: { lasts: "while", ofOneNode: "always", aftermathMs: DENIED_MS },
   wrongAddress: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS },
   staleReplica: { lasts: "while", ofOneNode: "never", aftermathMs: WELL_MS },
+  // Replicas that disagree in the material, by request, by connection or by minute.
+  splitMaterial: { lasts: "while", ofOneNode: "never", aftermathMs: MISMATCH_NOTICED_MS },
+  // Rights and faults by operation, on one key.
+  operationDenied: {
+    lasts: "while",
+    ofOneNode: "maybe",
+    aftermathMs: DENIED_MS + WRAP_PAUSE_MS,
+    weight: 3,
+  },
+  operationFails: { lasts: "while", ofOneNode: "maybe", aftermathMs: WRAP_PAUSE_MS, weight: 3 },
+  keyThrottled: { lasts: "while", ofOneNode: "maybe", aftermathMs: THROTTLED_MS },
+  kekFails: { lasts: "while", ofOneNode: "never", aftermathMs: RESTING_MS },
   // The HSM and its keys.
   rotated: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS, weight: 3 },
   disabled: { lasts: "while", ofOneNode: "never", aftermathMs: RESTING_MS },
@@ -67,6 +83,7 @@ export const FAULTS = {
   pluginKilled: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS, weight: 3 },
   rebooted: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS, weight: 2 },
   pluginPaused: { lasts: "while", ofOneNode: "always", aftermathMs: RESTING_MS },
+  keyUnlisted: { lasts: "while", ofOneNode: "never", aftermathMs: WELL_MS, weight: 2 },
   keyFileChanged: { lasts: "once", ofOneNode: "never", aftermathMs: WELL_MS, weight: 2 },
   wallClockJumped: { lasts: "once", ofOneNode: "never", aftermathMs: 0, weight: 2 },
   apiServerRestarted: { lasts: "once", ofOneNode: "always", aftermathMs: 0, weight: 3 },
@@ -94,28 +111,86 @@ export function endOf({ atMs, durationMs }: Fault): number {
   return atMs + durationMs;
 }
 
+/** Those that are of one key: nothing that is asked of another may be seen of them (rules R14, R15). */
+const OF_ONE_KEY: readonly FaultKind[] = [
+  ...(["operationDenied", "operationFails", "keyThrottled", "kekFails", "keyUnlisted"] as const),
+  ...(["rotated", "disabled", "deleted", "notFound", "materialReplaced", "failover"] as const),
+  ...(["splitMaterial", "versionDestroyed", "versionBack", "absurdVersion"] as const),
+];
+
+/** What a caller does, and the clock on the wall, hide nothing. */
+const HARMLESS: readonly FaultKind[] = [
+  "wallClockJumped",
+  "apiServerRestarted",
+  "etcdRestored",
+  "objectsRewritten",
+];
+
+export function isHarmless(fault: Fault, kmsKeyId: string): boolean {
+  return (
+    HARMLESS.includes(fault.kind) ||
+    (OF_ONE_KEY.includes(fault.kind) && fault.kmsKeyId !== kmsKeyId)
+  );
+}
+
+/** Which operation a fault of one operation is about. */
+export function operationOf({ variety }: Fault): "describe" | "encrypt" | "decrypt" {
+  return variety < 0.3 ? "describe" : variety < 0.7 ? "encrypt" : "decrypt";
+}
+
 export function concerns(fault: Fault, node: number): boolean {
   return fault.node === undefined || fault.node === node;
 }
 
+/** They change the material, and with it the key check value; what comes back after them is a former one. */
+const CHANGES_MATERIAL: readonly FaultKind[] = [
+  ...(["wrongAddress", "staleReplica", "splitMaterial"] as const),
+  ...(["materialReplaced", "failover", "versionBack"] as const),
+];
+
+export function aftermathMs({ kind }: Fault, { tells }: Settings): number {
+  const { aftermathMs: ms } = FAULTS[kind];
+  if (!tells.kcv) {
+    return ms;
+  }
+  return CHANGES_MATERIAL.includes(kind)
+    ? Math.max(ms, OLDER_NOTICED_MS)
+    : kind === "rotated"
+      ? ms + KCV_NOTICED_MS
+      : ms;
+}
+
 /** While a fault lasts, and as long as it may be seen after its end or, where it has none, after its beginning. */
-export function disturbedUntil(fault: Fault): number {
-  const { atMs, durationMs, kind } = fault;
+export function disturbedUntil(fault: Fault, settings: Settings): number {
+  const { atMs, durationMs } = fault;
   // Once all is well again one more well probe has to come: for a rotation or a changed file meanwhile.
   return (
     atMs +
     (Number.isFinite(durationMs) ? durationMs : 0) +
-    FAULTS[kind].aftermathMs +
+    aftermathMs(fault, settings) +
     WELL_MS +
     2 * SECOND
   );
 }
 
+/** What names a key's material, and where. */
+export interface Tells {
+  readonly versionByDescribe: boolean;
+  readonly versionByEncrypt: boolean;
+  readonly kcv: boolean;
+}
+const VERSION: Tells = { versionByDescribe: true, versionByEncrypt: true, kcv: false };
+const VERSION_AND_KCV: Tells = { ...VERSION, kcv: true };
+const ONLY_KCV: Tells = { versionByDescribe: false, versionByEncrypt: false, kcv: true };
+const VERSION_BY_ENCRYPT: Tells = { ...ONLY_KCV, versionByEncrypt: true, kcv: false };
+
 export interface Settings {
   readonly seed: number;
   readonly nodes: number;
   readonly apis: readonly ("v1" | "v2")[];
-  readonly tellsKcv: boolean;
+  readonly tells: Tells;
+  /** The secret is a PIN: HSMs lock. */
+  readonly hasPin: boolean;
   readonly maxUses: number;
   readonly maxAgeMs: number;
   readonly cacheSize: number;
@@ -192,7 +267,11 @@ export function historyOf(seed: number): History {
     seed,
     nodes,
     apis,
-    tellsKcv: random.chance(0.6),
+    tells: random.pick([
+      ...[VERSION, VERSION, VERSION_AND_KCV, VERSION_AND_KCV, VERSION_AND_KCV],
+      ...[ONLY_KCV, ONLY_KCV, VERSION_BY_ENCRYPT],
+    ]),
+    hasPin: random.chance(0.2),
     maxUses,
     maxAgeMs: random.pick([7 * 24 * HOUR, 7 * 24 * HOUR, 20 * MINUTE]),
     cacheSize: random.pick([16_384, 16_384, 16_384, 3, 0]),
@@ -212,6 +291,8 @@ export function historyOf(seed: number): History {
       faults.push(...coldInAnOutage(random, atMs, settings));
     } else if (drawn < 0.07) {
       faults.push(...replacedInABurst(random, atMs, settings, pace.longestMs));
+    } else if (drawn < 0.09) {
+      faults.push(...revokedAmidReads(random, atMs, settings));
     } else {
       faults.push(faultOf(random, random.pick(WEIGHTED), atMs, settings, pace.longestMs));
     }
@@ -311,5 +392,20 @@ function replacedInABurst(
   return [
     of("objectsRewritten", 0),
     { ...replaced, kmsKeyId: "current", durationMs: Number.POSITIVE_INFINITY },
+  ];
+}
+
+/** A cold plugin reads slowly while its key is revoked: an answer may come after the revocation. */
+function revokedAmidReads(random: Random, atMs: number, settings: Settings): Fault[] {
+  const node = random.int(settings.nodes);
+  const of = (kind: FaultKind, inMs: number, durationMs: number) => ({
+    ...faultOf(random, kind, atMs + inMs, settings, SECOND),
+    durationMs,
+  });
+  return [
+    { ...of("pluginKilled", 0, SECOND), node },
+    { ...of("slow", 3 * SECOND, 20 * SECOND), node, variety: 1 },
+    { ...of("apiServerRestarted", 4 * SECOND, 0), node },
+    of("disabled", random.between(4 * SECOND, 8 * SECOND), 2 * MINUTE),
   ];
 }

@@ -13,7 +13,8 @@ import {
 } from "./apiserver.ts";
 import { MINUTE, SECOND, type SimulatedTime } from "./clock.ts";
 import type { Coverage } from "./coverage.ts";
-import { type KmsKeyId, type Settings, WELL_MS } from "./faults.ts";
+import { type History, type KmsKeyId, type Settings, WELL_MS } from "./faults.ts";
+import { KeyRules } from "./key-rules.ts";
 import type { Answered, SimulatedKey4C } from "./key4c.ts";
 import type { LogLine, Plugin, PluginEvents, Rpc } from "./plugin.ts";
 import type { Rule } from "./rules.ts";
@@ -28,13 +29,13 @@ export const NEEDED_MS = 0.55 * SECOND;
 export const NEEDED_LATER_MS = 2.2 * SECOND;
 export const FIRST_MINUTE_MS = MINUTE;
 
+/** Probes that fail, until a finding rests. */
+const MANY_FAILURES = 30;
 /** A throttled answer: calls for the key that an operation had still to make, or an audit that is eight wide. */
 const MAX_CALLS_WHILE_THROTTLED = 8;
 const MAX_RETRY_AFTER_MS = 5 * MINUTE;
 const MAX_RETRY_AFTER_WITHOUT_KEK_MS = 15 * SECOND;
 const FIRST_THROTTLED_PAUSE_MS = SECOND;
-/** The same refused secret is tried so often. */
-const DENIED_PAUSE_MS = 30 * SECOND;
 /**
  * In each minute, of each key: where callers fail though probes succeed, one every 250 ms less a tenth; and a key that
  * is to become current is asked for in two probes.
@@ -42,12 +43,11 @@ const DENIED_PAUSE_MS = 30 * SECOND;
 const MAX_DESCRIBES_A_MINUTE = 300;
 /** A probe every 27 s, and what lies on either end. */
 const MAX_DESCRIBES_AT_REST = 5;
+/** The same of a key whose canary is lost for good: twice for each probe, and about a control. */
+const MAX_DESCRIBES_OF_LOST = 10;
 /** Calls at rest for each probe, each new local KEK and each one that was not known. */
 const MAX_CALLS_AT_REST = 24;
 const CALLS_OF_A_RENEWAL = 5;
-
-/** From the wrap of a local KEK until it is current: a verify, and calls that hang, are slow or are tried again. */
-const RENEWAL_MS = 20 * SECOND;
 
 export class Violation extends Error {
   readonly rule: Rule;
@@ -73,22 +73,23 @@ class Record {
   /** By key: when it was told that the key is disabled or deleted, since a success. */
   readonly verdicts = new Map<string, number[]>();
   /** By key: until when it was asked not to come, and how often it came all the same. */
-  readonly throttled = new Map<string, { sinceMs: number; untilMs: number; calls: Set<string> }>();
+  readonly throttled = new Map<string, { sinceMs: number; pauseMs: number; calls: Set<string> }>();
   readonly throttledAnswers = new Map<string, number>();
-  /** By key. */
-  readonly denied = new Map<string, { secret: string; atMs: number }>();
+  /** When a probe of any key failed last, but of one that is lost for good. */
+  failedAtMs = Number.NEGATIVE_INFINITY;
   asked = 0;
   minute = newMinute(0);
 }
 
 /** What invariants need to know of a history and of its machines. */
-interface Circumstances extends Settings {
+interface Circumstances extends Pick<History, "settings" | "faults"> {
   /** What is kept of a key on a node. */
   readonly keptOf: (node: number, kmsKeyId: string) => object | undefined;
 }
 
 export class Invariants implements PluginEvents, ApiServerEvents {
-  readonly #settings: Circumstances;
+  readonly #settings: Settings;
+  readonly #keptOf: Circumstances["keptOf"];
   readonly #time: SimulatedTime;
   readonly #key4c: SimulatedKey4C;
   readonly #coverage: Coverage;
@@ -100,14 +101,19 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   /** By node: how many did. */
   readonly needs: number[];
   violation: Violation | undefined;
+  /** Those of one key among others. */
+  readonly keys: KeyRules;
 
   constructor(
-    settings: Circumstances,
+    { settings, faults, keptOf }: Circumstances,
     time: SimulatedTime,
     key4c: SimulatedKey4C,
     coverage: Coverage,
   ) {
+    const fail = (rule: Rule, message: string) => this.fail(rule, message);
+    this.keys = new KeyRules({ settings, faults, time, key4c, coverage, fail });
     this.#settings = settings;
+    this.#keptOf = keptOf;
     this.#time = time;
     this.#key4c = key4c;
     this.#coverage = coverage;
@@ -142,11 +148,13 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     if (plugin === undefined || !this.isQuiet(node, boundMs)) {
       return;
     }
+    const token = this.#key4c.token(stored.wrapped);
     const isHeld = this.#of(plugin).run.some(
       ({ header }) => header.wrappedLocalKek === stored.wrapped,
     );
-    if (!isHeld && !this.#settings.tellsKcv) {
-      // The stated limit: a fresh process behind which nobody tells a key check value cannot know.
+    const isToldOfAnother = token?.material.includes("splitMaterial") === true;
+    if (!isHeld && (!this.#settings.tells.kcv || isToldOfAnother)) {
+      // The stated limit: a fresh process cannot know when nobody tells a key check value, or another replica's.
       this.#coverage.writesThatNobodyCouldKnow += 1;
       return;
     }
@@ -176,7 +184,8 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     }
     const view = this.#key4c.view(snapshot.kmsKeyId as Parameters<SimulatedKey4C["view"]>[0], node);
     const { keyVersion } = snapshot.header;
-    if (view.version > keyVersion) {
+    this.keys.expectToldMaterial(plugin, snapshot, view, where);
+    if (this.#settings.tells.versionByDescribe && view.version > keyVersion) {
       this.fail("S6", `${where}: version ${keyVersion} wraps, there is ${view.version}`);
       return;
     }
@@ -184,6 +193,10 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     const isLost = [snapshot, witness].some(
       ({ header }) => !this.#key4c.wouldGiveBack(header.wrappedLocalKek, node),
     );
+    if (isLost && this.#settings.tells.versionByEncrypt && view.version > keyVersion) {
+      this.fail("S13", `${where}: a higher version would be published by a fresh process`);
+      return;
+    }
     if (isLost && state !== "mismatch") {
       this.fail("S1", `${where}: Key4C does not unwrap what it wrapped, state ${state}`);
       return;
@@ -192,7 +205,8 @@ export class Invariants implements PluginEvents, ApiServerEvents {
       this.fail("S1", `${where}: nothing was said of what is lost`);
       return;
     }
-    const wanted = view.version < keyVersion ? "degraded" : "ok";
+    const wanted =
+      this.#settings.tells.versionByDescribe && view.version < keyVersion ? "degraded" : "ok";
     if (!isLost && state !== wanted) {
       const cause = plugin.health.failure?.message ?? "";
       this.fail("S6", `${where}: state ${state} instead of ${wanted}: ${cause}`);
@@ -210,6 +224,21 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     known.set(Buffer.from(stored.cipher).toString("latin1"), stored);
   }
 
+  read(plugin: Plugin, stored: Stored, code: status, startedAtMs: number): void {
+    this.keys.read(plugin, stored, code, startedAtMs);
+  }
+
+  /** What was held of a key may be wiped. */
+  forget(plugins: readonly (Plugin | undefined)[], kmsKeyId: KmsKeyId): void {
+    for (const { known } of plugins.flatMap((one) => (one === undefined ? [] : [this.#of(one)]))) {
+      for (const [name, { wrapped }] of known) {
+        if (this.#key4c.token(wrapped)?.kmsKeyId === kmsKeyId) {
+          known.delete(name);
+        }
+      }
+    }
+  }
+
   knownTo(plugin: Plugin): readonly Stored[] {
     return [...this.#of(plugin).known.values()];
   }
@@ -221,6 +250,9 @@ export class Invariants implements PluginEvents, ApiServerEvents {
       return;
     }
     const token = this.#key4c.token(stored.wrapped);
+    if (token !== undefined && this.keys.mayBeUnlisted(token.kmsKeyId)) {
+      return;
+    }
     const { snapshot } = plugin.keyring;
     const isPinned = snapshot?.header.wrappedLocalKek === stored.wrapped;
     if (this.#settings.cacheSize < 1_000 && !isPinned) {
@@ -254,10 +286,14 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     this.#coverage.cell(before, heard?.kind ?? "success");
     const { kmsKeyId } = key;
     const { state } = key.health;
+    this.keys.recorded(plugin, key);
+    if (heard !== undefined && key.health.memory.failures < MANY_FAILURES) {
+      this.#of(plugin).failedAtMs = this.#time.nowMs;
+    }
     if (state === "revoked" && before !== "revoked" && !this.#isRevoked(plugin, kmsKeyId)) {
       this.fail("S2", `node ${plugin.node} revokes ${kmsKeyId}, which nobody disabled for so long`);
     }
-    if (state === "revoked" && this.#settings.keptOf(plugin.node, kmsKeyId) !== undefined) {
+    if (state === "revoked" && this.#keptOf(plugin.node, kmsKeyId) !== undefined) {
       this.fail("S10", `node ${plugin.node} has ${kmsKeyId} revoked, and keeps local KEKs of it`);
     }
     if (state === "revoked") {
@@ -333,22 +369,12 @@ export class Invariants implements PluginEvents, ApiServerEvents {
       record.highestVersion.set(kmsKeyId, header.keyVersion);
       record.run = record.last?.keyId === keyId ? [...record.run, snapshot] : [snapshot];
       if (plugin.keyring.keys.current.key.takenOver === undefined) {
-        this.#expectReadableAnew(plugin, snapshot);
+        this.keys.published(plugin, snapshot);
       }
     } else {
       record.run = [];
     }
     record.last = snapshot;
-  }
-
-  // S9: what becomes current is given back to whoever connects now (rule R24)
-
-  #expectReadableAnew({ node }: Plugin, { header }: Snapshot): void {
-    const { wrappedLocalKek } = header;
-    const isChanging = this.#key4c.changedWithin(RENEWAL_MS, node);
-    if (!isChanging && !this.#key4c.wouldGiveBack(wrappedLocalKek, node)) {
-      this.fail("S9", `node ${node}: what becomes current is not given back on a new connection`);
-    }
   }
 
   // S6: see expectSteady, and what world.ts asks at a moment
@@ -362,8 +388,9 @@ export class Invariants implements PluginEvents, ApiServerEvents {
 
   answered(plugin: Plugin, answered: Answered): void {
     this.#coverage.key4cCalls += 1;
+    this.keys.answered(plugin, answered);
     const record = this.#of(plugin);
-    const { kmsKeyId, code, state, status: http } = answered;
+    const { kmsKeyId, code, state } = answered;
     const nowMs = this.#time.nowMs;
     const isUnusable =
       code === "KEY_DISABLED" ||
@@ -376,46 +403,30 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     }
     this.#countCall(plugin, record, answered);
     this.#obeysThrottling(plugin, record, answered);
-    const denied = record.denied.get(kmsKeyId);
-    if (
-      denied?.secret === answered.secret &&
-      answered.startedAtMs > denied.atMs &&
-      answered.startedAtMs < denied.atMs + DENIED_PAUSE_MS
-    ) {
-      this.fail(
-        "S7",
-        `node ${plugin.node} tries a refused secret again after ${(answered.startedAtMs - denied.atMs).toFixed(0)} ms`,
-      );
-    }
-    if (http === 401 || http === 403) {
-      record.denied.set(kmsKeyId, { secret: answered.secret, atMs: nowMs });
-    } else if (http === 200) {
-      record.denied.delete(kmsKeyId);
-    }
   }
 
   #isThrottled(plugin: Plugin, kmsKeyId: string, retryAfterMs: number | undefined): void {
     const record = this.#of(plugin);
     const answers = (record.throttledAnswers.get(kmsKeyId) ?? 0) + 1;
     record.throttledAnswers.set(kmsKeyId, answers);
-    const hasKek = plugin.keyring.snapshot?.kmsKeyId === kmsKeyId;
-    const maxMs = hasKek ? MAX_RETRY_AFTER_MS : MAX_RETRY_AFTER_WITHOUT_KEK_MS;
     const pauseMs =
       retryAfterMs ?? Math.min(30 * SECOND, FIRST_THROTTLED_PAUSE_MS * 2 ** (answers - 1));
     const sinceMs = this.#time.nowMs;
-    const untilMs = sinceMs + Math.min(maxMs, pauseMs);
-    record.throttled.set(kmsKeyId, { sinceMs, untilMs, calls: new Set() });
+    record.throttled.set(kmsKeyId, { sinceMs, pauseMs, calls: new Set() });
   }
 
   #obeysThrottling(plugin: Plugin, record: Record, answered: Answered): void {
-    const { keys } = plugin;
+    const { keys, keyring } = plugin;
     const pause = record.throttled.get(answered.kmsKeyId);
+    // Another key may wrap by now: who has nothing to continue with waits less.
+    const hasKek = keyring.snapshot?.kmsKeyId === answered.kmsKeyId;
+    const maxMs = hasKek ? MAX_RETRY_AFTER_MS : MAX_RETRY_AFTER_WITHOUT_KEK_MS;
     if (
       pause === undefined ||
       // The key that is to be the current one is asked for at the pace of the one that is.
       (keys.configured !== keys.current && answered.kmsKeyId === keys.configured.key.kmsKeyId) ||
       answered.startedAtMs <= pause.sinceMs ||
-      answered.startedAtMs >= pause.untilMs
+      answered.startedAtMs >= pause.sinceMs + Math.min(maxMs, pause.pauseMs)
     ) {
       return;
     }
@@ -441,8 +452,15 @@ export class Invariants implements PluginEvents, ApiServerEvents {
     now.renewals += operation === "encrypt" ? 1 : 0;
     now.calls += 1;
     const { node, keyring } = plugin;
-    const isAtRest = this.isQuiet(node, MINUTE) && plugin.state === "ok";
-    if (describes > (isAtRest ? MAX_DESCRIBES_AT_REST : MAX_DESCRIBES_A_MINUTE)) {
+    // A key that does not wrap has its canary asked for at every tenth probe only, and may be found lost late.
+    const sinceFailureMs = nowMs - record.failedAtMs;
+    const isAtRest =
+      this.isQuiet(node, MINUTE) && plugin.state === "ok" && sinceFailureMs > 2 * MINUTE;
+    const isLost = plugin.keys.members.some(
+      ({ key }) => key.kmsKeyId === kmsKeyId && key.health.failure !== undefined,
+    );
+    const atRest = isLost ? MAX_DESCRIBES_OF_LOST : MAX_DESCRIBES_AT_REST;
+    if (describes > (isAtRest ? atRest : MAX_DESCRIBES_A_MINUTE)) {
       this.fail(
         "S7",
         `node ${node}: ${describes} describes of ${kmsKeyId} in a minute, state ${plugin.state}`,
@@ -499,8 +517,9 @@ export class Invariants implements PluginEvents, ApiServerEvents {
   }
 
   expectNoKeyLeft(plugin: Plugin): void {
-    const { node, keyring } = plugin;
-    const held = keyring.keys.members.reduce((sum, { key }) => sum + key.holds.length, 0);
+    const { node, everyKey, keys } = plugin;
+    const every = new Set([...everyKey, ...keys.members.map(({ key }) => key)]);
+    const held = [...every].reduce((sum, key) => sum + key.holds.length, 0);
     if (plugin.liveKeks > held) {
       this.fail("S8", `node ${node}: ${plugin.liveKeks} local KEKs in memory, ${held} are held`);
     }

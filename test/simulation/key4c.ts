@@ -2,7 +2,7 @@
  * A Key4C by the contract of the README, in the same process and in simulated time: its keys are names of material,
  * and what it wrapped it remembers. What is wrong with it is asked anew at each request.
  */
-import { EPOCH_MS, type ProcessClock, Random, type SimulatedTime } from "./clock.ts";
+import { EPOCH_MS, MINUTE, type ProcessClock, Random, type SimulatedTime } from "./clock.ts";
 import {
   concerns,
   type Fault,
@@ -10,11 +10,16 @@ import {
   KEY_IDS,
   type KmsKeyId,
   MAX_NODES,
+  operationOf,
+  type Settings,
+  type Tells,
 } from "./faults.ts";
 
 /** What is told as the highest version: the largest that a plugin takes at all. */
 const ABSURD_VERSION = 2 ** 32 - 1;
 const MAX_LATENCY_MS = 40;
+/** A fault of one local KEK is about one of the last that were wrapped. */
+const RECENT_TOKENS = 60;
 
 interface Key {
   readonly version: number;
@@ -52,6 +57,9 @@ export interface Answered {
   /** `state` of a describe. */
   readonly state: string | undefined;
   readonly retryAfterMs: number | undefined;
+  /** What was told of the material. */
+  readonly version: number | undefined;
+  readonly kcv: string | undefined;
 }
 
 /** To Key4C, from one process. */
@@ -65,6 +73,8 @@ interface ActiveFault {
   readonly fault: Fault;
   /** The keys as they were when it began. */
   readonly keysBefore: Keys;
+  /** The local KEK that a fault of one is about. */
+  readonly wrapped: string;
 }
 
 interface Reply {
@@ -77,7 +87,7 @@ interface Reply {
 export class SimulatedKey4C {
   readonly #time: SimulatedTime;
   readonly #random: Random;
-  readonly #tellsKcv: boolean;
+  readonly #tells: Tells;
   #keys: Keys = Object.fromEntries(
     KEY_IDS.map((id) => [id, { version: 1, lowestVersion: 1 }]),
   ) as Keys; // each of KEY_IDS
@@ -88,10 +98,10 @@ export class SimulatedKey4C {
   /** By node: how often its secret was replaced. */
   readonly #secrets: number[] = [];
 
-  constructor(time: SimulatedTime, seed: number, tellsKcv: boolean) {
+  constructor(time: SimulatedTime, { seed, tells }: Settings) {
     this.#time = time;
     this.#random = new Random(seed + 1);
-    this.#tellsKcv = tellsKcv;
+    this.#tells = tells;
   }
 
   begin(fault: Fault): void {
@@ -102,9 +112,14 @@ export class SimulatedKey4C {
     } else if (fault.kind === "versionDestroyed") {
       this.#keys = { ...this.#keys, [kmsKeyId]: { ...key, lowestVersion: key.version } };
     } else if (fault.kind === "credentialReplacedLate" && fault.node !== undefined) {
-      this.#secrets[fault.node] = (this.#secrets[fault.node] ?? 0) + 1;
+      this.replaceSecretOf(fault.node);
     }
-    this.#active = [...this.#active, { fault, keysBefore: this.#keys }];
+    const recent = [...this.#tokens]
+      .filter(([, token]) => token.kmsKeyId === kmsKeyId)
+      .map(([wrapped]) => wrapped)
+      .slice(-RECENT_TOKENS);
+    const wrapped = recent[Math.floor(fault.variety * 997) % recent.length] ?? "";
+    this.#active = [...this.#active, { fault, keysBefore: this.#keys, wrapped }];
     this.#changed(fault);
   }
 
@@ -123,15 +138,20 @@ export class SimulatedKey4C {
       node === undefined ? fault.node === undefined : concerns(fault, node),
     );
     const onKey = of.filter(({ fault }) => fault.kmsKeyId === kmsKeyId);
-    const stale =
-      connection?.replica === 1 ? of.find(({ fault }) => fault.kind === "staleReplica") : undefined;
+    const stale = of.find(
+      ({ fault }) => fault.kind === "staleReplica" && this.#isOnOther(fault, connection),
+    );
     let { version, lowestVersion } = (stale?.keysBefore ?? this.#keys)[kmsKeyId];
     const changes: { readonly from: number; readonly to: number; readonly name: string }[] = [];
     for (const { fault, keysBefore } of onKey) {
       const before = keysBefore[kmsKeyId].version;
       const name = `${fault.kind}@${fault.atMs}`;
       const isKept = connection !== undefined && connection.openedAtMs < fault.atMs;
-      if (fault.kind === "materialReplaced" || (fault.kind === "failover" && !isKept)) {
+      if (
+        fault.kind === "materialReplaced" ||
+        (fault.kind === "failover" && !isKept) ||
+        (fault.kind === "splitMaterial" && this.#isOnOther(fault, connection))
+      ) {
         changes.push({ from: 1, to: before, name });
       } else if (fault.kind === "versionBack") {
         const by = 1 + Math.floor(fault.variety * 2);
@@ -164,6 +184,18 @@ export class SimulatedKey4C {
     };
   }
 
+  /** Of two replicas that disagree a request meets one: by chance, by its connection, or in turn by the minute. */
+  #isOnOther({ variety }: Fault, connection: Connection | undefined): boolean {
+    if (connection === undefined) {
+      return false; // whoever connects now may meet either: this is the one that stays
+    }
+    return variety < 1 / 3
+      ? this.#random.chance(0.5)
+      : variety < 2 / 3
+        ? connection.replica === 1
+        : Math.floor(this.#time.nowMs / MINUTE) % 2 === 1;
+  }
+
   /** Whether a node that asked now would be given it back. */
   wouldGiveBack(wrapped: string, node?: number): boolean {
     const token = this.#tokens.get(wrapped);
@@ -194,6 +226,18 @@ export class SimulatedKey4C {
   /** The secret that this node must send now. */
   secretOf(node: number): string {
     return `user-${node}-${this.#secrets[node] ?? 0}`;
+  }
+
+  /** Whether the operator has taken it out of KMS_PREVIOUS_KEY_IDS_FILE. */
+  isUnlisted(kmsKeyId: KmsKeyId): boolean {
+    return this.#active.some(
+      ({ fault }) => fault.kind === "keyUnlisted" && fault.kmsKeyId === kmsKeyId,
+    );
+  }
+
+  /** The operator replaces what is refused. */
+  replaceSecretOf(node: number): void {
+    this.#secrets[node] = (this.#secrets[node] ?? 0) + 1;
   }
 
   faultOf(node: number, ...kinds: readonly FaultKind[]): Fault | undefined {
@@ -267,8 +311,10 @@ export class SimulatedKey4C {
         cancel = later(latencyMs / 2, () =>
           settle(() => {
             const body = typeof reply.body === "string" ? reply.body : JSON.stringify(reply.body);
-            const field = (name: "code" | "state") =>
+            const field = (name: "code" | "state" | "kcv") =>
               typeof reply.body === "object" ? memberOf(reply.body, name) : undefined;
+            const version =
+              typeof reply.body === "object" ? Reflect.get(reply.body, "version") : undefined;
             told({
               node,
               kmsKeyId: asked.kmsKeyId,
@@ -280,6 +326,8 @@ export class SimulatedKey4C {
               code: field("code"),
               state: field("state"),
               retryAfterMs: reply.retryAfterMs,
+              version: typeof version === "number" ? version : undefined,
+              kcv: field("kcv"),
             });
             const headers =
               reply.retryAfter === undefined ? {} : { "Retry-After": reply.retryAfter };
@@ -308,6 +356,10 @@ export class SimulatedKey4C {
         : { status: 401, body: { code: "DENIED", message: "who are you?" } };
     }
     const { kmsKeyId } = asked;
+    const ofOperation = this.#replyOfOperation(node, asked);
+    if (ofOperation !== undefined) {
+      return ofOperation;
+    }
     const wrong = this.faultOf(node, "wrongAddress");
     if ((wrong && wrong.variety < 0.5) || this.#keyFaultOf(node, "notFound", kmsKeyId)) {
       return { status: 404, body: { code: "KEY_NOT_FOUND", message: "no such key" } };
@@ -326,6 +378,34 @@ export class SimulatedKey4C {
     return asked.operation === "encrypt"
       ? this.#encrypt(view, asked, node)
       : this.#decrypt(view, asked, node);
+  }
+
+  /** What is wrong with one operation on one key, or with one local KEK. */
+  #replyOfOperation(node: number, { operation, kmsKeyId, ciphertext }: Asked): Reply | undefined {
+    const isOf = (fault: Fault) => fault.kmsKeyId === kmsKeyId && concerns(fault, node);
+    const isOn = (kind: FaultKind) =>
+      this.#active.some(
+        ({ fault }) => fault.kind === kind && isOf(fault) && operationOf(fault) === operation,
+      );
+    if (isOn("operationDenied")) {
+      return { status: 403, body: { code: "DENIED", message: "no right" } };
+    }
+    if (isOn("operationFails")) {
+      return { status: 503, body: { errors: ["partition away"] } };
+    }
+    const throttled = this.#keyFaultOf(node, "keyThrottled", kmsKeyId);
+    if (throttled !== undefined) {
+      return this.#throttled(0.4 + throttled.variety * 0.4);
+    }
+    const kek = this.#active.find(
+      ({ fault, wrapped }) => fault.kind === "kekFails" && wrapped === ciphertext,
+    );
+    if (kek === undefined || operation !== "decrypt") {
+      return undefined;
+    }
+    return kek.fault.variety < 0.5
+      ? { status: 500, body: { errors: ["object damaged"] } }
+      : { status: 400, body: { code: "E_PARAM", message: "not a ciphertext" } };
   }
 
   #replyOfSomebodyElse(node: number): Reply | undefined {
@@ -381,9 +461,11 @@ export class SimulatedKey4C {
       status: 200,
       body: {
         keyId: kmsKeyId,
-        version: isAbsurd ? ABSURD_VERSION : view.version,
         state: view.state,
-        ...(this.#tellsKcv && { kcv: kcvOf(view.material(view.version)) }),
+        ...(this.#tells.versionByDescribe && {
+          version: isAbsurd ? ABSURD_VERSION : view.version,
+        }),
+        ...(this.#tells.kcv && { kcv: kcvOf(view.material(view.version)) }),
       },
     };
   }
@@ -398,7 +480,10 @@ export class SimulatedKey4C {
     this.#tokens.set(wrapped, { kmsKeyId, version, material, plaintext, aad });
     return {
       status: 200,
-      body: { ciphertext: wrapped, version: isAbsurd ? ABSURD_VERSION : version },
+      body: {
+        ciphertext: wrapped,
+        ...(this.#tells.versionByEncrypt && { version: isAbsurd ? ABSURD_VERSION : version }),
+      },
     };
   }
 
@@ -442,7 +527,7 @@ function read(url: string, { headers, body }: BunFetchRequestInit): Asked {
     operation,
     kmsKeyId,
     requestId: headers.get("X-Request-Id") ?? "",
-    secret: headers.get("X-Key4C-User-Id") ?? "",
+    secret: headers.get("X-Pin") ?? headers.get("X-Key4C-User-Id") ?? "",
   };
 }
 
@@ -451,6 +536,6 @@ function memberOf(of: object, name: string): string | undefined {
   return typeof value === "string" ? value : undefined;
 }
 
-function kcvOf(material: string): string {
+export function kcvOf(material: string): string {
   return Bun.hash.crc32(material).toString(16).padStart(8, "0").toUpperCase();
 }

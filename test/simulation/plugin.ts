@@ -15,7 +15,8 @@ import { KeyManagementService as KmsV1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as KmsV2 } from "../../src/gen/v2/api_pb.ts";
 import { Health } from "../../src/health/health.ts";
 import { Key4C } from "../../src/key4c/client.ts";
-import { DEFAULT_PROFILE } from "../../src/key4c/profile.ts";
+import defaultProfile from "../../src/key4c/key4c.profile.json";
+import { DEFAULT_PROFILE, type Profile, parseProfile } from "../../src/key4c/profile.ts";
 import { LocalKek } from "../../src/keys/envelope.ts";
 import { Key, type Snapshot } from "../../src/keys/key.ts";
 import type { State } from "../../src/keys/key-health.ts";
@@ -32,7 +33,7 @@ import type { Machine } from "./machine.ts";
 /** What kube-apiserver waits by default. */
 export const CALL_TIMEOUT_MS = 3_000;
 /** Over a unix socket, both ways. */
-const SOCKET_MS = 0.2;
+export const SOCKET_MS = 0.2;
 
 type Implementation = (
   call: ServerUnaryCall<Buffer, Buffer>,
@@ -76,6 +77,7 @@ Key.prototype.record = function (met) {
   const before = this.health.state;
   reallyRecord.call(this, met);
   const owner = owners.get(ProcessClock.running as ProcessClock);
+  owner?.plugin.everyKey.add(this);
   owner?.events.heard(owner.plugin, this, before, met);
 };
 
@@ -109,6 +111,8 @@ export class Plugin {
   readonly keys: KeySet;
   readonly keyring: Keyring;
   readonly health: Health;
+  /** Those that left the configuration too. */
+  readonly everyKey = new Set<Key>();
   readonly inFlight = { count: 0 };
   /** RPCs that were delivered and not answered. */
   unanswered = 0;
@@ -127,7 +131,7 @@ export class Plugin {
     readonly key4c: SimulatedKey4C;
     readonly secret: () => string;
     readonly kmsKeyId: () => string;
-    readonly previousKeyIds: readonly string[];
+    readonly previousKeyIds: () => readonly string[];
     readonly machine: Machine;
     readonly events: PluginEvents;
   }) {
@@ -142,8 +146,9 @@ export class Plugin {
     owners.set(clock, { plugin: this, events });
     const service = new Key4C({
       url: "https://key4c.simulated",
-      profile: DEFAULT_PROFILE,
-      credentials: () => ({ userId: options.secret() }),
+      profile: profileOf(settings),
+      credentials: () =>
+        settings.hasPin ? { userId: "user", pin: options.secret() } : { userId: options.secret() },
       tls: () => ({}),
       userAgent: "simulation",
       log,
@@ -153,7 +158,7 @@ export class Plugin {
     const { maxUses, maxAgeMs, cacheSize, intervalMs } = settings;
     this.keyring = new Keyring({
       service,
-      configured: { kmsKeyId: options.kmsKeyId, previousIds: () => options.previousKeyIds },
+      configured: { kmsKeyId: options.kmsKeyId, previousIds: options.previousKeyIds },
       limits: settings,
       ...{ maxUses, maxAgeMs, cacheSize, log, clock },
       keeper: options.machine.keeper(clock, log),
@@ -263,6 +268,24 @@ export class Plugin {
     );
     return promise;
   }
+}
+
+/** The default one, without what this Key4C does not tell, and with a PIN where one is wanted. */
+function profileOf({ tells, hasPin }: Settings): Profile {
+  const { headers, describe, encrypt } = defaultProfile;
+  const { version: _, ...told } = describe.result;
+  const { version: __, ...wrapped } = encrypt.result;
+  const { versionByDescribe, versionByEncrypt } = tells;
+  return versionByDescribe && versionByEncrypt && !hasPin
+    ? DEFAULT_PROFILE
+    : parseProfile(
+        JSON.stringify({
+          ...defaultProfile,
+          headers: hasPin ? { ...headers, "X-Pin": "{pin}" } : headers,
+          describe: versionByDescribe ? describe : { ...describe, result: told },
+          encrypt: versionByEncrypt ? encrypt : { ...encrypt, result: wrapped },
+        }),
+      );
 }
 
 const NO_METADATA = { get: () => ["grpc-go/1.72.1"] } as unknown as ServerUnaryCall<

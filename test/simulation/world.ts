@@ -7,9 +7,9 @@ import { ApiServer, decryptStored, type Etcd } from "./apiserver.ts";
 import { EPOCH_MS, MINUTE, Random, SECOND, SimulatedTime } from "./clock.ts";
 import type { Coverage } from "./coverage.ts";
 import {
+  aftermathMs,
   concerns,
   disturbedUntil,
-  FAULTS,
   type Fault,
   type FaultKind,
   type History,
@@ -38,6 +38,8 @@ const STEADY_EVERY_MS = 10 * SECOND;
 const AUDIT_EVERY_MS = 45 * SECOND;
 const SNAPSHOT_EVERY_MS = 20 * MINUTE;
 const SNAPSHOTS = 4;
+/** What is held of a key that left the list is usable again for ten minutes, and then wiped. */
+const WITHHELD_MS = 9 * MINUTE;
 /** Reads that fail while somebody lists: one alone may have been before the last probe. */
 const MANY_NEEDS = 3;
 /** Time for the last calls to end: the budget of a call that nobody waits for any more, and a well probe. */
@@ -87,9 +89,9 @@ class World {
     this.#history = history;
     this.#coverage = coverage;
     this.#random = new Random(settings.seed + 2);
-    this.#key4c = new SimulatedKey4C(this.time, settings.seed, settings.tellsKcv);
+    this.#key4c = new SimulatedKey4C(this.time, settings);
     this.invariants = new Invariants(
-      { ...settings, keptOf: (node, kmsKeyId) => this.#machines[node]?.kept(kmsKeyId) },
+      { ...history, keptOf: (node, kmsKeyId) => this.#machines[node]?.kept(kmsKeyId) },
       this.time,
       this.#key4c,
       coverage,
@@ -129,7 +131,7 @@ class World {
       key4c: this.#key4c,
       secret: () => this.#secrets[node] ?? "",
       kmsKeyId: () => this.#configured[node] ?? "",
-      previousKeyIds: KEY_IDS,
+      previousKeyIds: () => KEY_IDS.filter((id) => !this.#key4c.isUnlisted(id)),
       machine,
       events: this.invariants,
     });
@@ -212,13 +214,18 @@ class World {
     const { kind, node = 0 } = fault;
     const isForEver = !Number.isFinite(fault.durationMs);
     this.#expectVerdict(fault);
+    const wanted = kind === "keyFileChanged" ? this.#keyAfter(fault) : undefined;
+    this.invariants.keys.begins(fault, this.#plugins, wanted);
     for (const [index, untilMs] of this.invariants.disturbedUntilMs.entries()) {
       if (concerns(fault, index)) {
         this.#hiddenUntilMs[index] = Math.max(
           this.#hiddenUntilMs[index] ?? 0,
-          disturbedUntil(fault),
+          disturbedUntil(fault, this.#history.settings),
         );
-        this.#lossMs = Math.max(this.#lossMs, isForEver ? FAULTS[kind].aftermathMs : 0);
+        this.#lossMs = Math.max(
+          this.#lossMs,
+          isForEver ? aftermathMs(fault, this.#history.settings) : 0,
+        );
         // What is lost for good is noticed when nothing else hides it any more.
         const noticedMs = (this.#hiddenUntilMs[index] ?? 0) + this.#lossMs;
         this.invariants.disturbedUntilMs[index] = Math.max(untilMs, noticedMs);
@@ -238,8 +245,13 @@ class World {
       case "pluginPaused":
         this.#plugins[node]?.clock.pause();
         return;
+      case "keyUnlisted":
+        if (fault.durationMs > WITHHELD_MS) {
+          this.invariants.forget(this.#plugins, fault.kmsKeyId);
+        }
+        return;
       case "keyFileChanged":
-        this.#changeKey(fault);
+        this.#changeKey(fault, this.#keyAfter(fault));
         return;
       case "wallClockJumped":
         this.time.wallOffsetMs = (fault.variety - 0.5) * 48 * 60 * MINUTE;
@@ -280,19 +292,34 @@ class World {
       }
     } else if (kind === "credentialReplacedLate") {
       this.#secrets[node] = this.#key4c.secretOf(node);
+    } else if (kind === "denied" && this.#history.settings.hasPin) {
+      this.#replacePins(fault);
     } else if (AWAY.includes(kind)) {
       this.#expectHealed(fault);
     }
   }
 
   /** The operator changes the file of one node after the other. */
-  #changeKey({ kmsKeyId, variety }: Fault): void {
+  #keyAfter({ kmsKeyId }: Fault): KmsKeyId {
     const other = this.#configured[0] === "current" ? "next" : "current";
-    const wanted = kmsKeyId === this.#configured[0] ? other : kmsKeyId;
+    return kmsKeyId === this.#configured[0] ? other : kmsKeyId;
+  }
+
+  #changeKey({ variety }: Fault, wanted: KmsKeyId): void {
     for (const node of this.#configured.keys()) {
       this.time.after(node * variety * SECOND, () => {
         this.#configured[node] = wanted;
       });
+    }
+  }
+
+  /** A PIN that was refused is not presented for ever: the operator sets another. */
+  #replacePins(fault: Fault): void {
+    for (const node of this.#secrets.keys()) {
+      if (concerns(fault, node)) {
+        this.#key4c.replaceSecretOf(node);
+        this.#secrets[node] = this.#key4c.secretOf(node);
+      }
     }
   }
 
@@ -322,6 +349,12 @@ class World {
           this.#openKnown(plugin, stored).catch(report);
         }
       }
+      const unlisted = known.filter(({ wrapped }) =>
+        this.invariants.keys.isRefusedTo(plugin, this.#key4c.token(wrapped)?.kmsKeyId),
+      );
+      if (unlisted.length > 0) {
+        this.#openUnlisted(plugin, this.#random.pick(unlisted)).catch(report);
+      }
     }
   }
 
@@ -350,6 +383,15 @@ class World {
     }
     if (!plugin.clock.isPaused && plugin.clock.resumedAtMs === resumedAtMs) {
       this.invariants.openedKnown(plugin, stored, "ok" in outcome ? status.OK : outcome.code);
+    }
+  }
+
+  /** S12: a key that is not configured is refused. */
+  async #openUnlisted(plugin: Plugin, stored: Parameters<typeof decryptStored>[1]): Promise<void> {
+    const { resumedAtMs } = plugin.clock;
+    const outcome = await decryptStored(plugin, stored);
+    if (!plugin.clock.isPaused && plugin.clock.resumedAtMs === resumedAtMs) {
+      this.invariants.keys.openedUnlisted(plugin, "ok" in outcome ? status.OK : outcome.code);
     }
   }
 
@@ -401,7 +443,7 @@ class World {
 
   /** S6: what a fault leads to, if it befalls a quiet node and lasts. */
   #expectVerdict(fault: Fault): void {
-    const { revocationGraceMs, outageGraceMs } = this.#history.settings;
+    const { revocationGraceMs, outageGraceMs, tells } = this.#history.settings;
     for (const plugin of this.#plugins) {
       if (
         plugin === undefined ||
@@ -425,14 +467,19 @@ class World {
           disabled: ["revoked", revocationGraceMs],
           deleted: ["revoked", revocationGraceMs],
           notFound: ["mismatch", notFoundMs],
-          materialReplaced: ["mismatch", 10 * SECOND],
+          ...(!tells.kcv && { materialReplaced: ["mismatch", 10 * SECOND] as const }),
         }),
-        wrongAddress: ["mismatch", fault.variety < 0.5 ? notFoundMs : 10 * SECOND],
+        // Another key check value is followed soon after: S13.
+        ...(fault.variety < 0.5 && { wrongAddress: ["mismatch", notFoundMs] as const }),
+        ...(fault.variety >= 0.5 &&
+          !tells.kcv && { wrongAddress: ["mismatch", 10 * SECOND] as const }),
         ...(outageGraceMs !== undefined && {
           refused: ["expired", outageGraceMs],
           hangs: ["expired", outageGraceMs],
           status503: ["expired", outageGraceMs],
           denied: ["expired", outageGraceMs],
+          throttled: ["expired", outageGraceMs],
+          ...(isOfCurrent && { keyThrottled: ["expired", outageGraceMs] as const }),
         }),
       };
       const [wanted, graceMs] = verdicts[fault.kind] ?? [];
@@ -456,7 +503,7 @@ class World {
       this.time.after(boundMs, () => {
         if (plugin.state !== wanted) {
           this.invariants.fail(
-            "S6",
+            fault.kind.toLowerCase().endsWith("throttled") ? "S15" : "S6",
             `node ${node}: ${fault.kind} for ${boundMs} ms, and the state is ${plugin.state} instead of ${wanted}`,
           );
         }
