@@ -211,6 +211,14 @@ test("a secret that worked and is refused twice is refused everywhere; it is pre
   expect(asked).toEqual(["describe a", "decrypt a", "describe a again"]);
 });
 
+test("a right that is withdrawn from the operation that was accepted last: the control is another one", async () => {
+  const { asked, asks } = guarded();
+  expect(await asks("describe a", PIN, "ok")).toBe("ok");
+  expect(await asks("decrypt a", PIN, "ok")).toBe("ok");
+  expect(await asks("decrypt a", PIN, "code", "ok")).toBe("denied call");
+  expect(asked.at(-1)).toBe("describe a again");
+});
+
 test("calls that are refused at the same time make one control, and others wait for it", async () => {
   const { asked, asks, call, answer } = guarded();
   expect(await asks("describe a", PIN, "ok")).toBe("ok");
