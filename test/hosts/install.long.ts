@@ -63,7 +63,7 @@ const hostCase = cases("install on clusters", async () => {
 async function install({ machine }: ClusterNode): Promise<string> {
   const { exitCode, stdout, stderr } = await machine.try(INSTALL_POD, { input: "the-token" });
   expect({ exitCode, stderr }).toMatchObject({ exitCode: 0 });
-  return stdout;
+  return stdout.slice(stdout.indexOf("\n\n#")); // behind what ctr says
 }
 
 const isWell = async ({ machine }: ClusterNode) => {
