@@ -5,11 +5,10 @@ import { figure } from "../e2e/process.ts";
 import { cases } from "./cases.ts";
 import { KEY4C_FILES, startKey4C } from "./key4c.ts";
 import { Machine } from "./machine.ts";
-import { INSTALL, RELEASE, releaseArchive } from "./runbook.ts";
+import { INSTALL_SERVICE, RELEASE, releaseArchive } from "./runbook.ts";
 
 const SERVICE = "key4c-kms-plugin.service";
 const KEY_UNIT = "key4c-kms-cache-key.service";
-const SETTINGS = ". /etc/key4c-kms/env";
 const KEY_FILE = "/run/key4c-kms-cache-key/key";
 
 let machine: Machine;
@@ -43,7 +42,10 @@ const away = {
   refuses: "systemctl disable --quiet --now emulated-key4c",
   hangs: `systemctl disable --quiet --now emulated-key4c; systemctl enable --quiet --now hole.socket`,
 };
-const back = `systemctl disable --quiet --now hole.socket; systemctl enable --quiet --now emulated-key4c`;
+/** Key4C answers, and the plugin has heard it. */
+const back = `systemctl disable --quiet --now hole.socket; systemctl stop hole.service
+  systemctl enable --quiet --now emulated-key4c
+  for i in $(seq 300); do curl -s 127.0.0.1:9640/readyz | grep -q '^ok' && exit; sleep 0.2; done; exit 1`;
 type Outage = keyof typeof away;
 
 /** Wraps a DEK into a file. */
@@ -71,12 +73,8 @@ hostCase("installed with what is kept in memory, for the user of the service alo
     "/etc/systemd/system/hole.service",
     "[Service]\nExecStart=/bin/sleep infinity\n",
   );
-  const [units = ""] = commandsOf(
-    "docs/install.md",
-    "As a systemd service (bare metal, k3s, RKE2)",
-  );
-  await machine.run(`${INSTALL}\n${units}`);
-  await machine.run(`${SETTINGS}\n${commandsOf("docs/restart.md", "In memory")[0]}`);
+  await machine.run(INSTALL_SERVICE, { input: "the-token\n" });
+  await machine.run(commandsOf("docs/restart.md", "In memory")[0] ?? "");
   await isOk();
   await wrap("first");
   const listed = await machine.run("find /run/private/key4c-kms-cache -printf '%y %m %U\\n'");
@@ -107,16 +105,16 @@ hostCase("what is in memory ends with a reboot", async () => {
 });
 
 hostCase("sealed by a key that systemd-creds opens at boot", async () => {
-  const [printKeyUnit, printService] = commandsOf("docs/restart.md", "Sealed");
+  const [printKeyUnit = "", install = ""] = commandsOf("docs/restart.md", "Sealed");
   // Its own comments, typed; this machine has no TPM.
-  const unit = await machine.run(`${SETTINGS}\n${printKeyUnit}`);
+  const unit = await machine.run(printKeyUnit);
   const typed = [...unit.matchAll(/^# {3}((?:mkdir|head|systemctl) .*)$/gm)].map(
     ([, line]) => line,
   );
   expect(typed).toHaveLength(3);
   await machine.run(typed.join("\n").replace("--with-key=tpm2", "--with-key=host"));
   expect(await machine.run(`stat -c '%a %U %s' ${KEY_FILE}`)).toBe("600 root 32\n");
-  await machine.run(`${SETTINGS}\n${printService}`);
+  await machine.run(install);
   await isOk();
   expect(await machine.run(`journalctl -b -u ${SERVICE}`)).toContain('"form":"sealed"');
   await wrap("second");
@@ -161,10 +159,10 @@ hostCase("a sealing key that cannot be opened costs the cache, and not the start
   );
 });
 
-hostCase("forget: nothing is left", async () => {
-  await machine.run(`systemctl stop ${SERVICE} key4c-kms-plugin.socket`);
-  expect(await machine.run(commandsOf("docs/restart.md", "Turn it off")[0] ?? "")).toMatch(
-    /^removed \d/,
-  );
+hostCase("turned off, as restart.md has it: nothing is left", async () => {
+  const [turnOff = ""] = commandsOf("docs/restart.md", "Turn it off");
+  expect(await machine.run(turnOff)).toMatch(/^removed \d/m);
+  await isOk();
   expect(await machine.run("find /var/lib/private/key4c-kms-cache -type f")).toBe("");
+  expect(await machine.run(`systemctl cat ${SERVICE}`)).not.toContain("key4c-kms-cache");
 });

@@ -112,7 +112,9 @@ function draftOwnFile(
 function withSettings(text: string, settings: ReadonlyMap<string, string>): string {
   let result = text.endsWith("\n") ? text : `${text}\n`;
   for (const [name, value] of settings) {
-    const found = new RegExp(`^\\s*${name}\\s*=\\s*(["']?)(.*?)\\1\\s*$`, "m").exec(result);
+    const found = new RegExp(`^[ \\t]*${name}[ \\t]*=[ \\t]*(["']?)(.*?)\\1[ \\t]*$`, "m").exec(
+      result,
+    );
     if (found === null) {
       result += `${name}=${value}\n`;
     } else if (found[2] !== value) {
