@@ -75,7 +75,7 @@ export class HealthRecord {
   }
 
   /**
-   * Takes up what an earlier process knew: when Key4C last answered it. An outage that goes on began then; no answer at
+   * Takes up what an earlier process knew: when Key4C last answered it. An outage that lasts began then; no answer at
    * all is one.
    */
   resume(lastSuccessMsAgo: number): void {
