@@ -101,7 +101,7 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     retry: false,
     headline: "Key4C does not unwrap a local KEK that it wrapped",
     remedy:
-      "restore the key material, or rotate the key in Key4C or name another one; then rewrite all objects and prove it with inspect --verify; do not restart plugin or API server before that: only they can still read the data (docs/runbooks/mismatch.md)",
+      "do not restart plugin or API server: only they can still read the data; see whether only this node differs, which is its address or credential; otherwise restore the key material, or rotate the key in Key4C or name another one, then rewrite all objects and prove it with inspect --verify (docs/runbooks/mismatch.md)",
   },
   olderVersion: {
     code: status.UNAVAILABLE,

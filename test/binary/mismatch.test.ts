@@ -93,7 +93,7 @@ async function isReplaced(
   const told = plugin.told().at(-1);
   expect(told).toMatchObject({ level: "error", state: "mismatch", kind: "mismatch" });
   expect(told?.cause).toMatch(/not the local KEK [0-9a-f]{16}/);
-  expect(told?.remedy).toMatch(/rotate.*rewrite.*do not restart plugin or API server/);
+  expect(told?.remedy).toMatch(/do not restart plugin or API server.*rotate.*rewrite/);
   expect((await plugin.readyz()).status).toBe(503);
   await plugin.untilLogged(/local KEKs are orphaned/);
   const { mismatch, orphaned } = await metricsOf(plugin);
