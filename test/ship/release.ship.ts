@@ -11,7 +11,7 @@ import {
   rmSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { version } from "../../package.json";
 import { changesOf } from "../../src/build/notes.ts";
 import { imageArchive } from "../../src/build/oci.ts";
@@ -120,14 +120,21 @@ test("a changed sum, a changed file and the signature of another key are refused
 });
 
 test("an archive has one directory: binary, licences, documents, and nothing of the machine", async () => {
-  const files = ["LICENSE", "THIRD-PARTY-LICENSES.txt", "key4c-kms-plugin", ...DOCUMENTS].sort();
+  const docs = readdirSync(join(ROOT, "docs"), { recursive: true, withFileTypes: true }).map(
+    (entry) =>
+      `${relative(ROOT, join(entry.parentPath, entry.name))}${entry.isDirectory() ? "/" : ""}`,
+  );
+  const own = ["LICENSE", "THIRD-PARTY-LICENSES.txt", "key4c-kms-plugin", "docs/"];
+  const files = [...own, ...DOCUMENTS, ...docs].sort();
   for (const platform of PLATFORMS) {
     const archive = join(made, `${name}-${platform}.tar.gz`);
     const listed = await run(["tar", "-tvzf", archive], { ...environment, TZ: "UTC" });
     const top = `${name}-${platform}`;
     const expected = ["", ...files].map((file) => {
-      const mode =
-        file === "" ? "drwxr-xr-x" : `-rw${file === "key4c-kms-plugin" ? "xr-xr-x" : "-r--r--"}`;
+      const isDirectory = file === "" || file.endsWith("/");
+      const mode = isDirectory
+        ? "drwxr-xr-x"
+        : `-rw${file === "key4c-kms-plugin" ? "xr-xr-x" : "-r--r--"}`;
       return `${mode} 0/0 1970-01-01 00:00 ${top}/${file}`;
     });
     expect(

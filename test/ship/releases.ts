@@ -12,8 +12,8 @@ const HOME = process.env["HOME"] ?? "";
 Object.assign(process.env, settings, { HOME });
 export const environment = { ...settings, HOME };
 
-/** With their pictures. */
-export const DOCUMENTS = readdirSync(ROOT).filter((file) => /\.(md|svg)$/.test(file));
+/** Of the root; all others are in docs. */
+export const DOCUMENTS = readdirSync(ROOT).filter((file) => file.endsWith(".md"));
 
 export function releaseScript(root: string, ...flags: string[]) {
   return [process.execPath, join(root, "src/build/release.ts"), ...flags] as const;
@@ -33,7 +33,7 @@ export function releaseIn(
     PATH = settings.PATH,
   } = {},
 ) {
-  for (const part of ["src", "package.json", "tsconfig.json", "LICENSE", ...DOCUMENTS]) {
+  for (const part of ["src", "package.json", "tsconfig.json", "LICENSE", "docs", ...DOCUMENTS]) {
     cpSync(join(ROOT, part), join(copy, part), { recursive: true });
   }
   writeFileSync(join(copy, "package-lock.json"), lock);
