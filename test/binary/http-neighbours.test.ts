@@ -40,7 +40,8 @@ async function setup() {
     expect((await callRpc(client, V2.method.status, {}, { deadlineMs })).healthz).toBe("ok");
     client.close();
   };
-  const isLive = async () => (await runBinary(["status", "--live"], { env })).exitCode === 0;
+  const isLive = async () =>
+    (await runBinary(["status", "--live", "--wait", "60s"], { env })).exitCode === 0;
   const figures = () => ({
     descriptors: readdirSync(`/proc/${plugin.pid}/fd`).length,
     rssMib:
@@ -127,7 +128,10 @@ test("whoever has the port first decides about nothing", async () => {
   const socket = join(temporaryDirectory(), "kms.sock");
   const env = { KMS_ENDPOINT: `unix://${socket}`, KMS_HTTP_ADDRESS: `127.0.0.1:${squatter.port}` };
   await startBinary(["serve", "--emulator"], env).until(/no health and metrics yet/);
-  for (const flags of [["--live"], ["--wait", "10s"]]) {
+  for (const flags of [
+    ["--live", "--wait", "60s"],
+    ["--wait", "60s"],
+  ]) {
     expect((await runBinary(["status", ...flags], { env })).exitCode).toBe(0);
   }
 });
