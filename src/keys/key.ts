@@ -3,25 +3,15 @@ import type { Clock } from "../system/clock.ts";
 import { Circuits } from "./circuits.ts";
 import type { LocalKek } from "./envelope.ts";
 import { HealthRecord } from "./health-record.ts";
+import { Holdings, type Snapshot } from "./holdings.ts";
 import type { Handover, Holding, Keeper } from "./keeper.ts";
-import { type CacheSpace, type KekCache, type Kept, kekName } from "./kek-cache.ts";
+import type { CacheSpace, Kept } from "./kek-cache.ts";
 import type { Effect, Limits } from "./key-health.ts";
 import { formatKeyId } from "./key-id.ts";
 import { type Material, Materials } from "./material.ts";
 
 /** A key that does not wrap has its canary asked for at every tenth probe: it guards nothing that is written now. */
 const PROBES_PER_CANARY = 10;
-
-/** What one Encrypt uses, all of it or nothing: key_id and local KEK can never disagree. */
-export interface Snapshot extends Kept {
-  /** Public key_id of KMS v2, derived from what Key4C answered when it wrapped the local KEK. */
-  readonly keyId: string;
-  readonly kmsKeyId: string;
-  /** What its successors must be wrapped under. */
-  readonly material: Material;
-  /** On the monotonic clock. */
-  readonly createdAtMs: number;
-}
 
 export interface KeyOptions {
   readonly limits: Limits;
@@ -48,15 +38,10 @@ export class Key {
   /** Of the local KEKs of the current key_id that callers needed: how many Key4C unwrapped, and how many it refused. */
   readonly asked = { givenBack: 0, refused: 0 };
   readonly #options: KeyOptions;
-  readonly #held: KekCache;
-  /** What Key4C does not unwrap any more. Never forgotten: this process is the last that can read what they wrapped. */
-  readonly #orphans = new Map<string, Kept>();
+  readonly #held: Holdings;
   /** What a probe missed before that was a finding. */
   #missed: readonly Kept[] = [];
   #wraps = false;
-  #current: Snapshot | undefined;
-  /** The oldest of the current key_id that this process used: Key4C must continue to unwrap it. */
-  #canary: Kept | undefined;
   /** Counts what makes the result of a call that is under way unwanted: a revocation, or the end of the configuration. */
   #generation = 0;
   #probes = 0;
@@ -78,7 +63,7 @@ export class Key {
     this.health = new HealthRecord(options.limits, options.clock);
     this.materials = new Materials(kmsKeyId);
     this.circuits = new Circuits(options.clock);
-    this.#held = options.space.cache();
+    this.#held = new Holdings(options.space);
     this.#keeper = options.keeper?.(kmsKeyId, () => this.#holding);
     const handover = this.#keeper?.handover ?? Promise.resolve(undefined);
     this.handedOver = handover.then((found) => {
@@ -89,12 +74,8 @@ export class Key {
 
   /** What the next process may have. */
   get #holding(): Holding {
-    const isKept = (one: Kept) => !this.#orphans.has(kekName(one.header));
-    const [current, canary] = [this.#current, this.#canary].map((one) =>
-      one !== undefined && isKept(one) ? one : undefined,
-    );
-    const others = [...this.#held.all().toReversed(), ...allOf(this.#handover)];
-    return { current, canary, others };
+    const { others, ...pinned } = this.#held.holding;
+    return { ...pinned, others: [...others, ...allOf(this.#handover)] };
   }
 
   /** Key4C comes first. From now on, whether or not it has answered, what an earlier process kept may be used. */
@@ -121,20 +102,17 @@ export class Key {
     if (this.health.memory.lastSuccessMs === undefined) {
       this.health.resume(handover.confirmedMsAgo);
     }
-    const isUsed = this.#wraps && this.#current === undefined && current !== undefined;
+    const isUsed = this.#wraps && this.current === undefined && current !== undefined;
     if (isUsed) {
+      const { keyVersion, kcvHash } = current.header;
       this.takenOver = handover;
-      this.#becomeCurrent(current, {
-        version: current.header.keyVersion || undefined,
-        kcvHash: current.header.kcvHash,
-      });
-    }
-    if (isUsed || (!this.#wraps && this.#canary === undefined)) {
-      this.#canary = canary === current ? (this.#current ?? canary) : canary;
+      this.#becomeCurrent(current, { version: keyVersion || undefined, kcvHash }, canary);
+    } else if (!this.#wraps && this.#held.canary === undefined && canary !== undefined) {
+      this.#held.setCanary(canary);
     }
     const pinned = this.pinned.map(({ localKek }) => localKek);
     for (const one of allOf(handover).filter(({ localKek }) => !pinned.includes(localKek))) {
-      this.#keepUnlessOrphan(one);
+      this.#held.keep(one);
     }
     if (isUsed) {
       this.#options.tookOver?.(this, handover);
@@ -143,7 +121,7 @@ export class Key {
 
   /** What Encrypt uses now; undefined until Key4C has wrapped and unwrapped a first local KEK. */
   get current(): Snapshot | undefined {
-    return this.#current;
+    return this.#held.current;
   }
 
   /** Compared before and after a call: another one means that its result is not wanted any more. */
@@ -152,7 +130,7 @@ export class Key {
   }
 
   get orphans(): readonly Kept[] {
-    return [...this.#orphans.values()];
+    return this.#held.orphans;
   }
 
   /** Whether a revocation has cost this process a local KEK of the key. */
@@ -175,18 +153,10 @@ export class Key {
       return;
     }
     this.#wraps = wraps;
-    const former = this.#current;
     if (!wraps) {
-      this.#setCurrent(undefined);
-      if (former !== undefined && former !== this.#canary) {
-        this.#keepUnlessOrphan(former);
-      }
+      this.#held.setCurrent(undefined);
+      this.health.hasLocalKek = false;
     }
-  }
-
-  #setCurrent(snapshot: Snapshot | undefined): void {
-    this.#current = snapshot;
-    this.health.hasLocalKek = snapshot !== undefined;
   }
 
   /** Takes over what a probe met; undefined for a success. */
@@ -228,20 +198,12 @@ export class Key {
   /** Orphaned local KEKs, which nobody unwraps any more, are only withheld. */
   #dropAll(): void {
     this.#keeper?.fewer("all"); // before anything else
-    for (const { localKek } of allOf(this.#handover)) {
-      this.#options.space.wipeSoon(localKek);
-    }
+    this.#held.wipe(allOf(this.#handover));
     this.#handover = undefined;
     this.takenOver = undefined;
     this.#generation += 1;
-    this.#held.dropAll();
-    for (const { header, localKek } of this.pinned) {
-      if (!this.#orphans.has(kekName(header))) {
-        this.#options.space.wipeSoon(localKek);
-      }
-    }
-    this.#setCurrent(undefined);
-    this.#canary = undefined;
+    this.#held.drop();
+    this.health.hasLocalKek = false;
     this.#missed = [];
   }
 
@@ -253,12 +215,8 @@ export class Key {
 
   /** The key left the configuration for good: wipes all, orphaned local KEKs too. */
   wipe(): void {
-    const orphans = this.orphans;
-    this.#orphans.clear();
     this.#dropAll();
-    for (const { localKek } of orphans) {
-      this.#options.space.wipeSoon(localKek);
-    }
+    this.#held.dropOrphansToo();
   }
 
   /** Why Key4C must not be asked now for a local KEK that a caller needs; undefined if it may be asked. */
@@ -294,19 +252,19 @@ export class Key {
 
   /** The current local KEK and the canary, once each. */
   get pinned(): readonly Kept[] {
-    return [...new Set([this.#current, this.#canary])].filter((one) => one !== undefined);
+    return this.#held.pinned;
   }
 
   /** Every one that is held, orphaned ones too. */
   get holds(): readonly Kept[] {
-    return [...new Set([...this.#held.all(), ...this.orphans, ...this.pinned])];
+    return this.#held.all;
   }
 
   /** What the next probe must have unwrapped. */
   takeWhatToProve(): readonly Kept[] {
     this.#probes += 1;
     const isDue =
-      this.#current !== undefined ||
+      this.current !== undefined ||
       this.circuits.isUnwrapOpen ||
       this.health.failure !== undefined ||
       this.#probes % PROBES_PER_CANARY === 0;
@@ -336,53 +294,35 @@ export class Key {
     }
     this.takenOver = undefined;
     this.#proves = true;
-    const before = this.pinned;
     const snapshot = this.#becomeCurrent(made, material);
-    const { keyId } = snapshot;
-    if (this.#canary === undefined || formatKeyId(this.#canary.header) !== keyId) {
-      this.#canary = snapshot;
-    }
-    for (const one of before.filter((former) => !this.pinned.includes(former))) {
-      this.#keepUnlessOrphan(one);
-    }
     this.#keeper?.more("current");
     return snapshot;
   }
 
-  #becomeCurrent(kept: Kept, material: Material): Snapshot {
+  /** @param canary undefined: the one so far, if it has the same key_id */
+  #becomeCurrent(kept: Kept, material: Material, canary?: Kept): Snapshot {
     const { kmsKeyId } = this;
     const keyId = formatKeyId(kept.header);
     const createdAtMs = this.#options.clock.nowMs();
     const snapshot = Object.freeze({ ...kept, keyId, kmsKeyId, material, createdAtMs });
-    this.#setCurrent(snapshot);
+    this.#held.setCurrent(snapshot, canary === kept ? snapshot : canary);
+    this.health.hasLocalKek = true;
     this.materials.publish(kept.header);
     return snapshot;
   }
 
   /** A local KEK that is held, by {@link kekName}. */
   find(name: string): LocalKek | undefined {
-    if (this.#current !== undefined && name === kekName(this.#current.header)) {
-      return this.#current.localKek;
-    }
-    if (this.#canary !== undefined && name === kekName(this.#canary.header)) {
-      return this.#canary.localKek;
-    }
-    return this.#held.get(name) ?? this.#orphans.get(name)?.localKek;
+    return this.#held.find(name);
   }
 
   /** Keeps a local KEK that a caller needed. The first of a key that does not wrap is its canary. */
   keep(kept: Kept): void {
     this.#keeper?.more("other");
-    if (!this.#wraps && this.#canary === undefined) {
-      this.#canary = kept;
+    if (!this.#wraps && this.#held.canary === undefined) {
+      this.#held.setCanary(kept);
     } else {
-      this.#keepUnlessOrphan(kept);
-    }
-  }
-
-  #keepUnlessOrphan(kept: Kept): void {
-    if (!this.#orphans.has(kekName(kept.header))) {
-      this.#held.keep({ header: kept.header, localKek: kept.localKek });
+      this.#held.keep(kept);
     }
   }
 
@@ -392,26 +332,17 @@ export class Key {
 
   /** Key4C does not unwrap it any more. @returns whether that is new */
   orphan(kept: Kept): boolean {
-    const name = kekName(kept.header);
-    // One that was dropped while Key4C was asked for it is wiped in a moment.
-    const isGone = kept.localKek.isDropped || this.#options.space.isToBeWiped(kept.localKek);
-    if (isGone || this.#orphans.has(name)) {
-      return false;
+    const isNew = this.#held.orphan(kept);
+    if (isNew) {
+      this.#keeper?.fewer("some");
     }
-    this.#orphans.set(name, kept);
-    this.#held.release(name);
-    this.#keeper?.fewer("some");
-    return true;
+    return isNew;
   }
 
   /** Key4C unwraps it again. */
   reinstate(kept: Kept): void {
-    const name = kekName(kept.header);
-    const wasOrphan = this.#orphans.delete(name);
+    this.#held.reinstate(kept);
     this.#keeper?.more("other");
-    if (wasOrphan && !this.pinned.some((one) => kekName(one.header) === name)) {
-      this.#keepUnlessOrphan(kept);
-    }
   }
 }
 

@@ -1,8 +1,9 @@
 /** One probe of one key: what Key4C is asked, and what the key learns from the answers. */
 import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
+import type { Snapshot } from "./holdings.ts";
 import type { Kept } from "./kek-cache.ts";
-import type { Key, Snapshot } from "./key.ts";
+import type { Key } from "./key.ts";
 import { isConclusive } from "./key-health.ts";
 import { formatKeyId } from "./key-id.ts";
 import { fingerprintOf, isGivenBack, makeLocalKek, NotUnwrapped } from "./local-kek.ts";

@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import type { Envelope } from "../../src/keys/envelope.ts";
-import type { Snapshot } from "../../src/keys/key.ts";
+import type { Snapshot } from "../../src/keys/holdings.ts";
 import { TestClock, turn } from "../clock.ts";
 import { kindOf, recordingLog } from "../support.ts";
 import {

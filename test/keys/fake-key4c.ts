@@ -1,8 +1,9 @@
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import { Health } from "../../src/health/health.ts";
 import type { Envelope } from "../../src/keys/envelope.ts";
+import type { Snapshot } from "../../src/keys/holdings.ts";
 import type { Kept } from "../../src/keys/kek-cache.ts";
-import type { Key, Snapshot } from "../../src/keys/key.ts";
+import type { Key } from "../../src/keys/key.ts";
 import type { Limits } from "../../src/keys/key-health.ts";
 import { kcvHash } from "../../src/keys/key-id.ts";
 import type { ConfiguredKeys, Member } from "../../src/keys/key-set.ts";

@@ -1,7 +1,8 @@
 /** The rules of rules.ts, with the bounds that we state. */
 import { status } from "@grpc/grpc-js";
 import type { PluginError } from "../../src/failures/plugin-error.ts";
-import type { Key, Snapshot } from "../../src/keys/key.ts";
+import type { Snapshot } from "../../src/keys/holdings.ts";
+import type { Key } from "../../src/keys/key.ts";
 import type { State } from "../../src/keys/key-health.ts";
 import { parseKeyId } from "../../src/keys/key-id.ts";
 import {
