@@ -1,6 +1,7 @@
 /** S9 and S11 to S19: rules of one key among others, and of what is asked of Key4C for it. */
 import { status } from "@grpc/grpc-js";
-import type { Key, Snapshot } from "../../src/keys/key.ts";
+import type { Snapshot } from "../../src/keys/holdings.ts";
+import type { Key } from "../../src/keys/key.ts";
 import { kcvHash } from "../../src/keys/key-id.ts";
 import type { Stored } from "./apiserver.ts";
 import { HOUR, MINUTE, SECOND, type SimulatedTime } from "./clock.ts";
