@@ -6,7 +6,7 @@ interface PluginErrorOptions {
   /** How long Key4C asked us to wait (its Retry-After), in milliseconds. */
   readonly retryAfterMs?: number | undefined;
   /** Whether Key4C itself said so of the key, by a code or a state of its contract; a status is none. */
-  readonly isVerdict?: boolean;
+  readonly isByContract?: boolean;
   /**
    * Of a `denied` only: what was refused. `secret`: the secret, so no call of any key is sent with it for a while, or before
    * it changes. `call`: this operation on this key alone, while the same secret is accepted elsewhere. The client of Key4C
@@ -29,7 +29,7 @@ interface PluginErrorOptions {
 export class PluginError extends Error {
   readonly kind: ErrorKind;
   readonly retryAfterMs: number | undefined;
-  readonly isVerdict: boolean;
+  readonly isByContract: boolean;
   readonly about: "secret" | "call" | undefined;
   readonly isUnlisted: boolean;
   /** What to do; undefined: what the kind says. */
@@ -41,7 +41,7 @@ export class PluginError extends Error {
     this.name = "PluginError";
     this.kind = kind;
     this.retryAfterMs = options.retryAfterMs;
-    this.isVerdict = options.isVerdict ?? false;
+    this.isByContract = options.isByContract ?? false;
     this.about = options.about;
     this.isUnlisted = options.isUnlisted ?? false;
     this.remedy = options.remedy;

@@ -54,7 +54,8 @@ export function readAnswer(
   }
   const isUnlisted = code !== undefined && byCode === undefined && kind === "unavailable";
   throw new PluginError(kind, what, {
-    isVerdict: byCode !== undefined && (kind === byCode || (name === "login" && kind === "denied")),
+    isByContract:
+      byCode !== undefined && (kind === byCode || (name === "login" && kind === "denied")),
     isUnlisted: isUnlisted && isFinal(response.status),
     ...(isUnlisted && response.status < 500 && UNLISTED_CODE),
     ...(kind === "throttled" && retryAfter(response)),

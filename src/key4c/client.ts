@@ -38,7 +38,7 @@ export class Key4C implements WrappingService {
       const state = result.state && resolvePointer(document, result.state);
       if (unusableStates.some((one) => one === state)) {
         throw new PluginError("keyUnusable", `Key4C says that the state of the key is ${state}`, {
-          isVerdict: true,
+          isByContract: true,
         });
       }
       const algorithm = result.algorithm && resolvePointer(document, result.algorithm);

@@ -196,7 +196,7 @@ export class RefusedSecrets {
       }
     }
     // A control that nobody answered leaves it open, so a PIN is not given up for good.
-    return this.#refuse(presented, secret, error, control === undefined && error.isVerdict);
+    return this.#refuse(presented, secret, error, control === undefined && error.isByContract);
   }
 
   #pauseCall(presented: Presented, secret: Secret, error: PluginError, hint = ""): PluginError {
@@ -216,10 +216,10 @@ export class RefusedSecrets {
       try {
         await repeat?.();
       } catch (error) {
-        if (!(error instanceof PluginError && error.isVerdict && error.kind !== "denied")) {
+        if (!(error instanceof PluginError && error.isByContract && error.kind !== "denied")) {
           secret.accepted.delete(place);
           throw error instanceof PluginError && error.kind === "denied"
-            ? this.#refuse(presented, secret, error, error.isVerdict)
+            ? this.#refuse(presented, secret, error, error.isByContract)
             : error;
         }
         // Its key may be disabled by now. The service has said so of the key, and not of the secret.

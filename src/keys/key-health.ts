@@ -88,7 +88,9 @@ export function findingAfterMs(failure: PluginError, limits: Limits): number | u
 
 /** A finding needs a code or a state of the contract. A mismatch is the plugin's own, so it always counts. */
 export function isConclusive(error: PluginError): boolean {
-  return RULES[error.kind]?.leadsTo !== undefined && (error.isVerdict || error.kind === "mismatch");
+  return (
+    RULES[error.kind]?.leadsTo !== undefined && (error.isByContract || error.kind === "mismatch")
+  );
 }
 
 /** What is remembered of Key4C's answers for one key. */

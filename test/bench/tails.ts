@@ -145,7 +145,7 @@ const PIECES: Readonly<Record<string, () => () => unknown>> = {
   },
   "16,384 local KEKs are dropped, as a revocation does": () => {
     const key = full();
-    return () => key.record(new PluginError("keyUnusable", "disabled", { isVerdict: true }));
+    return () => key.record(new PluginError("keyUnusable", "disabled", { isByContract: true }));
   },
   "16,384 local KEKs begin to be asked for, as a mismatch does": () => {
     const key = full();

@@ -13,9 +13,9 @@ function setup(outageGraceMs?: number) {
   health.hasLocalKek = true;
   const { log, lines } = recordingLog();
   const changes = new ChangeLog(log, clock);
-  const meets = (kind?: ErrorKind, message = `fake: ${kind}`, isVerdict = false) => {
+  const meets = (kind?: ErrorKind, message = `fake: ${kind}`, isByContract = false) => {
     const before = lines.length;
-    health.record(kind && new PluginError(kind, message, { isVerdict }));
+    health.record(kind && new PluginError(kind, message, { isByContract }));
     changes.note({ kmsKeyId: "demo", current: { keyId: "k4c-x.v1" }, health });
     return lines
       .slice(before)

@@ -19,7 +19,7 @@ const INTERVAL_MS = 30_000;
 /** Interval with jitter, KMS_REVOCATION_GRACE, and what three answers take. */
 const REVOCATION_BOUND_MS = 1.1 * INTERVAL_MS + MINUTE_MS + 6 * SECOND_MS;
 
-const DENIED = new PluginError("denied", "fake", { isVerdict: true, about: "call" });
+const DENIED = new PluginError("denied", "fake", { isByContract: true, about: "call" });
 const UNAVAILABLE = new PluginError("unavailable", "fake");
 
 /** Objects of another node, each under a local KEK that nobody here has seen. */
@@ -63,7 +63,7 @@ test.each(["denied", "unavailable"] as const)(
     const [old] = await objectsOf(key4c, 1, "old");
     const { ring, clock, health, read } = await started(key4c, { previousKeyIds: ["old"] });
     expect(await read(old)).toBe("ok");
-    const failure = new PluginError(kind, "fake", { isVerdict: kind === "denied" });
+    const failure = new PluginError(kind, "fake", { isByContract: kind === "denied" });
     key4c.trouble = (_, kmsKeyId) => (kmsKeyId === "old" ? verdict("keyUnusable") : failure);
     await clock.pass(REVOCATION_BOUND_MS);
     expect(ring.member("old").key.health.state).toBe("revoked");

@@ -49,7 +49,7 @@ test.each([
   "a local KEK %s was wrapped under another profile, and is not called invalid",
   (_, stored, text) => {
     const failure = failureOf(() => storedCiphertext(stored, MEMBERS));
-    expect(failure).toMatchObject({ kind: "unavailable", isVerdict: false, isUnlisted: true });
+    expect(failure).toMatchObject({ kind: "unavailable", isByContract: false, isUnlisted: true });
     expect(failure.message).toContain(text);
   },
 );
@@ -114,7 +114,7 @@ test("a downgrade to a profile of one text says what it meets", async () => {
   const failure = await key4c
     .unwrap("demo", '{"data":"d","iv":"i"}', AAD)
     .catch((error: PluginError) => error);
-  expect(failure).toMatchObject({ kind: "unavailable", isVerdict: false, isUnlisted: true });
+  expect(failure).toMatchObject({ kind: "unavailable", isByContract: false, isUnlisted: true });
   expect((failure as PluginError).message).toBe(
     "Key4C answered decrypt with HTTP status 400 INVALID_CIPHERTEXT; the wrapped local KEK has the members data, iv: it was wrapped under another profile",
   );

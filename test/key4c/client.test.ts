@@ -53,7 +53,7 @@ test("a key that is disabled or deleted is unusable, one that is missing is not 
     () => key4c.describe("other"),
     () => key4c.unwrap("other", ciphertext, AAD),
   ]) {
-    expect(await failureOf(call())).toMatchObject({ kind: "keyNotFound", isVerdict: true });
+    expect(await failureOf(call())).toMatchObject({ kind: "keyNotFound", isByContract: true });
   }
 });
 
@@ -115,11 +115,11 @@ const ANSWERS: [string, () => Response, ErrorKind, boolean][] = [
 
 test.each(ANSWERS)(
   "an answer is told by its kind and not tried again: %s",
-  async (_, answer, kind, isVerdict) => {
+  async (_, answer, kind, isByContract) => {
     const server = fakeServer(answer);
     const key4c = key4cClient({ url: server.url });
     const failure = await failureOf(key4c.unwrap("demo", "c", AAD, FOR_CALLER));
-    expect([failure.kind, failure.isVerdict]).toEqual([kind, isVerdict]);
+    expect([failure.kind, failure.isByContract]).toEqual([kind, isByContract]);
     expect(server.requests.length).toBe(1);
   },
 );
@@ -159,8 +159,8 @@ test("what makes no sense is tried again, and no verdict", async () => {
       const kind = await kindOf(key4c.unwrap("demo", "c", AAD, FOR_CALLER));
       expect([name, kind, server.requests.length]).toEqual([name, "ok", 3]);
       const broken = key4cClient({ url: fakeServer(failure).url });
-      const { kind: told, isVerdict } = await failureOf(broken.unwrap("demo", "c", AAD));
-      expect([name, told, isVerdict]).toEqual([name, "unavailable", false]);
+      const { kind: told, isByContract } = await failureOf(broken.unwrap("demo", "c", AAD));
+      expect([name, told, isByContract]).toEqual([name, "unavailable", false]);
     }),
   );
 });
@@ -234,7 +234,7 @@ test.each(UNLISTED)(
       () => key4c.describe("demo"),
     ]) {
       const failure = await failureOf(call());
-      expect(failure).toMatchObject({ kind: "unavailable", isVerdict: false, isUnlisted: true });
+      expect(failure).toMatchObject({ kind: "unavailable", isByContract: false, isUnlisted: true });
     }
     expect(server.requests.length).toBe(2);
   },
@@ -244,7 +244,7 @@ test("only a decrypt can be invalid: to a describe and an encrypt it is a failur
   const server = fakeServer(json("INVALID_CIPHERTEXT", 400));
   const key4c = key4cClient({ url: server.url });
   for (const call of [() => key4c.describe("demo"), () => key4c.wrap("demo", LOCAL_KEK, AAD)]) {
-    expect(await failureOf(call())).toMatchObject({ kind: "unavailable", isVerdict: false });
+    expect(await failureOf(call())).toMatchObject({ kind: "unavailable", isByContract: false });
   }
 });
 
@@ -252,7 +252,7 @@ test("a state of describe is a verdict, as a code is", async () => {
   for (const state of ["DISABLED", "DELETED"]) {
     const server = fakeServer(() => Response.json({ version: 1, state }));
     const failure = await failureOf(key4cClient({ url: server.url }).describe("demo"));
-    expect(failure).toMatchObject({ kind: "keyUnusable", isVerdict: true });
+    expect(failure).toMatchObject({ kind: "keyUnusable", isByContract: true });
     expect(server.requests.length).toBe(1);
   }
 });
@@ -262,8 +262,8 @@ test("a status that a profile maps is no verdict, and nothing at all on a gatewa
   const profile = { ...DEFAULT_PROFILE, errors: { codes: {}, statuses } };
   const kindAndVerdict = async (answer: () => Response) => {
     const key4c = key4cClient({ url: fakeServer(answer).url, profile });
-    const { kind, isVerdict } = await failureOf(key4c.unwrap("demo", "c", AAD));
-    return [kind, isVerdict];
+    const { kind, isByContract } = await failureOf(key4c.unwrap("demo", "c", AAD));
+    return [kind, isByContract];
   };
   expect(await kindAndVerdict(json("X", 404))).toEqual(["keyUnusable", false]);
   expect(await kindAndVerdict(json("X", 400))).toEqual(["invalid", false]);
@@ -407,7 +407,7 @@ test("a right that is missing on one key: that call pauses, after one control th
   );
   expect(await kindOf(key4c.wrap("demo", LOCAL_KEK, AAD))).toBe("ok");
   const refused = await failureOf(key4c.unwrap("other", "c", AAD, FOR_CALLER));
-  expect(refused).toMatchObject({ kind: "denied", isVerdict: true, about: "call" });
+  expect(refused).toMatchObject({ kind: "denied", isByContract: true, about: "call" });
   expect(refused.message).toBe(
     "Key4C answered decrypt with HTTP status 403 DENIED; the same credential is accepted for encrypt",
   );

@@ -132,7 +132,7 @@ test("a wrong PIN is presented once, in a day of calls; the right one is used at
   for (; clock.nowMs() < 24 * HOUR; clock.skip(10 * MINUTE)) {
     const calls = Array.from({ length: 8 }, () => errorOf(key4c.describe("demo", FOR_CALLER)));
     for (const error of await Promise.all(calls)) {
-      expect(error).toMatchObject({ kind: "denied", isVerdict: true, about: "secret" });
+      expect(error).toMatchObject({ kind: "denied", isByContract: true, about: "secret" });
       expect(error?.message).toBe(
         "Key4C answered login with HTTP status 200 E103; this PIN is not presented again before it changes",
       );
@@ -202,7 +202,7 @@ test("a status that means expired and refused: one login, then it is refused for
   clock.skip(MINUTE);
   for (; clock.nowMs() < 8 * MINUTE; clock.skip(10 * SECOND)) {
     const error = await errorOf(key4c.describe("forbidden"));
-    expect(error).toMatchObject({ kind: "denied", isVerdict: false, about: "call" });
+    expect(error).toMatchObject({ kind: "denied", isByContract: false, about: "call" });
     expect(await kindOf(key4c.describe("demo"))).toBe("ok");
   }
   expect(logins).toBe(2);

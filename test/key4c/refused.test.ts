@@ -26,8 +26,8 @@ function guarded() {
     const answer = await promise;
     if (answer !== "ok") {
       const isDenied = answer === "code" || answer === "page" || answer === "denied";
-      const isVerdict = answer !== "page" && answer !== "unavailable";
-      throw new PluginError(isDenied ? "denied" : answer, "as the test says", { isVerdict });
+      const isByContract = answer !== "page" && answer !== "unavailable";
+      throw new PluginError(isDenied ? "denied" : answer, "as the test says", { isByContract });
     }
   };
   /** @param place such as `decrypt a` */

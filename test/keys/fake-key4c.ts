@@ -74,7 +74,7 @@ export class FakeKey4C implements WrappingService {
     await this.#turn("unwrap", keyId);
     const found = this.#wrapped.get(ciphertext);
     if (found?.keyId !== keyId || found.aad !== aad?.toString("hex") || !this.knows(ciphertext)) {
-      throw new PluginError("invalid", "fake: not wrapped here", { isVerdict: true });
+      throw new PluginError("invalid", "fake: not wrapped here", { isByContract: true });
     }
     return this.mangle(Buffer.from(found.bytes));
   }
@@ -222,7 +222,7 @@ export async function ready(key4c: FakeKey4C, options: RingOptions = {}): Promis
 
 /** What the contract says of a key. */
 export function verdict(kind: "keyUnusable" | "keyNotFound"): PluginError {
-  return new PluginError(kind, "fake", { isVerdict: true });
+  return new PluginError(kind, "fake", { isByContract: true });
 }
 
 /** Key4C says that a key is disabled, for as long as KMS_REVOCATION_GRACE 0s needs. */

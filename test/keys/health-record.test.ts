@@ -32,14 +32,14 @@ const ANSWERS = {
   throttled: new PluginError("throttled", "fake"),
   "throttled for 90s": new PluginError("throttled", "fake", { retryAfterMs: 90 * SECOND_MS }),
   denied: new PluginError("denied", "fake"),
-  "denied by its code": new PluginError("denied", "fake", { isVerdict: true }),
-  keyUnusable: new PluginError("keyUnusable", "fake", { isVerdict: true }),
+  "denied by its code": new PluginError("denied", "fake", { isByContract: true }),
+  keyUnusable: new PluginError("keyUnusable", "fake", { isByContract: true }),
   "keyUnusable by a status": new PluginError("keyUnusable", "fake"),
-  keyNotFound: new PluginError("keyNotFound", "fake", { isVerdict: true }),
+  keyNotFound: new PluginError("keyNotFound", "fake", { isByContract: true }),
   "keyNotFound by a status": new PluginError("keyNotFound", "fake"),
   mismatch: new PluginError("mismatch", "fake"),
   olderVersion: new PluginError("olderVersion", "fake"),
-  invalid: new PluginError("invalid", "fake", { isVerdict: true }),
+  invalid: new PluginError("invalid", "fake", { isByContract: true }),
   internal: new PluginError("internal", "fake"),
 } as const;
 type Answer = keyof typeof ANSWERS;

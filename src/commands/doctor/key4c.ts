@@ -99,18 +99,18 @@ function keyCheckValue({ kcv }: KeyDescription): string[] {
 }
 
 function refusalChecks(failure: PluginError, ms: number): Check[] {
-  const { kind, isVerdict } = failure;
+  const { kind, isByContract } = failure;
   const detail = describeError(failure);
   const remedy = failure.remedy ?? KINDS[kind].remedy;
   if (kind === "denied") {
-    const maybe = isVerdict ? "" : "; or correct KEY4C_URL: is it the service?";
+    const maybe = isByContract ? "" : "; or correct KEY4C_URL: is it the service?";
     return [fail("credential", detail, remedy + maybe), skip("key", "the credential is refused")];
   }
-  if (isVerdict && kind === "keyNotFound") {
+  if (isByContract && kind === "keyNotFound") {
     const why = 'not known: Key4C may say "no such key" to another tenant\'s credential too';
     return [skip("credential", why), fail("key", detail, remedy)];
   }
-  if (isVerdict) {
+  if (isByContract) {
     const other = "; for a new installation name another one in KMS_KEY_ID";
     return [pass("credential", "accepted"), fail("key", detail, remedy + other)];
   }
