@@ -154,6 +154,7 @@ export class Key {
     }
     this.#wraps = wraps;
     if (!wraps) {
+      this.materials.endWatch();
       this.#held.setCurrent(undefined);
       this.health.hasLocalKek = false;
     }

@@ -75,6 +75,11 @@ export class Materials {
     return this.#candidate !== undefined;
   }
 
+  /** The key does not wrap any more, so no other key check value is waited for. */
+  endWatch(): void {
+    this.#candidate = undefined;
+  }
+
   /** Key4C told this material, or unwrapped under it. */
   learn({ version, kcvHash }: Material): void {
     this.#highestVersion = Math.max(this.#highestVersion, version ?? 0);

@@ -4,7 +4,7 @@ import { randomBytes } from "node:crypto";
 import { MAX_KEY_VERSION } from "../../src/keys/wrapping.ts";
 import { TestClock } from "../clock.ts";
 import { kindOf } from "../support.ts";
-import { adopt, FakeKey4C, keyring, ready, readyParts } from "./fake-key4c.ts";
+import { adopt, FakeKey4C, keyring, plugin, ready, readyParts } from "./fake-key4c.ts";
 
 const DEK = randomBytes(32);
 
@@ -137,4 +137,22 @@ test("where encrypt tells no version, a rotation in its midst is noticed", async
   key4c.version = 3;
   expect(await kindOf(adopting)).toBe("unavailable");
   expect(ring.snapshot?.header.keyVersion).toBe(1);
+});
+
+test("a key that stops wrapping waits for no other key check value any more", async () => {
+  const key4c = new FakeKey4C();
+  let kmsKeyId = "demo";
+  const configured = { kmsKeyId: () => kmsKeyId, previousIds: () => ["demo", "next"] };
+  const { health, clock, ring } = plugin(key4c, { configured });
+  key4c.kcv = "A1B2C3";
+  health.start();
+  await clock.pass(1_000);
+  key4c.kcv = "A1B2C4";
+  kmsKeyId = "next";
+  await clock.pass(60_000);
+  expect(ring.snapshot?.kmsKeyId).toBe("next");
+  expect(ring.member("demo").key.materials.isWatching).toBe(false);
+  key4c.calls.describe = 0;
+  await clock.pass(600_000);
+  expect(key4c.calls.describe).toBeLessThan(70); // each interval, of two keys; about the wraps too
 });
