@@ -214,6 +214,9 @@ rootTest("another setting: config and pod change, what was there is kept", async
   expect(node.text(`${CONFIG}.before-key4c`)).toBe(before[0] ?? "");
   expect(node.text("/etc/key4c-kms/key4c-kms-plugin.yaml.before-key4c")).toBe(before[1] ?? "");
   expect(readdirSync(dirname(node.at(POD)))).toEqual(["key4c-kms-plugin.yaml"]); // a kubelet reads all
+  // The last line is changed, and another one comes behind it.
+  await node.install("--outage-grace 2h --probe-interval 20s", "");
+  expect(node.text(CONFIG)).toBe(`${before[0]}KMS_OUTAGE_GRACE=2h\nKMS_PROBE_INTERVAL=20s\n`);
 });
 
 rootTest.each([
