@@ -25,7 +25,7 @@ export function makeKey(file: string): Promise<string> {
 }
 
 /** Runs `npm run release` in another directory, with everything that goes into it. */
-export function releaseIn(
+export async function releaseIn(
   copy: string,
   {
     lock = readFileSync(join(ROOT, "package-lock.json")),
@@ -33,6 +33,8 @@ export function releaseIn(
     PATH = settings.PATH,
   } = {},
 ) {
+  // A clone, because the binary names its commit; what is not committed yet is copied over it.
+  await run(["git", "clone", "-q", ROOT, copy], environment);
   for (const part of ["src", "package.json", "tsconfig.json", "LICENSE", "docs", ...DOCUMENTS]) {
     cpSync(join(ROOT, part), join(copy, part), { recursive: true });
   }
@@ -48,7 +50,7 @@ export function releaseIn(
 /** The programs that a release needs, but for the builder of images. */
 export function pathWithoutBuildah(): string {
   const directory = temporaryDirectory();
-  for (const program of ["npm", "node", "tar", "gzip"]) {
+  for (const program of ["npm", "node", "tar", "gzip", "git"]) {
     symlinkSync(Bun.which(program) ?? program, join(directory, program));
   }
   return directory;
