@@ -192,3 +192,29 @@ test("there are vectors with a key check value, and without one", () => {
   expect(keyIds.some((keyId) => /\.v\d+"$/.test(keyId))).toBe(true);
   expect(keyIds.some((keyId) => /"k4c-[a-z2-7]{26}"$/.test(keyId))).toBe(true);
 });
+
+/** Another value of each field of the stored message. A new field has none here, so the test below fails for it. */
+const OTHER: Readonly<Record<string, unknown>> = {
+  keyNameHash: Buffer.from(keyNameHash("other")),
+  keyVersion: 4,
+  aadSent: false,
+  wrappedLocalKek: "vault:v3:AAAB",
+  iv: randomBytes(12),
+  ciphertext: randomBytes(32 + 16),
+  kcvHash: Buffer.from(kcvHash("demo", "A1B2C4")),
+};
+
+test.each(EnvelopeSchema.fields.map(({ localName }) => localName))(
+  "the field %s is authenticated",
+  async (field) => {
+    const magic = encodeEnvelope(kcvSealed, true).subarray(0, 4);
+    const { iv, ciphertext } = kcvSealed;
+    const stored = (changed: object) => {
+      const message = create(EnvelopeSchema, { ...kcvHeader, iv, ciphertext, ...changed });
+      return Buffer.concat([magic, toBinary(EnvelopeSchema, message)]);
+    };
+    expect(await open(stored({}))).toEqual(DEK);
+    expect(Object.hasOwn(OTHER, field)).toBe(true);
+    expect(await kindOf(open(stored({ [field]: OTHER[field] })))).toBe("invalid");
+  },
+);
