@@ -74,7 +74,8 @@ function failingAfterMs(
   { intervalMs, isNeeded, hasLocalKek }: Pace,
 ): number {
   if (failure.kind === "denied") {
-    return Math.min(intervalMs, DENIED_INTERVAL_MS);
+    // Where one call lacks its right, the others are made in each probe, and no file of ours will change that.
+    return failure.about === "call" ? intervalMs : Math.min(intervalMs, DENIED_INTERVAL_MS);
   }
   const graceMs = findingAfterMs(failure, limits);
   if (graceMs !== undefined && finding === undefined) {

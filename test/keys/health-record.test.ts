@@ -395,6 +395,18 @@ test("who needs an away Key4C makes the probe come every 0.5 s in the first minu
   expect(wantedMs.slice(0, 4)).toEqual([500, 2_000, 2_000, 2_000]);
 });
 
+test("where a right is missing on one call, the others are not made every two seconds", () => {
+  const { health } = stand();
+  for (const [about, wantedMs] of [
+    ["secret", 2_000],
+    [undefined, 2_000],
+    ["call", INTERVAL_MS],
+  ] as const) {
+    health.record(new PluginError("denied", "fake", { about }));
+    expect([about, health.probeAfterMs(INTERVAL_MS)]).toEqual([about, wantedMs]);
+  }
+});
+
 test("a key that does not wrap, and whose canary is lost, is probed at the interval", () => {
   for (const hasLocalKek of [true, false]) {
     const parts = stand({}, hasLocalKek);
