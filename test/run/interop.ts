@@ -75,7 +75,7 @@ function compiled(
       })),
     };
   };
-  return { name: `${release}: Go's modules and compiler`, run };
+  return { name: `${release}: Go's modules and compiler`, isFirst: true, run };
 }
 
 async function goTest(program: string, cwd: string, test: string, flags: string[]): Promise<Done> {

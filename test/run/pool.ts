@@ -7,6 +7,8 @@ import { type Count, repeatState, sum, tellResult, tellState } from "./report.ts
 
 export interface Job {
   readonly name: string;
+  /** Others can only begin after it, so it begins before all of its lane. */
+  readonly isFirst?: boolean;
   run(): Promise<Done>;
 }
 
@@ -67,12 +69,15 @@ export async function runLanes(lanes: readonly Lane[]): Promise<Count> {
     return next ?? [];
   }
 
+  const weight = ({ name, isFirst }: Job) =>
+    isFirst === true ? Number.POSITIVE_INFINITY : seconds.of(name);
+
   async function runLane({ width, jobs }: Lane): Promise<void> {
     const queue: Job[] = [];
     const add = (more: readonly Job[]) => {
       total += more.length;
       queue.push(...more);
-      queue.sort((a, b) => seconds.of(b.name) - seconds.of(a.name));
+      queue.sort((a, b) => weight(b) - weight(a) || 0); // two that are first: NaN
     };
     add(jobs);
     const busy = new Set<Promise<void>>();
@@ -106,14 +111,14 @@ export function cpuSecondsOf(child: Bun.Subprocess<"ignore" | "pipe" | undefined
 
 const FAILED: Count = { passed: 0, failed: 1, skipped: 0 };
 
-/** How long each job took the last time on this machine. */
+/** How long each job took the last time on this machine; one that is new may take the longest. */
 class Seconds {
   readonly #file = join(CACHE, "test-seconds.json");
   readonly #now = new Map<string, number>();
   readonly #before = this.#read();
 
   of(job: string): number {
-    return this.#before[job] ?? Number.POSITIVE_INFINITY;
+    return this.#before[job] ?? Number.MAX_VALUE;
   }
 
   set(job: string, seconds: number): void {
