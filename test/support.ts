@@ -159,6 +159,22 @@ export function key4cClient(options: Partial<Key4COptions> & { readonly url: str
   });
 }
 
+/**
+ * Passes a request on to the Key4C at `url`. Each on a connection of its own: a kept one may end just when it is to be
+ * used.
+ */
+export const passOn = (
+  url: string,
+  { url: from, method, headers }: Pick<Request, "url" | "method" | "headers">,
+  body: string,
+): Promise<Response> =>
+  fetch(url + new URL(from).pathname, {
+    method,
+    headers,
+    keepalive: false,
+    ...(body !== "" && { body }),
+  });
+
 /** An HTTP server on loopback whose answers the test gives. */
 export function fakeServer(
   answer: (request: Request, body: string) => Response | Promise<Response>,

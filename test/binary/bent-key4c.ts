@@ -9,6 +9,7 @@ import type { Wrapped } from "../faults/material.ts";
 import {
   grpcClient,
   onTestEnd,
+  passOn,
   startBinary,
   temporaryDirectory,
   temporaryFile,
@@ -30,11 +31,7 @@ export interface Asked {
 export type Behaviour = (asked: Asked) => Response | Promise<Response>;
 
 const forward = (asked: Omit<Asked, "honest">, url: string) =>
-  fetch(url + asked.path, {
-    method: asked.method,
-    headers: asked.headers,
-    ...(asked.body !== "" && { body: asked.body }),
-  });
+  passOn(url, { ...asked, url: `http://key4c${asked.path}` }, asked.body);
 
 export interface BentKey4C {
   readonly url: string;

@@ -13,6 +13,7 @@ import {
   fakeServer,
   grpcClient,
   onTestEnd,
+  passOn,
   startPlugin,
 } from "../support.ts";
 import { bendKey4C, hangs } from "./bent-key4c.ts";
@@ -59,12 +60,7 @@ test("cases 21, 22, 24: the largest wrapped KEK and the longest key ID fit every
   const { url } = emulator({ keyIds: [keyId] });
   // A service whose wrapped keys are as large as allowed: the emulator's, padded.
   const padded = fakeServer(async (request, body) => {
-    const { pathname } = new URL(request.url);
-    const answer = await fetch(url + pathname, {
-      method: request.method,
-      headers: { "X-Key4C-User-Id": "u" },
-      ...(body !== "" && { body: body.replace(/~+/, "") }),
-    });
+    const answer = await passOn(url, request, body.replace(/~+/, ""));
     const document = (await answer.json()) as Record<string, string>; // the contract's objects
     return Response.json({
       ...document,

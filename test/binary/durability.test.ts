@@ -13,6 +13,7 @@ import {
   failureOf,
   fakeServer,
   grpcClient,
+  passOn,
   startBinary,
   startPlugin,
   temporaryDirectory,
@@ -84,11 +85,7 @@ test("kill -9 at random moments under load: everything that was returned decrypt
 function between(url: string, change: (path: string, answer: Record<string, unknown>) => unknown) {
   return fakeServer(async (request, body) => {
     const { pathname } = new URL(request.url);
-    const answer = await fetch(url + pathname, {
-      method: request.method,
-      headers: { "X-Key4C-User-Id": "u" },
-      ...(body !== "" && { body }),
-    });
+    const answer = await passOn(url, request, body);
     const document = (await answer.json()) as Record<string, unknown>; // the contract's objects
     return Response.json(answer.ok ? change(pathname, document) : document, {
       status: answer.status,

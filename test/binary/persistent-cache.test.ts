@@ -16,6 +16,7 @@ import {
   fakeServer,
   grpcClient,
   onTestEnd,
+  passOn,
   runBinary,
   startProcess,
   temporaryDirectory,
@@ -43,9 +44,7 @@ function machine(form: Form) {
     if (state.isAway) {
       await new Promise(() => {});
     }
-    const { pathname } = new URL(request.url);
-    const init = { method: request.method, headers: { "X-Key4C-User-Id": "u" } };
-    return fetch(key4c.url + pathname, { ...init, ...(body && { body }) });
+    return passOn(key4c.url, request, body);
   });
   const directory = form === "sealed" ? temporaryDirectory() : mkdtempSync("/dev/shm/k4c-");
   onTestEnd(() => rmSync(directory, { recursive: true, force: true }));

@@ -15,6 +15,7 @@ import {
   emulator,
   fakeServer,
   onTestEnd,
+  passOn,
   runBinary,
   temporaryDirectory,
   temporaryFile,
@@ -516,9 +517,7 @@ test.each([
 test("a byte order mark is no fault", async () => {
   const { url } = emulator();
   const server = fakeServer(async (request, body) => {
-    const { pathname } = new URL(request.url);
-    const { method, headers } = request;
-    const answer = await fetch(url + pathname, { method, headers, ...(body !== "" && { body }) });
+    const answer = await passOn(url, request, body);
     return new Response(`\ufeff${await answer.text()}`, { status: answer.status });
   });
   expect((await profileCheck(server.url)).exitCode).toBe(0);

@@ -9,6 +9,7 @@ import {
   emulator,
   failureOf,
   fakeServer,
+  passOn,
   startPlugin,
   temporaryFile,
 } from "../support.ts";
@@ -21,17 +22,7 @@ const UNUSABLE = [status.FAILED_PRECONDITION, "the Key4C key is disabled or dele
 test("revoked after the grace, not sooner; a gateway's 403 never; enabling recovers", async () => {
   const key4c = emulator({ keyIds: ["demo", "old"] });
   let gateway: (() => Response) | undefined;
-  const proxy = fakeServer(async (request, body) => {
-    const { pathname } = new URL(request.url);
-    return (
-      gateway?.() ??
-      fetch(key4c.url + pathname, {
-        method: request.method,
-        headers: request.headers,
-        ...(body !== "" && { body }),
-      })
-    );
-  });
+  const proxy = fakeServer((request, body) => gateway?.() ?? passOn(key4c.url, request, body));
   const env = {
     KMS_PROBE_INTERVAL: "200ms",
     KMS_REVOCATION_GRACE: `${GRACE_MS}ms`,

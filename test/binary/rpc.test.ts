@@ -13,6 +13,7 @@ import {
   failureOf,
   fakeServer,
   grpcClient,
+  passOn,
   startBinary,
   startPlugin,
   temporaryDirectory,
@@ -366,13 +367,7 @@ test("each line of the log is JSON, has the uid, and holds no secret", async () 
 test("the uid of a request is that of the call to Key4C; one that is no uid is not", async () => {
   const { key4c, encrypt } = await setup();
   const { ciphertext, keyId, annotations } = await encrypt();
-  const proxy = fakeServer((request, body) =>
-    fetch(key4c.url + new URL(request.url).pathname, {
-      method: request.method,
-      headers: request.headers,
-      ...(body !== "" && { body }),
-    }),
-  );
+  const proxy = fakeServer((request, body) => passOn(key4c.url, request, body));
   for (const uid of [crypto.randomUUID(), "evil\r\nX-Injected: 1"]) {
     const restarted = await startPlugin(proxy.url);
     const already = proxy.requests.length;

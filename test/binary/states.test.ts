@@ -15,6 +15,7 @@ import {
   failureOf,
   grpcClient,
   onTestEnd,
+  passOn,
   startBinary,
   temporaryDirectory,
   temporaryFile,
@@ -93,9 +94,7 @@ function startProxy() {
   let behaviour: Answer | undefined;
   const fetched = async (request: Request): Promise<Response> => {
     const body = await request.text();
-    const { pathname } = new URL(request.url);
-    const init = { method: request.method, headers: { "X-Key4C-User-Id": "u" } };
-    const forward = () => fetch(key4c.url + pathname, { ...init, ...(body && { body }) });
+    const forward = () => passOn(key4c.url, request, body);
     return behaviour === undefined ? forward() : behaviour(request, forward, body);
   };
   const port = freePort();
