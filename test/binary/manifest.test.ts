@@ -43,7 +43,7 @@ test("without a name: the list; each name of it prints something", async () => {
     .map((line) => line.split(" ")[0] ?? "");
   expect(exitCode).toBe(0);
   expect(names).toContain("static-pod");
-  expect(names).toHaveLength(13);
+  expect(names).toHaveLength(14);
   for (const name of names) {
     const { stdout: text, stderr } = await print(name);
     expect({ name, stderr, placeholder: name !== "grafana" && /\{\{\w+\}\}/.test(text) }).toEqual({

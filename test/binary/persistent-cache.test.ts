@@ -280,7 +280,8 @@ test("a key that is disabled while the plugin is down is served for KMS_REVOCATI
   expect((await decrypt(plugin, written)).plaintext).toEqual(DEK);
   await plugin.until(/"state":"revoked"/);
   await refuses(plugin, written);
-  expect(on.files()).toEqual([]);
+  // One that was just being written is given up, and gone in a moment.
+  expect(on.files().filter((name) => !name.startsWith("."))).toEqual([]);
   // Where there is no such grace, not even that.
   const other = machine("sealed");
   const kept = await killed(other);

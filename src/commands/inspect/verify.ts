@@ -1,5 +1,5 @@
 import type { ErrorKind } from "../../failures/kinds.ts";
-import { toPluginError } from "../../failures/plugin-error.ts";
+import { PluginError, toPluginError } from "../../failures/plugin-error.ts";
 import type { Keyring } from "../../keys/keyring.ts";
 import { type OurObject, parseEtcdValue } from "../../kubernetes/etcd-value.ts";
 import type { EtcdPair } from "../../kubernetes/etcdctl.ts";
@@ -75,7 +75,9 @@ async function verifyOne(
     (await keyring.unwrap(envelope)).fill(0);
     return { fingerprint, keyId, objects, verdict: "unwrapped" };
   } catch (error) {
-    const { kind } = toPluginError(error);
+    const failure = toPluginError(error);
+    // What a running plugin takes for the lag of a replica is here the answer that was asked for.
+    const { kind } = failure.cause instanceof PluginError ? failure.cause : failure;
     const hasNoAnswer = kind === "unavailable" || kind === "throttled";
     const verdict = hasNoAnswer ? "unknown" : "refused";
     return { fingerprint, keyId, objects, verdict, kind, why: describeError(error) };
