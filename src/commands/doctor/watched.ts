@@ -1,5 +1,5 @@
 /** A client whose requests and answers are watched, to be shown and explained. */
-import type { ErrorKind } from "../../failures/kinds.ts";
+import { type ErrorKind, UNLISTED_CODE } from "../../failures/kinds.ts";
 import { type PluginError, toPluginError } from "../../failures/plugin-error.ts";
 import type { OperationName } from "../../key4c/answer.ts";
 import type { Key4COptions } from "../../key4c/calls.ts";
@@ -73,8 +73,10 @@ export class WatchedKey4C {
   }
 
   #remedy(name: Call, { kind, remedy }: PluginError): string {
-    if (remedy !== undefined || this.#exchange?.isAnswered !== true) {
-      return remedy ?? "let `doctor` without --profile-check say what is in the way";
+    // That of an unlisted code is for a running plugin: here the answer is in sight.
+    const told = remedy === UNLISTED_CODE.remedy ? undefined : remedy;
+    if (told !== undefined || this.#exchange?.isAnswered !== true) {
+      return told ?? "let `doctor` without --profile-check say what is in the way";
     }
     const remedies: { readonly [K in ErrorKind]?: string } = {
       denied: "correct KMS_USER_ID, KMS_API_KEY or KMS_PIN, or the headers of the profile",
