@@ -47,10 +47,18 @@ interface Secret {
   readonly accepted: Map<string, () => Promise<unknown>>;
   /** The secret is refused everywhere. */
   refusal?: Pause;
+  /** The place whose call was refused with it last. */
+  refusedPlace?: string;
+  /** Another call that wanted to present it since. The next trial is that one's: where one right is missing, the refused call would else take every turn. */
+  waiting?: Waiting;
   /** Calls that are refused while the secret is accepted elsewhere. */
   readonly paused: Map<string, Pause>;
   /** The one call that decides whether the secret is good. It settles with what failed, and never rejects. */
   trial?: { readonly operation: string; readonly ended: Promise<unknown> };
+}
+
+interface Waiting extends Pick<Presented, "repeat"> {
+  readonly place: string;
 }
 
 interface RefusedPin extends Pause {
@@ -60,7 +68,8 @@ interface RefusedPin extends Pause {
 
 /**
  * Decides which secret may be presented, and when.
- * - A secret that has not been accepted yet, or was refused, is presented by one call at a time, at most every 30 s.
+ * - A secret that has not been accepted yet, or was refused, is presented by one call at a time, at most every 30 s. The
+ *   call that was refused last lets another one go first.
  * - When a call is refused whose secret was accepted before, another call that was accepted is made once more. If it is
  *   accepted again, the refusal is about the first call alone, which pauses for 30 s; if not, about the secret.
  * - A PIN that a code of the contract refuses is not presented again before it changes. One that a status or a page
@@ -82,9 +91,13 @@ export class RefusedSecrets {
    */
   async guard<T>(presented: Presented, call: (mayTryAgain: () => void) => Promise<T>): Promise<T> {
     const secret = this.#secretOf(presented);
+    const place = placeOf(presented);
     const mayTry = () => {
       const pause = this.#pauseOf(presented, secret);
       if (pause !== undefined) {
+        if (!secret.isProven && place !== secret.refusedPlace) {
+          secret.waiting = { place, repeat: presented.repeat };
+        }
         throw pause.error;
       }
     };
@@ -98,7 +111,9 @@ export class RefusedSecrets {
         }
         continue;
       }
-      const [control] = secret.isProven ? [] : [...secret.accepted.keys()].slice(-1);
+      const control = secret.isProven
+        ? undefined
+        : (lastAccepted(secret) ?? othersTurn(secret, place));
       if (control === undefined) {
         break;
       }
@@ -180,14 +195,14 @@ export class RefusedSecrets {
     if (known !== undefined) {
       return known.error;
     }
-    const [control] = secret.isProven ? [...secret.accepted.keys()].slice(-1) : [];
+    const control = secret.isProven ? lastAccepted(secret) : undefined;
     if (control !== undefined) {
       const isAccepted = await this.#control(presented, secret, control).then(
         () => true,
         () => false,
       );
       if (isAccepted) {
-        const hint = `; the same credential is accepted for ${control.split(" ")[0]}`;
+        const hint = `; the same credential is accepted for ${control.place.split(" ")[0]}`;
         return this.#pauseCall(presented, secret, error, hint);
       }
       const refused = this.#pauseOf(presented, secret);
@@ -196,7 +211,8 @@ export class RefusedSecrets {
       }
     }
     // A control that nobody answered leaves it open, so a PIN is not given up for good.
-    return this.#refuse(presented, secret, error, control === undefined && error.isByContract);
+    const isForGood = control === undefined && error.isByContract;
+    return this.#refuse({ ...presented, place: placeOf(presented) }, secret, error, isForGood);
   }
 
   #pauseCall(presented: Presented, secret: Secret, error: PluginError, hint = ""): PluginError {
@@ -209,28 +225,35 @@ export class RefusedSecrets {
     return about;
   }
 
-  /** Makes a call again that was accepted. @throws PluginError unless it is accepted again */
-  async #control(presented: Presented, secret: Secret, place: string): Promise<void> {
-    const repeat = secret.accepted.get(place);
+  /** Makes another call, mostly one that was accepted. @throws PluginError unless it is accepted */
+  async #control(presented: Presented, secret: Secret, { place, repeat }: Waiting): Promise<void> {
     const outcome = (async () => {
       try {
-        await repeat?.();
+        await repeat();
       } catch (error) {
         if (!(error instanceof PluginError && error.isByContract && error.kind !== "denied")) {
           secret.accepted.delete(place);
           throw error instanceof PluginError && error.kind === "denied"
-            ? this.#refuse(presented, secret, error, error.isByContract)
+            ? this.#refuse({ ...presented, place }, secret, error, error.isByContract)
             : error;
         }
         // Its key may be disabled by now. The service has said so of the key, and not of the secret.
       }
       this.#prove(presented, secret);
+      secret.accepted.set(place, repeat);
     })();
     await asTrial(secret, "", outcome);
   }
 
-  #refuse({ pin }: Presented, secret: Secret, error: PluginError, isForGood: boolean): PluginError {
+  #refuse(
+    { pin, place }: Pick<Presented, "pin"> & { readonly place: string },
+    secret: Secret,
+    error: PluginError,
+    isForGood: boolean,
+  ): PluginError {
     secret.isProven = false;
+    secret.refusedPlace = place;
+    delete secret.waiting;
     const refusal = (hint = "") =>
       new PluginError("denied", error.message + hint, { ...error, about: "secret" });
     if (pin === undefined) {
@@ -268,6 +291,18 @@ export class RefusedSecrets {
 
 function placeOf({ operation, keyId }: Presented): string {
   return `${operation} ${keyId}`;
+}
+
+function lastAccepted({ accepted }: Secret): Waiting | undefined {
+  const [last] = [...accepted].slice(-1);
+  return last && { place: last[0], repeat: last[1] };
+}
+
+/** The call that is to be made before the one at this place, once. */
+function othersTurn(secret: Secret, place: string): Waiting | undefined {
+  const { waiting, refusedPlace } = secret;
+  delete secret.waiting;
+  return place === refusedPlace ? waiting : undefined;
 }
 
 /** Others wait for it. */

@@ -256,6 +256,28 @@ test("a secret comes back: a call that has worked goes first, so that one that n
   expect(asked.slice(4)).toEqual(["decrypt a again", "encrypt b", "decrypt a again", "describe a"]);
 });
 
+test("a right that is missing from the start: at the next turn another call that waits goes first, once", async () => {
+  const { now, asked, asks } = guarded();
+  expect(await asks("describe a", TOKEN, "denied")).toBe("denied secret");
+  expect(await asks("decrypt a", TOKEN)).toBe("denied secret");
+  now.ms = 30 * SECOND;
+  expect(await asks("describe a", TOKEN, "ok", "denied", "ok")).toBe("denied call");
+  expect(await asks("decrypt a", TOKEN, "ok")).toBe("ok");
+  const ofOnePlace = ["decrypt a again", "describe a", "decrypt a again"];
+  expect(asked).toEqual(["describe a", ...ofOnePlace, "decrypt a"]);
+});
+
+test("where the call that waits is refused too, turns are taken, and each presents the secret once", async () => {
+  const { now, asked, asks } = guarded();
+  for (const ms of [0, 30, 60, 90].map((seconds) => seconds * SECOND)) {
+    now.ms = ms;
+    for (const place of ["describe a", "decrypt a"]) {
+      expect(await asks(place, TOKEN, "denied")).toBe("denied secret");
+    }
+  }
+  expect(asked).toEqual(["describe a", "decrypt a again", "describe a", "decrypt a again"]);
+});
+
 test("a new PIN does not wait for the old one's call, nor fail with it", async () => {
   const { asked, call, answer } = guarded();
   const old = call("describe a", PIN);

@@ -36,6 +36,8 @@ const REFUSED_MS = 12 * SECOND;
 const LAG_MS = 10 * MINUTE;
 /** A refused secret is presented again after so long, and what was under way with it when it was refused. */
 const SECRET_PAUSE_MS = 29.5 * SECOND;
+/** A process whose probes are refused is told by its first read that its secret is good; so long after that read. */
+const FIRST_READ_MS = 35 * SECOND;
 /** What a refusal is about is found out by a control; calls that began meanwhile are made. */
 const JUDGING_MS = 2.6 * SECOND;
 /** The second, third and fourth time of a PIN. */
@@ -88,6 +90,7 @@ class Seen {
   state = "";
   current: Snapshot | undefined;
   hour: Hour | undefined;
+  firstRefusedReadAtMs: number | undefined;
 }
 
 interface KeyRulesOptions extends Pick<History, "settings" | "faults"> {
@@ -208,6 +211,9 @@ export class KeyRules {
       this.#expectLag(plugin, token, startedAtMs);
       return;
     }
+    if (this.#isFirstRefusedRead(plugin, startedAtMs)) {
+      return;
+    }
     const isBeside = (one: Fault) =>
       isHarmless(one, kmsKeyId) ||
       (one.kind === "pluginKilled" && startedAtMs - plugin.startedAtMs > STARTING_MS) ||
@@ -220,6 +226,25 @@ export class KeyRules {
       );
     }
     coverage.readsBeside += 1;
+  }
+
+  /**
+   * Where another call lacks its right since the process started, its first read shows that the secret is good, when it
+   * may be presented again.
+   */
+  #isFirstRefusedRead(plugin: Plugin, startedAtMs: number): boolean {
+    const hasBegunWithout = this.#options.faults.some(
+      (one) =>
+        one.kind === "operationDenied" &&
+        one.atMs <= plugin.startedAtMs + SECRET_PAUSE_MS &&
+        disturbedUntil(one, this.#options.settings) >= plugin.startedAtMs,
+    );
+    if (!hasBegunWithout) {
+      return false;
+    }
+    const seen = this.#of(plugin);
+    seen.firstRefusedReadAtMs ??= startedAtMs;
+    return startedAtMs - seen.firstRefusedReadAtMs <= FIRST_READ_MS;
   }
 
   /** A probe of a key was recorded. */

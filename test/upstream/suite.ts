@@ -131,7 +131,8 @@ async function negativeControl(suites: readonly Suite[]): Promise<Count> {
   }
   const { test } = NEGATIVE_CONTROL;
   using copy = new Copy();
-  return withBreakage(copy, mutant.break, async () => {
+  // Awaited: the copy is removed when this returns.
+  return await withBreakage(copy, mutant.break, async () => {
     await copy.build();
     const plugin = join(copy.path, "dist/key4c-kms-plugin");
     return run({ suite, tests: [test], failure: "disabled", plugin }, async (events) => {
