@@ -1,4 +1,5 @@
 /** One probe of one key: what Key4C is asked, and what the key learns from the answers. */
+import type { ErrorKind } from "../failures/kinds.ts";
 import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
 import type { Snapshot } from "./holdings.ts";
@@ -83,6 +84,9 @@ export class Prober {
     }
     if (unwrapFailure !== undefined && isConclusive(unwrapFailure)) {
       return unwrapFailure;
+    }
+    if (told instanceof PluginError && SAYS_KEY_IS_GONE.includes(told.kind)) {
+      return told; // a control would wrap under a key that is gone, and some services then make a new one
     }
     if (missing.length > 0) {
       key.missed(missing);
@@ -303,6 +307,8 @@ export class Prober {
   }
 }
 
+/** Without a code of the contract, too: those are no verdict, and no reason to wrap. */
+const SAYS_KEY_IS_GONE: readonly ErrorKind[] = ["keyNotFound", "keyUnusable"];
 /** A local KEK under what Key4C told became current. */
 const FOLLOWED = Symbol("followed");
 const NO_BYTES = new Uint8Array(0);
