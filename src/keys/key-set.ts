@@ -154,8 +154,11 @@ export class KeySet {
   }
 
   #open(kmsKeyId: string): Member {
-    const member = this.#members.get(kmsKeyId) ?? this.#withheld.get(kmsKeyId)?.member;
-    const opened = member ?? this.#newMember(kmsKeyId);
+    const known = this.#members.get(kmsKeyId);
+    if (known !== undefined) {
+      return known;
+    }
+    const opened = this.#withheld.get(kmsKeyId)?.member ?? this.#newMember(kmsKeyId);
     this.#withheld.delete(kmsKeyId);
     this.#members.set(kmsKeyId, opened);
     const hash = keyNameHash(kmsKeyId);

@@ -7,7 +7,7 @@ import type { Snapshot } from "./holdings.ts";
 import type { Handover } from "./keeper.ts";
 import { CacheSpace, kekName } from "./kek-cache.ts";
 import { type Key, type KeyOptions, revoked } from "./key.ts";
-import type { Limits, State } from "./key-health.ts";
+import type { Limits } from "./key-health.ts";
 import { type ConfiguredKeys, KeySet } from "./key-set.ts";
 import { fingerprintOf } from "./local-kek.ts";
 import { LookThrough } from "./look-through.ts";
@@ -106,11 +106,6 @@ export class Keyring {
   /** What Encrypt uses now; undefined until Key4C has wrapped and unwrapped a first local KEK. */
   get snapshot(): Snapshot | undefined {
     return this.#key.current;
-  }
-
-  /** Of the key that wraps. */
-  get state(): State {
-    return this.#key.health.state;
   }
 
   /** On the clock of {@link Snapshot.createdAtMs}; undefined without a local KEK. */

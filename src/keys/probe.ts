@@ -6,8 +6,8 @@ import type { Snapshot } from "./holdings.ts";
 import type { Kept } from "./kek-cache.ts";
 import type { Key } from "./key.ts";
 import { isConclusive } from "./key-health.ts";
-import { formatKeyId } from "./key-id.ts";
-import { fingerprintOf, isGivenBack, makeLocalKek, NotUnwrapped } from "./local-kek.ts";
+import { fingerprintOf, isGivenBack } from "./local-kek.ts";
+import { makeProven } from "./make-proven.ts";
 import { LAG_MS, type Material, materialOf } from "./material.ts";
 import type { WrappingService } from "./wrapping.ts";
 
@@ -197,7 +197,7 @@ export class Prober {
     const { generation, current } = key;
     const kcvHash = told?.kcvHash.length ? told.kcvHash : (current?.header.kcvHash ?? NO_BYTES);
     const material = { version: undefined, kcvHash };
-    const made = await this.#proven(material);
+    const made = await makeProven(this.#options.service, key, material);
     this.#controlledAtMs = clock.nowMs();
     if (current !== undefined && made.header.keyVersion > current.header.keyVersion) {
       this.#publish(made, material, generation);
@@ -225,7 +225,8 @@ export class Prober {
    */
   async make(told: Material): Promise<Snapshot> {
     const { generation } = this.#key;
-    return this.#publish(await this.#proven(told), told, generation);
+    const made = await makeProven(this.#options.service, this.#key, told);
+    return this.#publish(made, told, generation);
   }
 
   /** A new local KEK under the material of the current one. @throws PluginError; the current one stays */
@@ -246,7 +247,7 @@ export class Prober {
         }
       }
     }
-    const made = await this.#proven(current.material);
+    const made = await makeProven(this.#options.service, key, current.material);
     this.#publish(made, current.material, generation);
   }
 
@@ -262,48 +263,6 @@ export class Prober {
     }
     this.#options.published(key, snapshot, former);
     return snapshot;
-  }
-
-  /** A local KEK that Key4C has wrapped and unwrapped again. All wraps come this way, and keep encrypt's circuit. */
-  async #proven(told: Material): Promise<Kept> {
-    const { circuits } = this.#key;
-    const { refusalToWrap } = circuits;
-    if (refusalToWrap !== undefined) {
-      throw refusalToWrap;
-    }
-    try {
-      const made = await this.#provenTwice(told);
-      circuits.recordWrap(undefined);
-      circuits.recordUnwrap(undefined); // it was unwrapped again
-      circuits.isUnwrapDoubtful = false;
-      return made;
-    } catch (error) {
-      const failure = toPluginError(error);
-      const wasWrapped = error instanceof NotUnwrapped || failure.kind === "olderVersion";
-      circuits.recordWrap(wasWrapped ? undefined : failure);
-      circuits.isUnwrapDoubtful ||= error instanceof NotUnwrapped;
-      throw error;
-    }
-  }
-
-  /** Where describe tells no version, a new one counts only if two encrypts tell the same. */
-  async #provenTwice(told: Material): Promise<Kept> {
-    const { service } = this.#options;
-    const { kmsKeyId, current } = this.#key;
-    const made = await makeLocalKek(service, kmsKeyId, told);
-    const { keyVersion } = made.header;
-    const isKnown = keyVersion === 0 || current?.keyId === formatKeyId(made.header);
-    if (told.version !== undefined || isKnown) {
-      return made;
-    }
-    try {
-      const again = await makeLocalKek(service, kmsKeyId, { ...told, version: keyVersion });
-      again.localKek.drop();
-      return made;
-    } catch (error) {
-      made.localKek.drop();
-      throw error;
-    }
   }
 }
 
