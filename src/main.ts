@@ -230,7 +230,7 @@ function readiness(
   const { takenOver } = keyring.keys.current.key;
   const until = takenOver && new Date(takenOver.untilMs).toISOString();
   const kept =
-    until && `; under what the former process kept, which another restart has until ${until}`;
+    until && `; under what the previous process kept, which another restart has until ${until}`;
   const text = `${state} since ${since.toISOString()}${why ?? ""}${kept ?? ""}`;
   return { ok: keyring.isReady, text };
 }
@@ -256,7 +256,7 @@ async function run(argv: readonly string[]): Promise<void> {
   });
   for (const warning of command === "doctor" ? [] : line.warnings) {
     command === "serve"
-      ? log.warn("the file of settings is not read", { cause: warning })
+      ? log.warn("the settings file is not read", { cause: warning })
       : stderr.write(`key4c-kms-plugin: ${warning}\n`);
   }
   if (command !== "manifest") {

@@ -159,7 +159,7 @@ export class KeyFile implements Keeper {
       this.#remove(); // revoked before or while it was read
     } catch (error) {
       const cause = describeError(error);
-      log.warn("what a former process kept is not used", { kmsKeyId, file: this.name, cause });
+      log.warn("what a previous process kept is not used", { kmsKeyId, file: this.name, cause });
     } finally {
       this.#isLoaded = true;
       this.#plan();
@@ -184,7 +184,7 @@ export class KeyFile implements Keeper {
       );
     }
     if (age.aheadMs > 0) {
-      log.warn("the clock was set back: what a former process kept counts as confirmed now", {
+      log.warn("the clock was set back: what a previous process kept counts as confirmed now", {
         kmsKeyId,
         confirmedAt,
       });

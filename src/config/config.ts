@@ -78,7 +78,7 @@ export function optionsOf(command: Command): readonly (readonly [OptionName, Opt
 const LOCAL_VALUES: readonly (string | undefined)[] = ["FILE", "GROUP"];
 
 /**
- * Reads the command, its flags, the environment and the file of settings, of which the first that names an option, or
+ * Reads the command, its flags, the environment and the settings file, of which the first that names an option, or
  * its file, wins. An empty environment value counts as unset.
  * @param argv without the names of runtime and script
  * @param defaultConfigFile read where it is there; undefined: none but the one that is named
@@ -193,7 +193,7 @@ const TWINS: ReadonlyMap<OptionName, OptionName> = new Map(
   }),
 );
 
-/** The file of settings, for a command that takes one. @param fallback its path, or itself */
+/** The settings file, for a command that takes one. @param fallback its path, or itself */
 function settingsFile(
   own: readonly (readonly [OptionName, Option])[],
   flag: string | undefined,

@@ -90,7 +90,7 @@ export const OPTIONS = {
     flag: "config",
     commands: [...KEY4C, ...BOTH, "doctor", "status", "encrypt", "decrypt", "emulator"],
     value: "FILE",
-    help: "File of settings, NAME=VALUE with the names of the environment, below flags and environment (default: /etc/key4c-kms/config, where it is there)",
+    help: "Settings file, NAME=VALUE with the names of the environment, below flags and environment (default: /etc/key4c-kms/config, where it is there)",
     parse: text,
   },
   kmsEndpoint: {
@@ -105,7 +105,7 @@ export const OPTIONS = {
       status: PLUGINS_SOCKET,
       encrypt: PLUGINS_SOCKET,
       decrypt: PLUGINS_SOCKET,
-      inspect: `${PLUGINS_SOCKET}, which tells the current key_id`,
+      inspect: `${PLUGINS_SOCKET}, which reports the current key_id`,
     },
     parse: unixEndpoint,
   },
@@ -155,7 +155,7 @@ export const OPTIONS = {
     commands: KEY4C,
     group: "key",
     value: "ID,…|none",
-    help: "IDs of former keys whose data are still decrypted; none: no key, whatever the file of settings names; at most 64",
+    help: "IDs of previous keys whose data are still decrypted; none: no key, whatever the settings file names; at most 64",
     parse: previousKeyIds,
   },
   previousKeyIdsFile: {
@@ -187,7 +187,7 @@ export const OPTIONS = {
     env: "KMS_API_KEY",
     commands: KEY4C,
     group: "key4c",
-    help: "API key, sent as a bearer token; a secret; only if the service wants one",
+    help: "API key, sent as a bearer token; a secret; only if the service requires one",
     parse: parseSecret,
   },
   kmsApiKeyFile: {
@@ -281,7 +281,7 @@ export const OPTIONS = {
     group: "localKek",
     value: "N",
     default: String(2 ** 20),
-    help: "DEKs wrapped under one local KEK; 1 asks Key4C for every DEK (while it is unreachable, the last local KEK is used further)",
+    help: "DEKs wrapped under one local KEK; 1 asks Key4C for every DEK (while it is unreachable, the last local KEK stays in use)",
     parse: integer(1, 2 ** 32),
   },
   localKekMaxAge: {
@@ -311,7 +311,7 @@ export const OPTIONS = {
     group: "outage",
     value: "DURATION",
     default: "30s",
-    help: "Time between probes of Key4C; a rotation that describe tells is noticed within it",
+    help: "Time between probes of Key4C; a rotation that describe reports is noticed within it",
     parse: duration(100, NAMED_UNITS_MS.h),
   },
   outageGrace: {
@@ -461,7 +461,7 @@ export const OPTIONS = {
   control: {
     flag: "control",
     commands: ["emulator"],
-    help: "Allow every ACTION, and what tests want (delete, replace, latency, stats), to every user of this machine",
+    help: "Allow every ACTION, and what tests need (delete, replace, latency, stats), to every user of this machine",
     parse: yes,
   },
   api: {
@@ -486,7 +486,7 @@ export const OPTIONS = {
     flag: "current",
     commands: ["inspect"],
     value: "KEY_ID",
-    help: "The key_id that counts as current (default: what Status of a running plugin tells)",
+    help: "The key_id that counts as current (default: what Status of a running plugin reports)",
     parse: text,
   },
   stale: {
@@ -513,7 +513,7 @@ export const OPTIONS = {
   verify: {
     flag: "verify",
     commands: ["inspect"],
-    help: "Have Key4C itself unwrap each local KEK once: exit code 0 only if it gives all of them back",
+    help: "Have Key4C itself unwrap each local KEK once: exit code 0 only if Key4C unwraps all of them",
     parse: yes,
   },
   encryptionConfiguration: {

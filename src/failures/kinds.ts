@@ -17,7 +17,7 @@ export type ErrorKind =
   | "keyNotFound"
   /** Key4C answers, and does not unwrap a local KEK that it has wrapped: other key material. */
   | "mismatch"
-  /** Key4C tells an older version of the key than it did, or two at once. */
+  /** Key4C reports an older version of the key than it did, or two at once. */
   | "olderVersion"
   /** The request or the ciphertext is malformed, tampered with, or not of this key. */
   | "invalid"
@@ -78,7 +78,7 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     retry: false,
     headline: "Key4C refuses the credential",
     remedy:
-      "renew the credential; the plugin's log says which one, and whether it is read again or wants a restart; do not restart this node or the plugin before doctor says that it is accepted: a restarted plugin could not read Secrets",
+      "renew the credential; the plugin's log says which one, and whether it is read again or needs a restart; do not restart this node or the plugin before doctor says that it is accepted: a restarted plugin could not read Secrets",
   },
   keyUnusable: {
     code: status.FAILED_PRECONDITION,
@@ -101,7 +101,7 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     retry: false,
     headline: "Key4C does not unwrap a local KEK that it wrapped",
     remedy:
-      "do not restart plugin or API server: only they can still read the data; see whether only this node differs, which is its address or credential; otherwise restore the key material, or rotate the key in Key4C or name another one, then rewrite all objects and prove it with inspect --verify (docs/runbooks/mismatch.md)",
+      "do not restart plugin or API server: only they can still read the data; see whether only this node is affected: then its address or credential is wrong; otherwise restore the key material, or rotate the key in Key4C or name another one, then rewrite all objects and prove it with inspect --verify (docs/runbooks/mismatch.md)",
   },
   olderVersion: {
     code: status.UNAVAILABLE,
@@ -109,7 +109,7 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     retry: false,
     headline: "Key4C answers with another version of the key than before",
     remedy:
-      "check whether a replica of Key4C lags or a backup was restored; after a restore rotate above every version that was ever used",
+      "check whether a replica of Key4C lags or a backup was restored; after a restore rotate the key until its version is higher than any that was ever used",
   },
   invalid: {
     code: status.INVALID_ARGUMENT,
@@ -135,7 +135,7 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     text: "the ciphertext belongs to a key that is not configured",
     retry: false,
     remedy:
-      "name its key in KMS_PREVIOUS_KEY_IDS, if it was a former one; a plugin of another KMS_KEY_ID wrote it",
+      "list its key in KMS_PREVIOUS_KEY_IDS, if it was used before; a plugin of another KMS_KEY_ID wrote it",
   },
   deadline: {
     code: status.DEADLINE_EXCEEDED,

@@ -190,12 +190,12 @@ export class Health {
     }
     this.#told.set(key, now);
     if (failure === undefined) {
-      log.info("a previous key is well again", { kmsKeyId });
+      log.info("a previous key is healthy again", { kmsKeyId });
       return;
     }
     const fields = { kmsKeyId, kind: failure.kind, cause: describeError(failure) };
     if (key === keyring.keys.configured.key) {
-      log.error("the configured key does not become current: the former one continues", {
+      log.error("the configured key does not become current: the key in use continues to wrap", {
         ...fields,
         former: this.#key.kmsKeyId,
       });
@@ -206,7 +206,7 @@ export class Health {
         log.warn("a previous key is disabled or deleted: its data are not decrypted", fields);
       }
     } else {
-      log.warn("a previous key is not well: its known local KEKs still decrypt", fields);
+      log.warn("a previous key is not healthy: its known local KEKs still decrypt", fields);
     }
   }
 

@@ -60,7 +60,7 @@ export function storedCiphertext(
     const has = members === undefined ? "no members" : Object.keys(members).join(", ");
     throw new PluginError(
       "unavailable",
-      `the wrapped local KEK has ${has}, and the profile's decrypt wants ${missing.join(", ")}: it was wrapped under another profile`,
+      `the wrapped local KEK has ${has}, and the profile's decrypt needs ${missing.join(", ")}: it was wrapped under another profile`,
       { isUnlisted: true },
     );
   }

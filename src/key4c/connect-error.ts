@@ -104,7 +104,7 @@ const WORDS: Readonly<Record<string, Words>> = {
     "let KEY4C_URL name the host as the server knows it",
   ],
   CERTIFICATE_REQUIRED: [
-    "it wants a client certificate",
+    "it requires a client certificate",
     "set KEY4C_CERT_FILE and KEY4C_CERT_KEY_FILE",
   ],
   UNKNOWN_CA: CLIENT_REFUSED,
@@ -127,7 +127,7 @@ export function connectFault(error: unknown, clientCertificate?: string): Connec
 
 function otherWords(code: string): Words {
   return /CERT|SIGN|ISSUER|CHAIN|VERIFY/.test(code)
-    ? ["its certificate is not accepted", "have it issued anew, and set KEY4C_CA_FILE to its CA"]
+    ? ["its certificate is not accepted", "have it issued again, and set KEY4C_CA_FILE to its CA"]
     : ["the connection failed", "check KEY4C_URL, routes, firewalls, HTTPS_PROXY"];
 }
 

@@ -190,7 +190,7 @@ export const MEMBERS = {
       unusableStates: withDefault(
         listOf(scalar),
         [],
-        "values of `state` under which the key must not be used: a verdict",
+        "values of `state` under which the key must not be used; they lead to the state `revoked`",
       ),
     }),
     "asks for version and state of a key; without it the version comes from encrypt, and no state is seen",
@@ -243,12 +243,12 @@ export const MEMBERS = {
       codes: withDefault(
         mapOf(kinds),
         {},
-        "what a code means: a verdict; `tokenExpired` makes a new login, once",
+        "what a code means; only a code or a `state` can say that a key is disabled, deleted or unknown. `tokenExpired` makes a new login, once",
       ),
       statuses: withDefault(
         mapOf(kinds, { pattern: "^[2-5]\\d\\d$", fault: "is not an HTTP status" }),
         {},
-        "what an HTTP status means when its code is not listed: never a verdict",
+        "what an HTTP status means when its code is not listed; a status alone never revokes a key",
       ),
     }),
     { code: undefined, codes: {}, statuses: {} },

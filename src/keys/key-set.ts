@@ -134,7 +134,7 @@ export class KeySet {
       kmsKeyId,
       former: former.kmsKeyId,
       remedy:
-        "keep the former one in KMS_PREVIOUS_KEY_IDS until inspect --verify shows no data of it",
+        "keep the previous one in KMS_PREVIOUS_KEY_IDS until inspect --verify shows no data of it",
     });
     this.follow();
   }

@@ -298,7 +298,7 @@ export class Keyring {
 
   #tookOver({ kmsKeyId, current, health, holds }: Key, handover: Handover): void {
     this.#options.log.warn(
-      "Key4C has not confirmed it since the start: using what the former process kept",
+      "Key4C has not confirmed it since the start: using what the previous process kept",
       {
         kmsKeyId,
         keyId: current?.keyId,

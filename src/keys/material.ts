@@ -4,7 +4,7 @@ import { FINDING_ANSWERS, MISMATCH_MS } from "./key-health.ts";
 import { formatKeyId, type KeyIdentity, kcvHash, keyNameHash } from "./key-id.ts";
 import type { KeyDescription } from "./wrapping.ts";
 
-/** While Key4C tells an older version than before, or a former key check value, we assume a replica that lags. */
+/** While Key4C reports an older version than before, or a former key check value, we assume a replica that lags. */
 export const LAG_MS = 600_000;
 /** So many claims of unknown material are remembered. What an object claims is not authenticated before it is opened. */
 const MAX_CLAIMS = 64;

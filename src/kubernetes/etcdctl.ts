@@ -16,7 +16,7 @@ const OF_KUBEADM = {
 
 /**
  * The line whose output is wanted.
- * @param settings ETCDCTL_… of the file of settings; without any those of kubeadm
+ * @param settings ETCDCTL_… of the settings file; without any those of kubeadm
  * @param isSet whether the environment has them, which etcdctl reads by itself
  */
 export function etcdctlLine(settings: ReadonlyMap<string, string>, isSet: boolean): string {

@@ -122,7 +122,7 @@ const NO_VERDICTS = {
     const callers = keepCalling(plugin, old);
     await eventually("the old data are read", () => callers.seen.codesOf("known").length > 0);
     key4c.behaviour = toKey("old", THROTTLED);
-    await plugin.untilLogged(/a previous key is not well/);
+    await plugin.untilLogged(/a previous key is not healthy/);
     await Bun.sleep(HELD_MS);
     expect(toldTo(await callers.stop())).toEqual(ALL_WELL);
     expect(await plugin.state()).toBe("ok");

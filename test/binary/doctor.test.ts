@@ -324,7 +324,7 @@ test("the proxy that serve would use", async () => {
   const guarded = await startProxy("user:pass word");
   await expectFault({ ...env, HTTPS_PROXY: `http://${guarded.host}` }, [
     "connection",
-    /the proxy wants credentials/,
+    /the proxy requires credentials/,
     /USER:PASSWORD/,
   ]);
   const known = { ...env, HTTPS_PROXY: `http://user:pass%20word@${guarded.host}` };

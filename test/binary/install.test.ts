@@ -360,7 +360,7 @@ const UNTOUCHED: readonly (readonly [
   ],
   ["another key", { "/etc/key4c-kms/key-id": "next\n" }, "this node has another KMS_KEY_ID"],
   [
-    "a file of settings with a mistake",
+    "a settings file with a mistake",
     { [CONFIG]: "KEY4C_ULR=https://key4c.example\n" },
     "did you mean KEY4C_URL?",
   ],

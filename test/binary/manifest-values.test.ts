@@ -256,7 +256,7 @@ test("YAML takes every text for a text, and Kubernetes replaces no $(NAME)", asy
   }
 });
 
-test("a file of settings is mounted or loaded, and what is in it stands nowhere else", async () => {
+test("a settings file is mounted or loaded, and what is in it stands nowhere else", async () => {
   const path = join(temporaryDirectory(), "config");
   const key = "KMS_KEY_ID_FILE=/etc/key4c-kms/key-id\nKEY4C_CA_FILE=/etc/key4c-tls/ca.pem\n";
   writeFileSync(path, `KEY4C_URL=https://key4c.example\n${key}KMS_OUTAGE_GRACE=1h\n`);

@@ -173,10 +173,10 @@ testWith("mount namespaces").each([
     expect((await decrypt(plugin, one)).plaintext).toEqual(DEK);
   }
   expect(await readyz(plugin)).toMatch(
-    /^degraded since .*: unavailable: .* under what the former process kept, which another restart has until 20/,
+    /^degraded since .*: unavailable: .* under what the previous process kept, which another restart has until 20/,
   );
   expect(plugin.output()).toMatch(
-    /using what the former process kept.*"localKeks":2,"confirmedSeconds.*"until":"20/,
+    /using what the previous process kept.*"localKeks":2,"confirmedSeconds.*"until":"20/,
   );
   expect(plugin.output()).not.toContain("no local KEK yet");
   // And once more, with what this one wrote too.

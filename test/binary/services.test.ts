@@ -195,6 +195,6 @@ test.each([
     expect(one.output()).toContain(
       `${wrapped} the members blob: it was wrapped under another profile`,
     );
-    expect(other.output()).toContain(`${wrapped} no members, and the profile's decrypt wants blob`);
+    expect(other.output()).toContain(`${wrapped} no members, and the profile's decrypt needs blob`);
   }
 });

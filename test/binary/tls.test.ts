@@ -251,7 +251,7 @@ test("TLS in words: each fault has its own cause and remedy, in the log and from
       await opensslServer("server", ...wants, file("ca.pem")),
       ca,
       HANDSHAKE,
-      /wants a client certificate.*→ set KEY4C_CERT_FILE/,
+      /requires a client certificate.*→ set KEY4C_CERT_FILE/,
     ],
     [
       await opensslServer("server", ...wants, file("stranger.pem")),

@@ -1,4 +1,4 @@
-/** The file of settings: what it may hold, who may read it, and which source wins. */
+/** The settings file: what it may hold, who may read it, and which source wins. */
 import { expect, test } from "bun:test";
 import { chmodSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -7,7 +7,7 @@ import { emulator, runBinary, startPlugin, temporaryDirectory } from "../support
 
 const GOOD = { KEY4C_URL: "https://key4c.example", KMS_KEY_ID: "k", KMS_USER_ID: "u" };
 
-/** A file of settings that only its owner can read. */
+/** A settings file that only its owner can read. */
 function configFile(text: string, mode = 0o600): string {
   const path = join(temporaryDirectory(), "config");
   writeFileSync(path, text);

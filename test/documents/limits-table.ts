@@ -214,7 +214,7 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
     "a replica may lag",
   ],
   [
-    "the same, while Key4C tells an older version, or an object claims a newer one",
+    "the same, while Key4C reports an older version, or an object claims a newer one",
     constant({ material }, "LAG_MS"),
     "a replica may lag for longer",
   ],

@@ -318,12 +318,12 @@ test("a disabled key that is only configured is told as what it is: nothing was 
   expect(ring.member("old").key.hasDropped).toBe(false);
   const told = lines.filter(({ kmsKeyId }) => kmsKeyId === "old");
   expect(told.map(({ level, msg }) => [level, msg])).toEqual([
-    ["warn", "a previous key is not well: its known local KEKs still decrypt"],
+    ["warn", "a previous key is not healthy: its known local KEKs still decrypt"],
     ["warn", "a previous key is disabled or deleted: its data are not decrypted"],
   ]);
 });
 
-test("a previous key is not well: said once, at the first failure, and again when another kind follows", async () => {
+test("a previous key is not healthy: said once, at the first failure, and again when another kind follows", async () => {
   const key4c = new FakeKey4C();
   const { clock, lines } = await started(key4c, { previousKeyIds: ["old"] });
   const about = () => lines.filter(({ kmsKeyId }) => kmsKeyId === "old").map(({ msg }) => msg);
@@ -331,10 +331,10 @@ test("a previous key is not well: said once, at the first failure, and again whe
   expect(about()).toEqual([]);
   key4c.trouble = (_, kmsKeyId) => (kmsKeyId === "old" ? UNAVAILABLE : undefined);
   await clock.pass(10 * MINUTE_MS);
-  expect(about()).toEqual(["a previous key is not well: its known local KEKs still decrypt"]);
+  expect(about()).toEqual(["a previous key is not healthy: its known local KEKs still decrypt"]);
   key4c.trouble = () => undefined;
   await clock.pass(MINUTE_MS);
-  expect(about().at(-1)).toBe("a previous key is well again");
+  expect(about().at(-1)).toBe("a previous key is healthy again");
 });
 
 test("an answer with a code that is not listed costs one call a second, and no reader's patience", async () => {

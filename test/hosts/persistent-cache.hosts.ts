@@ -133,7 +133,7 @@ for (const outage of ["refuses", "hangs"] as const satisfies readonly Outage[]) 
     );
     expect(await bootId()).not.toBe(before);
     expect(await machine.run(`journalctl -b -u ${SERVICE}`)).toContain(
-      "using what the former process kept",
+      "using what the previous process kept",
     );
     await machine.run(back);
     await isOk();

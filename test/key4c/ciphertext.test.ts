@@ -40,11 +40,11 @@ test.each([
 });
 
 test.each([
-  ["of one text", "vault:v1:AAAA", "has no members, and the profile's decrypt wants tag, data, iv"],
+  ["of one text", "vault:v1:AAAA", "has no members, and the profile's decrypt needs tag, data, iv"],
   ["a list", '["a"]', "has no members"],
   ["a number among them", '{"tag":1,"data":"d","iv":"i"}', "has no members"],
-  ["without one", '{"data":"d","iv":"i"}', "has data, iv, and the profile's decrypt wants tag"],
-  ["named as every object has", '{"toString":"x"}', "wants tag, data, iv"],
+  ["without one", '{"data":"d","iv":"i"}', "has data, iv, and the profile's decrypt needs tag"],
+  ["named as every object has", '{"toString":"x"}', "needs tag, data, iv"],
 ])(
   "a local KEK %s was wrapped under another profile, and is not called invalid",
   (_, stored, text) => {

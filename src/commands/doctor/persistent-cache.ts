@@ -70,7 +70,7 @@ async function checkKey(
     return fail(
       CHECK,
       detail,
-      "run the doctor as root; else a plugin that Key4C answers writes it anew",
+      "run the doctor as root; else a plugin that Key4C answers writes it again",
     );
   }
 }

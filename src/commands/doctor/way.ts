@@ -178,7 +178,7 @@ async function openTunnel(socket: Socket, target: string, proxy: URL): Promise<v
   const status = /^HTTP\/1\.[01] (\d{3})/.exec(answer)?.[1];
   if (status === "407") {
     throw new ProxyRefusal(
-      user === "" ? "the proxy wants credentials" : "the proxy refuses its credentials",
+      user === "" ? "the proxy requires credentials" : "the proxy refuses its credentials",
       "set HTTPS_PROXY to http://USER:PASSWORD@HOST:PORT, in a file that only root can read",
     );
   }

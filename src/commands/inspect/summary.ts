@@ -43,7 +43,7 @@ export function summarize(
       ? ["the current key_id is not known: give --current, or --endpoint of a running plugin"]
       : others > 0
         ? [
-            `${others} not under the current key: rewrite them (${rewrite(resources)}) before you disable a former key, then run inspect again`,
+            `${others} not under the current key: rewrite them (${rewrite(resources)}) before you disable a previous key, then run inspect again`,
           ]
         : []),
     ...(of("broken") > 0

@@ -1,4 +1,4 @@
-/** The file of settings of a node, and the files that it names: what is there, and what was given now. */
+/** The settings file of a node, and the files that it names: what is there, and what was given now. */
 import { statSync } from "node:fs";
 import { join } from "node:path";
 import type { CommandLine, Environment } from "../../config/config.ts";
@@ -21,12 +21,12 @@ const OWN_FILES = [
   { name: "KMS_PREVIOUS_KEY_IDS", file: "previous-key-ids", mode: 0o644, document: "docs/keys.md" },
 ] as const;
 const TITLE =
-  "# Settings of key4c-kms-plugin on this node (docs/REFERENCE.md, The file of settings)\n";
+  "# Settings of key4c-kms-plugin on this node (docs/REFERENCE.md, The settings file)\n";
 
 /**
  * Adds to a draft what of these files is to be written.
  * @param userId from standard input; undefined: it is named or there
- * @returns the text of the file of settings as it should be
+ * @returns the text of the settings file as it should be
  */
 export function draftSettings(
   line: CommandLine,
@@ -76,7 +76,7 @@ function givenNow(
   return [...metrics, ...[...given].filter(isNew), ...proxies];
 }
 
-/** @returns the setting that names the file; none where the file of settings has the value itself */
+/** @returns the setting that names the file; none where the settings file has the value itself */
 function draftOwnFile(
   { name, file, mode, document }: (typeof OWN_FILES)[number],
   { given }: CommandLine,
@@ -108,7 +108,7 @@ function draftOwnFile(
   return there.has(name) || (before ?? content) === undefined ? [] : [[setting, path]];
 }
 
-/** A file of settings with these values; its comments and its order stay. */
+/** A settings file with these values; its comments and its order stay. */
 function withSettings(text: string, settings: ReadonlyMap<string, string>): string {
   let result = text.endsWith("\n") ? text : `${text}\n`;
   for (const [name, value] of settings) {

@@ -89,7 +89,7 @@ export function refuseControlCharacters(order: Order): void {
   }
 }
 
-/** The file of settings, which the plugin reads at its start; undefined: there is none. @throws ExitError 2 */
+/** The settings file, which the plugin reads at its start; undefined: there is none. @throws ExitError 2 */
 export function configFilePath({ line: { configFile } }: Order): string | undefined {
   return configFile !== undefined && configFile.settings.size > 0
     ? path("KMS_CONFIG", configFile.path)
@@ -108,7 +108,7 @@ export function isInConfigFile({ line }: Order, name: string): boolean {
   return line.configFile !== undefined && line.origins.get(name) === line.configFile.path;
 }
 
-/** The settings of serve, without secrets, files, the group of the socket, and what is in the file of settings. */
+/** The settings of serve, without secrets, files, the group of the socket, and what is in the settings file. */
 export function serveSettings(order: Order): readonly Setting[] {
   const { given, config } = order.line;
   const missing = ["KEY4C_URL", "KMS_KEY_ID"].filter(
