@@ -38,7 +38,9 @@ function overview(version: string): string {
     ...rows(COMMANDS.map((command) => [command, COMMAND_FACTS[command].purpose])),
     "",
     "Environment of serve, which doctor and manifest read too (more: help serve):",
-    ...rows(MOST_USED.map((name) => [OPTIONS[name].env, helpOf(OPTIONS[name], "serve")] as const)),
+    ...rows(
+      MOST_USED.map((name) => [OPTIONS[name].env ?? "", helpOf(OPTIONS[name], "serve")] as const),
+    ),
     "",
     ...rows([
       ["Try it:", `${NAME} serve --emulator`],

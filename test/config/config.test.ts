@@ -2,8 +2,9 @@ import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseCommandLine, previousKeyIdsOf } from "../../src/config/config.ts";
-import { OPTIONS } from "../../src/config/options.ts";
+import { COMMANDS, type Command } from "../../src/config/commands.ts";
+import { OPTION_LIST, parseCommandLine, previousKeyIdsOf } from "../../src/config/config.ts";
+import { GROUPS, OPTIONS } from "../../src/config/options.ts";
 import { ExitError } from "../../src/system/errors.ts";
 import { temporaryDirectory, temporaryFile } from "../support.ts";
 
@@ -161,6 +162,26 @@ test("a secret file is read again when it changes, and a broken one keeps the ol
   }
   writeFileSync(path, "third");
   expect(config.kmsUserIdFile?.current).toBe("third");
+});
+
+test("each row of options.json has what the type of an option says, and no more", () => {
+  const texts = (values: readonly unknown[]) => values.every((one) => typeof one === "string");
+  const areCommands = (names: readonly string[]) =>
+    names.length > 0 && names.every((name) => COMMANDS.includes(name as Command));
+  const wrong = OPTION_LIST.filter(([, { commands, group, help, parse, ...rest }]) => {
+    const { env, flag, value, default: fallback, ...others } = rest;
+    const byCommand = typeof help === "string" ? { serve: help } : help;
+    const isWell =
+      areCommands(commands) &&
+      (group === undefined || Object.hasOwn(GROUPS, group)) &&
+      areCommands(Object.keys(byCommand)) &&
+      typeof parse === "function" &&
+      texts(Object.values(byCommand)) &&
+      texts([env, flag, value, fallback].filter((one) => one !== undefined)) &&
+      Object.keys(others).length === 0;
+    return !isWell;
+  });
+  expect(wrong).toEqual([]);
 });
 
 test("names are the documented ones: a flag is the kebab form of its environment name", () => {
