@@ -1,38 +1,17 @@
-import { type CiphertextSource, sentPointer } from "./ciphertext.ts";
-import { type Json, type Pointer, resolvePointer } from "./json.ts";
+import { sentPointer } from "./ciphertext.ts";
+import { type Json, resolvePointer } from "./json.ts";
 import defaultProfile from "./key4c.profile.json";
-import { MEMBERS, type METHODS, type RemoteErrorKind } from "./profile-members.ts";
-import { Faults, object, type Scalar } from "./shape.ts";
-import { type Encoding, type Placeholder, placeholdersOf, uses } from "./template.ts";
+import { MEMBERS, type METHODS } from "./profile-members.ts";
+import { Faults, object, type ValuesOf } from "./shape.ts";
+import { type Placeholder, placeholdersOf, uses } from "./template.ts";
 
 /**
  * A profile says how the three operations on a key look on the wire. An operator who has the API document of a service
- * writes one as a JSON file. The default is such a profile too.
+ * writes one as a JSON file. The default is such a profile too. Headers of all operations are among those of each.
  */
-export interface Profile {
-  /** Absent: the calls carry all that the service wants. */
-  readonly login?: LoginRequest | undefined;
-  /** Absent: the service tells no version and no state of a key. */
-  readonly describe?: Description | undefined;
-  readonly encrypt: Operation & {
-    readonly result: {
-      readonly ciphertext: CiphertextSource;
-      readonly version?: VersionSource | undefined;
-    };
-  };
-  readonly decrypt: Operation & { readonly result: { readonly plaintext: BytesPointer } };
-  /** Some services answer 200 to a failure; then this value says whether it is one. */
-  readonly success?: { readonly pointer: Pointer; readonly equals: Scalar } | undefined;
-  readonly errors: {
-    /** Where a failure carries its code: the first that finds a text or a number. */
-    readonly code?: readonly Pointer[] | undefined;
-    /** What a code means. Only a code, or a `state`, is a verdict on the key. */
-    readonly codes: Readonly<Record<string, RemoteErrorKind>>;
-    /** What an HTTP status means when no code is listed; never a verdict. A failure in neither is `unavailable`. */
-    readonly statuses: Readonly<Record<string, RemoteErrorKind>>;
-  };
-}
+export type Profile = Omit<ValuesOf<typeof MEMBERS>, "$schema" | "headers">;
 
+/** What all requests of a profile have. */
 export interface Operation {
   readonly method: (typeof METHODS)[number];
   readonly path: string;
@@ -41,36 +20,11 @@ export interface Operation {
 }
 
 /** A request that gives the token of the others. */
-export interface LoginRequest extends Operation {
-  /** In the place of KEY4C_URL. */
-  readonly url?: string | undefined;
-  readonly as: "json" | "form";
-  readonly result: { readonly token: Pointer; readonly expiresInSeconds?: Pointer | undefined };
-}
-
-interface Description extends Operation {
-  /** `kcv` is the key check value, `algorithm` is for the doctor only. */
-  readonly result: {
-    readonly [R in "state" | "kcv" | "algorithm"]?: Pointer | undefined;
-  } & { readonly version?: VersionSource | undefined };
-  /** Values of `state` under which a key must not be used. */
-  readonly unusableStates: readonly Scalar[];
-}
-
+export type LoginRequest = NonNullable<Profile["login"]>;
 /** A pointer to a version, or to a text that has one between two others. */
-export interface VersionSource {
-  readonly pointer: Pointer;
-  /** The number of the first version. */
-  readonly first: 0 | 1;
-  readonly after: string;
-  readonly before: string;
-}
-
+export type VersionSource = NonNullable<Profile["encrypt"]["result"]["version"]>;
 /** A pointer to a text that encodes bytes. */
-export interface BytesPointer {
-  readonly pointer: Pointer;
-  readonly encoding: Encoding;
-}
+export type BytesPointer = Profile["decrypt"]["result"]["plaintext"];
 
 const PROFILE = object(MEMBERS);
 

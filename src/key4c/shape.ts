@@ -31,9 +31,11 @@ interface Member<T> {
   readonly about: string;
 }
 export type Members = Readonly<Record<string, Member<unknown>>>;
-type ValuesOf<M extends Members> = {
-  readonly [N in keyof M]: M[N] extends Member<infer T> ? T : never;
-};
+type ValueOf<O> = O extends Member<infer T> ? T : never;
+/** The values of the members of an object: those that may be absent are optional. */
+export type ValuesOf<M extends Members> = {
+  readonly [N in keyof M as undefined extends ValueOf<M[N]> ? never : N]: ValueOf<M[N]>;
+} & { readonly [N in keyof M as undefined extends ValueOf<M[N]> ? N : never]?: ValueOf<M[N]> };
 
 export class Faults {
   readonly list: string[] = [];
