@@ -5,6 +5,8 @@ import { ROOT } from "./root.ts";
 
 export { ROOT } from "./root.ts";
 export const NAME = "key4c-kms-plugin";
+/** Generated, and committed: the sources run without a build. */
+export const LICENCES = join(ROOT, "src/commands/licences.txt");
 
 /** Reached by channelz and ORCA only, which we do not have: a third of the bundle. */
 export const EXTERNAL = "@grpc/proto-loader";

@@ -1,10 +1,11 @@
 /** `version --licenses`: in step with what is bundled, and in the compiled binary. */
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { LICENCES, licences } from "../../src/build/licences.ts";
+import { LICENCES } from "../../src/build/compile.ts";
 import { bundledPackages } from "../../src/build/sbom.ts";
 import { run } from "../e2e/process.ts";
 import { BINARY } from "../support.ts";
+import { licences } from "./licences.ts";
 
 test("what is committed is what `npm run generate` makes", async () => {
   expect(readFileSync(LICENCES, "utf8")).toBe(await licences());

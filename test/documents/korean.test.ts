@@ -2,15 +2,15 @@
 import { expect, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
+import { temporaryDirectory } from "../support.ts";
+import { anchorsOf, ROOT } from "./blocks.ts";
 import {
   digestOf,
   originalOf,
   outdatedTranslations,
   type Translation,
   translations,
-} from "../../src/build/translations.ts";
-import { temporaryDirectory } from "../support.ts";
-import { anchorsOf, ROOT } from "./blocks.ts";
+} from "./translated.ts";
 
 const ALL = translations();
 const text = (path: string) => readFileSync(join(ROOT, path), "utf8");

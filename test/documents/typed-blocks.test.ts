@@ -2,10 +2,10 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { translations } from "../../src/build/translations.ts";
 import { COMMANDS } from "../../src/config/commands.ts";
 import { parseCommandLine } from "../../src/config/config.ts";
 import { blocksOf, DOCUMENTS, ROOT } from "./blocks.ts";
+import { translations } from "./translated.ts";
 
 /** The tests that type the blocks of shell below a heading, in their order; `*.long.ts` only with `-- --all`. */
 const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {

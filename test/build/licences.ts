@@ -5,12 +5,9 @@
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import manifest from "../../package.json";
-import { ROOT } from "./compile.ts";
-import { locked } from "./lock.ts";
-import { bundledPackages } from "./sbom.ts";
-
-/** Generated, and committed: the sources run without a build. */
-export const LICENCES = join(ROOT, "src/commands/licences.txt");
+import { LICENCES, ROOT } from "../../src/build/compile.ts";
+import { locked } from "../../src/build/lock.ts";
+import { bundledPackages } from "../../src/build/sbom.ts";
 
 /** Its version of the documentation is that of the types, a package of the same repository. */
 const BUN_DOCUMENTATION = "bun-types";
