@@ -16,6 +16,7 @@ import { tarGz } from "./archive.ts";
 import { compile, LICENCES, NAME, ROOT } from "./compile.ts";
 import { changesOf, releaseNotes, verifyCommand } from "./notes.ts";
 import { imageArchive } from "./oci.ts";
+import usage from "./release-usage.txt";
 import { run } from "./run.ts";
 import { fetchRuntime } from "./runtime.ts";
 import { sbom } from "./sbom.ts";
@@ -150,25 +151,8 @@ function sha256(file: string): string {
   return new Bun.CryptoHasher("sha256").update(readFileSync(file)).digest("hex");
 }
 
-const USAGE = `npm run release -- [OPTION…]: makes all that a release page needs, in dist/release, which is emptied first:
-an archive for linux x64 and arm64, glibc and musl; the image for amd64 and arm64 as one OCI archive, and its
-digest; an SBOM; SHA256SUMS and its signature; RELEASE-NOTES.md, with this version's section of CHANGELOG.md.
-Takes one to three minutes. Fetches Bun's executables from npm's registry, by the hashes of package-lock.json.
-Equal sources give equal bytes, the image on one base with one buildah; only the signature differs each time.
-
-  --sign-key FILE      private key in PEM, EC (P-256) or RSA, without a passphrase, or /dev/stdin; without it the
-                       release is UNSIGNED, and says so. To make one:
-                       openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out FILE
-  --base IMAGE         base of the image, which has both processors (default: that of Containerfile, which is not
-                       pinned; pin it by digest)
-  --key4c-url URL      KEY4C_URL in the image
-  --no-image           make no image, and say so. Without this option, an image that cannot be made (no buildah, no
-                       root, no base) ends the command with 1, after all the rest is made
-  --output DIRECTORY   instead of dist/release; it must be new or empty
-`;
-
 async function main(): Promise<number> {
-  const { values } = scriptArguments(USAGE, {
+  const { values } = scriptArguments(usage, {
     "sign-key": { type: "string" },
     base: { type: "string" },
     "key4c-url": { type: "string" },

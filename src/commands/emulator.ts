@@ -10,6 +10,8 @@ import { describeError, ExitError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { print, untilSignal } from "../system/process.ts";
 import { changeEmulator } from "./emulator-actions.ts";
+import demo from "./emulator-demo.txt";
+import { fill } from "./manifest/template.ts";
 
 /** The key of `--emulator` when KMS_KEY_ID is not set. */
 const EMULATED_KEY_ID = "demo";
@@ -60,28 +62,16 @@ echo a-data-key | ${binary} encrypt | ${binary} decrypt
 
 function demoSteps(endpoint: string, url: string, httpUrl: string, config: Config): string {
   const keyId = keyIdOf(config) ?? EMULATED_KEY_ID;
-  const key = keyId === EMULATED_KEY_ID ? "" : ` --key-id ${quoted(keyId)}`;
   const seconds = (ms: number | undefined) => `${required(ms) / 1_000} s`;
-  return `# Ready, until Ctrl-C. In a second shell:
-export KMS_ENDPOINT=${quoted(endpoint)} KEY4C_URL=${url}
-plugin() { ${quoted(process.execPath)} "$@"; }
-readyz() { curl -s ${httpUrl}readyz; }
-# Times are shortened: here Key4C is asked every ${seconds(config.probeInterval)} (30 s unless set),
-# and a disabled key counts as revoked after ${seconds(config.revocationGrace)} (60 s unless set).
-# 1. Wrap a data key, as kube-apiserver would, and unwrap it again.
-dek=$(mktemp); key=$(head -c 32 /dev/urandom | base64); echo "$key"
-echo "$key" | plugin encrypt > $dek; plugin decrypt < $dek; readyz
-# 2. Rotate the key: key_id changes from .v1 to .v2. What was wrapped under .v1 is still read.
-plugin status; plugin emulator rotate${key}; sleep 2; plugin status; plugin decrypt < $dek
-# 3. An outage of Key4C. Status stays ok, readyz says degraded, and Decrypt works from memory.
-plugin emulator outage; sleep 2; plugin status; readyz; plugin decrypt < $dek
-# 4. The end of the outage: readyz says ok again.
-plugin emulator recover; sleep 2; readyz
-# 5. Disable the key: some seconds later it counts as revoked, and Status and Decrypt are refused.
-plugin emulator disable${key}; sleep 6; plugin status; readyz; plugin decrypt < $dek
-# 6. Enable the key: both work again, and nothing was restarted.
-plugin emulator enable${key}; sleep 2; plugin status; plugin decrypt < $dek
-`;
+  return fill(demo, {
+    endpoint: quoted(endpoint),
+    url,
+    binary: quoted(process.execPath),
+    httpUrl,
+    probeInterval: seconds(config.probeInterval),
+    revocationGrace: seconds(config.revocationGrace),
+    key: keyId === EMULATED_KEY_ID ? "" : ` --key-id ${quoted(keyId)}`,
+  });
 }
 
 /** A word of shell. */
