@@ -43,23 +43,30 @@ export function oneOf<T extends string>(allowed: readonly T[]) {
   };
 }
 
+/** A text of one syntax. @param wanted completes "must be …" */
+function matching(syntax: RegExp, wanted: string) {
+  return (text: string): string => {
+    if (!syntax.test(text)) {
+      throw new Error(`must be ${wanted}`);
+    }
+    return text;
+  };
+}
+
 /** A secret travels in a header: visible ASCII (RFC 9110 §5.5). */
 export function parseSecret(text: string): string {
-  const secret = text.trim();
-  if (!/^[\x21-\x7e]{1,4096}$/.test(secret)) {
-    throw new Error("must be 1 to 4096 visible ASCII characters");
-  }
-  return secret;
+  return visible(text.trim());
 }
+const visible = matching(/^[\x21-\x7e]{1,4096}$/, "1 to 4096 visible ASCII characters");
 
 /** As it stands, but for one line end: a PIN may hold blanks, also first and last, and a wrong one locks the token. */
 export function parsePin(text: string): string {
-  const pin = text.replace(/\r?\n$/, "");
-  if (!/^[\x20-\x7e]{1,4096}$/.test(pin)) {
-    throw new Error("must be 1 to 4096 printable ASCII characters in one line");
-  }
-  return pin;
+  return oneLine(text.replace(/\r?\n$/, ""));
 }
+const oneLine = matching(
+  /^[\x20-\x7e]{1,4096}$/,
+  "1 to 4096 printable ASCII characters in one line",
+);
 
 /** The ID of a Key4C key. It becomes a segment of a path, so `.` and `..` would change the path. */
 export function keyId(text: string): string {
@@ -158,11 +165,10 @@ export function unixEndpoint(text: string): string {
   return path;
 }
 
+const permissionBits = matching(/^0?[0-7]{3}$/, "permission bits such as 0600");
+
 export function socketMode(text: string): number {
-  if (!/^0?[0-7]{3}$/.test(text)) {
-    throw new Error("must be permission bits such as 0600");
-  }
-  return Number.parseInt(text, 8);
+  return Number.parseInt(permissionBits(text), 8);
 }
 
 /** A numeric group ID, or a name from /etc/group. */
@@ -205,12 +211,10 @@ export function loopbackAddress(text: string): Address {
 }
 
 /** A path that a unit or a pod names: without what their syntax would take for something else. */
-export function absolutePath(text: string): string {
-  if (!/^(\/[0-9A-Za-z._+@=-]+)+$/.test(text)) {
-    throw new Error("must be an absolute path of letters, digits and . _ + @ = -");
-  }
-  return text;
-}
+export const absolutePath = matching(
+  /^(\/[0-9A-Za-z._+@=-]+)+$/,
+  "an absolute path of letters, digits and . _ + @ = -",
+);
 
 /**
  * An image as a kubelet pulls it: `[HOST[:PORT]/]PATH[:TAG][@DIGEST]` of the grammar of Docker's distribution. A host
@@ -221,29 +225,21 @@ export function imageReference(text: string): string {
     "(?:localhost|[0-9A-Za-z-]+(?:\\.[0-9A-Za-z-]+)+|[0-9A-Za-z.-]+(?=:\\d+/))(?::\\d+)?/";
   const part = "[0-9a-z]+(?:(?:\\.|_{1,2}|-+)[0-9a-z]+)*";
   const tag = "(?::[0-9A-Za-z_][0-9A-Za-z_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?";
-  if (text.length > 512 || !new RegExp(`^(?:${host})?${part}(?:/${part})*${tag}$`).test(text)) {
-    throw new Error("must be an image such as registry.example/key4c-kms-plugin:0.1.0");
-  }
-  return text;
+  const whole = new RegExp(`^(?=.{1,512}$)(?:${host})?${part}(?:/${part})*${tag}$`);
+  return matching(whole, "an image such as registry.example/key4c-kms-plugin:0.1.0")(text);
 }
 
 /** kube-apiserver puts it before every stored value, between colons. */
-export function providerName(text: string): string {
-  if (!/^[0-9A-Za-z.-]{1,63}$/.test(text)) {
-    throw new Error("must be 1 to 63 letters, digits, dots and dashes");
-  }
-  return text;
-}
+export const providerName = matching(
+  /^[0-9A-Za-z.-]{1,63}$/,
+  "1 to 63 letters, digits, dots and dashes",
+);
 
 /** A label of RFC 1123: the kubelet adds a dash and the name of the node, 63 characters at most, to a static pod's name. */
-export function podName(text: string): string {
-  if (!/^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$/.test(text)) {
-    throw new Error(
-      "must be 1 to 63 small letters, digits and dashes, with a letter or digit at both ends",
-    );
-  }
-  return text;
-}
+export const podName = matching(
+  /^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$/,
+  "1 to 63 small letters, digits and dashes, with a letter or digit at both ends",
+);
 
 /** A label of Prometheus; those that begin with two underscores are its own. */
 export function labelName(text: string): string {
@@ -257,12 +253,10 @@ export function labelName(text: string): string {
 }
 
 /** One that needs no quotes in YAML, PromQL or a regular expression's replacement. */
-export function labelValue(text: string): string {
-  if (!/^[0-9A-Za-z._:/-]{1,128}$/.test(text)) {
-    throw new Error("must be 1 to 128 letters, digits and . _ : / -");
-  }
-  return text;
-}
+export const labelValue = matching(
+  /^[0-9A-Za-z._:/-]{1,128}$/,
+  "1 to 128 letters, digits and . _ : / -",
+);
 
 /** The address of a directory, without a slash at its end. */
 export function directoryUrl(text: string): string {

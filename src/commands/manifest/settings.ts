@@ -28,50 +28,14 @@ const NOT_SETTINGS = [
  * Directories that belong to others. A pod that mounts one sees files that it should not, or hides its own. Mounting a
  * single file does not help: a file that is renewed by a rename would never be seen.
  */
-const SHARED_DIRECTORIES = new Set([
-  ...[
-    "/",
-    "/bin",
-    "/boot",
-    "/dev",
-    "/etc",
-    "/home",
-    "/lib",
-    "/media",
-    "/mnt",
-    "/opt",
-    "/proc",
-    "/root",
-    "/run",
-  ],
-  ...[
-    "/sbin",
-    "/srv",
-    "/sys",
-    "/tmp",
-    "/usr",
-    "/var",
-    "/var/lib",
-    "/var/run",
-    "/usr/local",
-    "/usr/share",
-  ],
-  ...[
-    "/etc/ssl",
-    "/etc/ssl/certs",
-    "/etc/ssl/private",
-    "/etc/pki",
-    "/etc/pki/tls",
-    "/etc/pki/tls/certs",
-  ],
-  ...[
-    "/etc/kubernetes",
-    "/etc/kubernetes/pki",
-    "/etc/kubernetes/manifests",
-    "/etc/rancher",
-    "/etc/systemd",
-  ],
-]);
+const SHARED_DIRECTORIES = new Set(
+  `/ /bin /boot /dev /etc /home /lib /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr /var
+  /var/lib /var/run /usr/local /usr/share
+  /etc/ssl /etc/ssl/certs /etc/ssl/private /etc/pki /etc/pki/tls /etc/pki/tls/certs
+  /etc/kubernetes /etc/kubernetes/pki /etc/kubernetes/manifests /etc/rancher /etc/systemd`.split(
+    /\s+/,
+  ),
+);
 
 /** Enough letters of a SHA-256 to tell a change; nobody is kept from forging it. */
 const DIGEST_LETTERS = 16;
