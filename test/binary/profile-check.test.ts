@@ -93,7 +93,7 @@ test("the default profile fits the contract", async () => {
       ["three ciphertexts", "pass"],
       ["another AAD", "pass"],
       ["a damaged ciphertext", "pass"],
-      ["a key that there is not", "pass"],
+      ["an unknown key", "pass"],
       ["revocation", "pass"],
       ["rotation", "pass"],
     ],
@@ -120,7 +120,7 @@ test("a right profile: what was sent, what came back, and what each pointer foun
     '  version at /out/generation: "1"',
   ]);
   expect(step("decrypt").shown).toContain('  plaintext at /out/data: "█ local KEK in hex █"');
-  expect(step("a key that there is not").detail).toMatch(
+  expect(step("an unknown key").detail).toMatch(
     /^[a-z]{4}: Key4C answered describe with HTTP status 200 96; it counts as keyNotFound$/,
   );
   expect(text).toContain("✓ encrypt: version 1\n    → POST ");
@@ -273,7 +273,7 @@ test("a wrong ID that would look like a revocation", async () => {
     hsmServer().url,
     withHsm((one) => one.replace('"96": "keyNotFound"', '"96": "keyUnusable"')),
   );
-  expect(step("a key that there is not")).toMatchObject({
+  expect(step("an unknown key")).toMatchObject({
     result: "fail",
     remedy: expect.stringContaining("keyNotFound"),
   });
@@ -566,7 +566,7 @@ test("a wrong ID that looks like an outage is told; the ID that is asked for has
   const missing = await profileCheck(emulator({ keyIds: ["0A9f-x"] }).url, {
     env: { KEY4C_PROFILE: temporaryFile(withoutNotFound()), KMS_KEY_ID: "0A9f-x" },
   });
-  expect(missing.step("a key that there is not")).toMatchObject({
+  expect(missing.step("an unknown key")).toMatchObject({
     result: "warn",
     detail: expect.stringMatching(/^\d[A-Z]\d[a-z]-[a-z]: .*; it counts as unavailable$/),
     remedy: expect.stringContaining("keyNotFound"),

@@ -104,7 +104,7 @@ test("a PIN that no profile sends is refused at start", async () => {
 });
 
 test("the helper of PROFILES.md hands a token over, and keeps the old one while the login fails", async () => {
-  const [typed = ""] = commandsOf("docs/PROFILES.md", "If only a token is missing");
+  const [typed = ""] = commandsOf("docs/profile-services.md", "If only an access token is missing");
   const directory = temporaryDirectory();
   const service = new CloudHsm({ uuid: "uuid-of-the-helper", pin: PIN, apiKey: API_KEY });
   let isAway = false;

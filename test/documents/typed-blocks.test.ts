@@ -35,6 +35,7 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
     Uninstall: [
       "hosts/cluster.long.ts",
       "hosts/cluster.long.ts",
+      "hosts/cluster.long.ts",
       "hosts/systemd.hosts.ts",
       "hosts/cluster.long.ts",
       "hosts/cluster.long.ts",
@@ -50,7 +51,7 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
     Prove: ["hosts/cluster.ts"],
   },
   "docs/keys.md": {
-    "The fire drill": ["hosts/cluster.long.ts"],
+    "The decryption check": ["hosts/cluster.long.ts"],
     "Change to another key": [
       "hosts/cluster.long.ts",
       "hosts/cluster.long.ts",
@@ -67,7 +68,9 @@ const TYPED_BY: Readonly<Record<string, Readonly<Record<string, readonly string[
   "docs/VENDOR-PLUGIN.md": { "The move": ["hosts/kubelet.hosts.ts", "hosts/cluster.long.ts"] },
   "docs/PROFILES.md": {
     "How to work": ["binary/profile-check.test.ts"],
-    "If only a token is missing": ["binary/services.test.ts"],
+  },
+  "docs/profile-services.md": {
+    "If only an access token is missing": ["binary/services.test.ts"],
   },
 };
 

@@ -210,7 +210,7 @@ test(
     const onOpenBao = { ...profile("vault.json"), KMS_API_KEY: token };
     const good = await profileCheck(openbao.url, onOpenBao);
     expect(notPassed(good.checks)).toEqual([
-      ["a key that there is not", "warn"], // its policy names one key, so any other is denied
+      ["an unknown key", "warn"], // its policy names one key, so any other is denied
       ["revocation", "warn"],
     ]);
     expect(good.step("encrypt").shown).toContainEqual(

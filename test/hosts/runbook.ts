@@ -37,7 +37,9 @@ ${filledIn(BINARY_AND_SECRET, {
 })}
 ${filledIn(SETTINGS, { "https://…": KEY4C_URL, "KEY-ID >": "demo >" })}`;
 
-const VALUES = { "https://…": KEY4C_URL, "KEY-ID": "demo" };
+/** The emulator speaks the default API; install.test.ts has the flag of a profile. */
+const PROFILE = " --key4c-profile /etc/key4c-kms/profile.json";
+const VALUES = { "https://…": KEY4C_URL, "KEY-ID": "demo", [PROFILE]: "" };
 const [README = ""] = commandsOf("README.md", "Install it");
 const [UNPACK = "", AS_POD = "", AS_SERVICE = ""] = commandsOf(
   "docs/install.md",

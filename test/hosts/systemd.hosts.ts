@@ -172,7 +172,7 @@ hostCase("power lost: up again, over the socket file that it left", async () => 
 });
 
 hostCase("uninstall, as install.md has it: nothing is left", async () => {
-  const [, , service = ""] = commandsOf("docs/upgrade.md", "Uninstall");
+  const [, , , service = ""] = commandsOf("docs/upgrade.md", "Uninstall");
   await machine.run(`exec 2>&1\n${service}`);
   expect((await machine.try("ls /run/key4c-kms/kms.sock")).exitCode).not.toBe(0);
   expect(await machine.run("pgrep -xc key4c-kms-plugi || true")).toBe("0\n");

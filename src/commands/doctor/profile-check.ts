@@ -26,7 +26,7 @@ const STEPS = [
   "three ciphertexts",
   "another AAD",
   "a damaged ciphertext",
-  "a key that there is not",
+  "an unknown key",
 ] as const;
 type Step = (typeof STEPS)[number];
 
@@ -177,11 +177,14 @@ class Walk {
       return fail(step, "a second wrap fails", "run the check again");
     }
     if (!areAlike(first, second.result.ciphertext, third.result.ciphertext)) {
-      return pass(step, "local KEKs that begin alike have ciphertexts that do not");
+      return pass(
+        step,
+        "no IV is used twice: local KEKs with the same beginning have different ciphertexts",
+      );
     }
     return fail(
       step,
-      "local KEKs that begin alike have ciphertexts that do: the same IV is used twice. Under GCM or CTR this gives the local KEKs away",
+      "local KEKs with the same beginning have ciphertexts with the same beginning: the same IV is used twice. Under GCM or CTR this reveals the local KEKs",
       uses(this.#profile.encrypt.body, "random")
         ? "see whether the service takes the IV from the member that has {random:…}"
         : "write {random:12:hex} in the place of a constant IV in /encrypt/body; do not use this operation if there is none",
@@ -227,7 +230,7 @@ class Walk {
 
   /** Never asked of encrypt: there are services that make the key then. */
   async #unknownKey(ciphertext: string): Promise<Check> {
-    const step: Step = "a key that there is not";
+    const step: Step = "an unknown key";
     const keyId = anotherId(this.#keyId);
     const name = this.#key4c.canDescribe ? "describe" : "decrypt";
     const outcome = await (name === "describe"

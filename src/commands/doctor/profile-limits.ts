@@ -11,7 +11,10 @@ function revocation({ describe, errors }: Profile): Check {
   const byState = (describe?.unusableStates.length ?? 0) > 0;
   const byCode = Object.values(errors.codes).includes("keyUnusable");
   return byState || byCode
-    ? pass("revocation", `a disabled key is told by ${byState ? "its state" : "a code"}`)
+    ? pass(
+        "revocation",
+        `a disabled key will be seen by ${byState ? "its state" : "a code"} (not tried)`,
+      )
     : warn(
         "revocation",
         "nothing in the profile says that a key is disabled or deleted: the plugin never notices, and who disables the key cuts nobody off",
