@@ -63,7 +63,7 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
   [
     "uses of a local KEK",
     option("KMS_LOCAL_KEK_MAX_USES"),
-    "the arithmetic of IVs above; the reach of a theft",
+    "the arithmetic of IVs (audit.md); the reach of a theft",
   ],
   ["age of a local KEK", option("KMS_LOCAL_KEK_MAX_AGE"), "the same"],
   [
@@ -184,7 +184,7 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
   [
     "metrics are made at most once in",
     constant({ http }, "METRICS_INTERVAL_MS"),
-    "whoever asks sooner waits",
+    "a request before that waits",
   ],
   [
     "log lines that wait for their reader",
@@ -203,7 +203,7 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
   ],
   ["a configured file", constant({ files }, "MAX_FILE_BYTES"), "a larger file is the wrong file"],
   [
-    "answers that make a finding: revoked or mismatch",
+    "equal answers that lead to revoked or mismatch",
     constant({ keyHealth }, "FINDING_ANSWERS"),
     "an outage is not a revocation",
   ],
@@ -219,7 +219,7 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
     "a replica may lag for longer",
   ],
   [
-    "local KEKs that are looked through at once",
+    "local KEKs that are checked with Key4C at once, after a mismatch or a rotation",
     constant({ lookThrough }, "BATCH"),
     "with the next row 50 calls a second: an HSM must have time for others",
   ],
