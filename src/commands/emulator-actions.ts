@@ -5,6 +5,7 @@ import { isLoopback } from "../config/option-types.ts";
 import { readBody } from "../key4c/body.ts";
 import { ExitError } from "../system/errors.ts";
 import { errorCode } from "../system/files.ts";
+import { isObject, parsedJson } from "../system/json.ts";
 import { printable } from "./printable.ts";
 
 const TIMEOUT_MS = 3_000;
@@ -44,7 +45,7 @@ async function ask(
   method: string,
   path: string,
   body?: object,
-): Promise<Record<string, unknown>> {
+): Promise<Readonly<Record<string, unknown>>> {
   const refused = (why: string) => new ExitError(1, printable(`the emulator at ${url} ${why}`));
   const response = await fetch(`${url}/emulator/${path}`, {
     method,
@@ -61,13 +62,9 @@ async function ask(
       "does not do that: it runs without --control (serve --emulator: --emulator-control), or has no such key (--key-id)",
     );
   }
-  try {
-    const answer: unknown = JSON.parse(text ?? "");
-    if (response.ok && typeof answer === "object" && answer !== null) {
-      return answer as Record<string, unknown>; // its members are told, whatever they are
-    }
-  } catch {
-    // not an emulator's answer
+  const answer = parsedJson(text ?? "");
+  if (response.ok && isObject(answer)) {
+    return answer; // its members are told, whatever they are
   }
   throw refused(`answers ${response.status}: is it one?`);
 }

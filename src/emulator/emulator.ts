@@ -1,6 +1,7 @@
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { replaceFile } from "../system/files.ts";
+import { isObject } from "../system/json.ts";
 import { isLoopbackHost } from "../system/loopback.ts";
 
 /**
@@ -208,7 +209,7 @@ function keyOf(key: EmulatedKey, version: number): Buffer {
 }
 
 function bytesOf(body: unknown, name: string): Buffer {
-  const value = typeof body === "object" && body !== null ? Reflect.get(body, name) : undefined;
+  const value = isObject(body) ? body[name] : undefined;
   const bytes = Buffer.from(typeof value === "string" ? value : "", "base64");
   if ((value !== undefined || name !== "aad") && bytes.toString("base64") !== value) {
     const code = name === "ciphertext" ? "INVALID_CIPHERTEXT" : "INVALID_REQUEST";
@@ -288,7 +289,7 @@ async function control(
 /** A member of a request's JSON; undefined where there is none. */
 async function member(request: Request, name: string): Promise<unknown> {
   const body: unknown = await request.json().catch(() => undefined);
-  return typeof body === "object" && body !== null ? Reflect.get(body, name) : undefined;
+  return isObject(body) ? body[name] : undefined;
 }
 
 function newKey(): string {

@@ -1,6 +1,7 @@
 import { DO_NOT_RESTART, UNLISTED_CODE } from "../failures/kinds.ts";
 import { PluginError } from "../failures/plugin-error.ts";
 import { LOCAL_KEK_BYTES, MAX_KEY_VERSION } from "../keys/wrapping.ts";
+import { parsedJson } from "../system/json.ts";
 import { notJson } from "./body.ts";
 import { ownValue, type Pointer, resolvePointer } from "./json.ts";
 import type { Granted } from "./login.ts";
@@ -25,12 +26,7 @@ export function readAnswer(
   response: Response,
   text: string | undefined,
 ): unknown {
-  let document: unknown;
-  try {
-    document = text === undefined ? undefined : JSON.parse(text);
-  } catch {
-    document = undefined;
-  }
+  const document = text === undefined ? undefined : parsedJson(text);
   if (response.ok) {
     if (document === undefined) {
       throw malformed(

@@ -4,6 +4,7 @@
  */
 import { PluginError } from "../failures/plugin-error.ts";
 import { MAX_WRAPPED_KEK_BYTES } from "../keys/wrapping.ts";
+import { isObject, parsedJson } from "../system/json.ts";
 import { type Json, ownValue, type Pointer, resolvePointer } from "./json.ts";
 import { SENT_PATTERN } from "./template.ts";
 
@@ -77,17 +78,9 @@ export function hintOfMembers(stored: string, source: CiphertextSource): string 
 
 /** undefined when the text is not what {@link readCiphertext} makes of members. */
 function membersOf(stored: string): Readonly<Record<string, string>> | undefined {
-  let document: unknown;
-  try {
-    document = JSON.parse(stored);
-  } catch {
-    return undefined;
-  }
+  const document = parsedJson(stored);
   const isMembers =
-    typeof document === "object" &&
-    document !== null &&
-    !Array.isArray(document) &&
-    Object.values(document).every((one) => typeof one === "string");
+    isObject(document) && Object.values(document).every((one) => typeof one === "string");
   return isMembers ? (document as Record<string, string>) : undefined; // just checked
 }
 

@@ -1,3 +1,4 @@
+import { isObject, parsedJson } from "../system/json.ts";
 import { sentPointer } from "./ciphertext.ts";
 import { type Json, resolvePointer } from "./json.ts";
 import defaultProfile from "./key4c.profile.json";
@@ -108,18 +109,12 @@ function checkLogin(profile: Profile, faults: Faults): void {
   if (!sends(profile, "token")) {
     faults.add("/login", "gives a {token}, and no template has one");
   }
-  if (login.as === "form" && !isFlat(login.body)) {
+  if (
+    login.as === "form" &&
+    !(isObject(login.body) && Object.values(login.body).every((one) => typeof one === "string"))
+  ) {
     faults.add("/login/body", "must be an object of texts for a form");
   }
-}
-
-function isFlat(body: Json | undefined): boolean {
-  return (
-    typeof body === "object" &&
-    body !== null &&
-    !Array.isArray(body) &&
-    Object.values(body).every((one) => typeof one === "string")
-  );
 }
 
 /**
@@ -127,14 +122,12 @@ function isFlat(body: Json | undefined): boolean {
  * @throws Error whose message lists every fault behind the JSON pointer of its place
  */
 export function parseProfile(source: string): Profile {
-  let document: Json;
-  try {
-    document = JSON.parse(source);
-  } catch {
+  const document = parsedJson(source);
+  if (document === undefined) {
     throw new Error("is not JSON");
   }
   const faults = new Faults();
-  const profile = readProfile(document, faults);
+  const profile = readProfile(document as Json, faults); // what JSON.parse makes is Json
   if (faults.list.length > 0) {
     throw new Error(faults.list.join("; "));
   }

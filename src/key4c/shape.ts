@@ -2,6 +2,7 @@
  * The shapes of the parts of a profile. Each is defined once. The reader, the JSON Schema and the table in REFERENCE.md
  * are made from it.
  */
+import { isObject } from "../system/json.ts";
 import { below, type Json, POINTER_PATTERN, type Pointer } from "./json.ts";
 import {
   foreignPlaceholders,
@@ -251,16 +252,11 @@ function readObject(
   at: Pointer,
   faults: Faults,
 ): { readonly [name: string]: Json } | undefined {
-  if (typeof value === "object" && value !== null && !isList(value)) {
+  if (isObject(value)) {
     return value;
   }
   faults.add(at, "must be an object");
   return undefined;
-}
-
-/** `Array.isArray`, whose type does not know readonly arrays. */
-function isList(value: object): value is readonly unknown[] {
-  return Array.isArray(value);
 }
 
 /** Either of two shapes, told apart by whether the value is a text. */

@@ -1,4 +1,5 @@
 import { ExitError } from "../system/errors.ts";
+import { isObject, parsedJson } from "../system/json.ts";
 
 /** A key and its value as they stand in etcd. */
 export interface EtcdPair {
@@ -37,13 +38,8 @@ export function parseEtcdctlJson(text: string, wanted: string): EtcdPair[] {
     1,
     `${what}. It must be what this prints, or one raw value with --etcd-key:\n  ${wanted}`,
   );
-  let document: unknown;
-  try {
-    document = JSON.parse(text);
-  } catch {
-    throw wrong;
-  }
-  if (typeof document !== "object" || document === null || Array.isArray(document)) {
+  const document = parsedJson(text);
+  if (!isObject(document)) {
     throw wrong;
   }
   if ("kind" in document) {
@@ -52,7 +48,7 @@ export function parseEtcdctlJson(text: string, wanted: string): EtcdPair[] {
       "the input is kubectl's, which the API server has decrypted: give what etcd stores, `etcdctl get --prefix … -w json`",
     );
   }
-  const { kvs = [], count = 0, more = false } = document as Readonly<Record<string, unknown>>; // an object
+  const { kvs = [], count = 0, more = false } = document;
   if (!Array.isArray(kvs) || typeof count !== "number" || typeof more !== "boolean") {
     throw wrong;
   }

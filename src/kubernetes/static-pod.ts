@@ -1,6 +1,7 @@
 /** The static pod of a kube-apiserver, as kubeadm writes it: flags, mounts, and what follows from them. */
 import { parse } from "yaml";
 import { readSmallFile } from "../system/files.ts";
+import { isObject } from "../system/json.ts";
 import type { Server } from "./encryption/kms.ts";
 
 export const CONFIGURATION_FLAG = "encryption-provider-config";
@@ -127,9 +128,7 @@ export function toHost(path: string, mounts: readonly Mount[]): string | undefin
 }
 
 function recordOf(value: unknown): Readonly<Record<string, unknown>> {
-  return typeof value === "object" && value !== null && !Array.isArray(value)
-    ? (value as Record<string, unknown>) // an object, just checked
-    : {};
+  return isObject(value) ? value : {};
 }
 
 function listOf(value: unknown): readonly unknown[] {

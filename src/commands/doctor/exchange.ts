@@ -3,6 +3,7 @@ import type { OperationName } from "../../key4c/answer.ts";
 import { notJson, readBody } from "../../key4c/body.ts";
 import { type Pointer, resolvePointer } from "../../key4c/json.ts";
 import type { Profile } from "../../key4c/profile.ts";
+import { parsedJson } from "../../system/json.ts";
 import type { Blackout } from "./blackout.ts";
 
 /** What a pointer of a profile is for, and the pointer. */
@@ -63,7 +64,7 @@ export class Exchange {
     const { status, headers } = response;
     const encoding = headers.get("Content-Encoding");
     const type = `${headers.get("Content-Type") ?? "no content type"}${encoding ? `, ${encoding}` : ""}`;
-    const isJson = parsed(text ?? "") !== undefined;
+    const isJson = parsedJson(text ?? "") !== undefined;
     this.#answered = {
       status,
       type,
@@ -78,7 +79,7 @@ export class Exchange {
 
   /** The parsed answer; undefined when it is not JSON. */
   get document(): unknown {
-    return parsed(this.#answered?.text ?? "");
+    return parsedJson(this.#answered?.text ?? "");
   }
 
   /** What the answer is instead of JSON, with its type; undefined when it is JSON, or there is none. */
@@ -100,7 +101,9 @@ export class Exchange {
     const request = [
       `→ ${this.#method} ${blackout.known(this.#url)}`,
       ...headers,
-      ...(this.#body === undefined ? [] : [`  ${blackout.json(parsed(this.#body) ?? this.#body)}`]),
+      ...(this.#body === undefined
+        ? []
+        : [`  ${blackout.json(parsedJson(this.#body) ?? this.#body)}`]),
     ];
     if (this.#answered === undefined) {
       return [...request, "← no answer"];
@@ -151,17 +154,9 @@ export class Exchange {
 
 /** @param isSecret whether the body holds a key or a token: then all long texts are blacked out, whatever their form */
 function shownBody(text: string, isSecret: boolean, blackout: Blackout): string {
-  const document = parsed(text);
+  const document = parsedJson(text);
   if (text === "") {
     return "empty";
   }
   return blackout.json(document ?? text, () => !isSecret);
-}
-
-function parsed(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
 }

@@ -2,6 +2,7 @@
 import { lstatSync } from "node:fs";
 import { version } from "../../../package.json";
 import { readSmallBytes } from "../../system/files.ts";
+import { isObject, parsedJson } from "../../system/json.ts";
 import { digestOf, type Order, toldBy } from "./settings.ts";
 
 const DIGEST_LINE = /^# sha256 of what follows: ([0-9a-f]+)\n/m;
@@ -79,12 +80,6 @@ function whose(there: string, name: string, text: string): Occupant {
 
 /** Of a document of JSON, which has no comments to hold a head. */
 function titleOf(text: string): string | undefined {
-  try {
-    const document: unknown = JSON.parse(text);
-    return typeof document === "object" && document !== null && "title" in document
-      ? String(document.title)
-      : undefined;
-  } catch {
-    return undefined;
-  }
+  const document = parsedJson(text);
+  return isObject(document) && "title" in document ? String(document["title"]) : undefined;
 }
