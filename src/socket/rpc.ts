@@ -118,7 +118,7 @@ export function addService<S extends DescService>(
     const handleUnary: UnaryHandler = (grpcCall, answer) => {
       const startMs = clock.nowMs();
       let requestId: string | undefined;
-      let departure: Departure | undefined;
+      let isGone = false;
       const finish = (code: status) => {
         const durationMs = clock.nowMs() - startMs;
         record?.(labelsOf(code), durationMs / 1000);
@@ -139,14 +139,13 @@ export function addService<S extends DescService>(
         const request = decode(method, grpcCall.request, parts);
         requestId = "uid" in request ? cleanId(request.uid) : undefined;
         const userAgent = () => String(grpcCall.metadata.get("user-agent")[0] ?? "");
-        const hasLeft = () => departure?.hasLeft() ?? false;
+        const hasLeft = () => isGone;
         const response = handle(request, { hasLeft, userAgent, requestId });
         if (response instanceof Promise) {
-          departure = awaitDeparture(grpcCall, clock);
-          Promise.race([response, departure.left])
-            .finally(departure.dispose)
-            .then(succeed)
-            .catch(fail);
+          const leave = () => {
+            isGone = true;
+          };
+          whileWanted(response, grpcCall, clock, leave).then(succeed).catch(fail);
         } else {
           succeed(response);
         }
@@ -159,20 +158,20 @@ export function addService<S extends DescService>(
   server.addService(definition, implementation);
 }
 
-/** The end of a caller's patience, as a promise that rejects with it and as a question. */
-interface Departure {
-  readonly left: Promise<never>;
-  readonly hasLeft: () => boolean;
-  readonly dispose: () => void;
-}
-
-/** Only for calls that wait: most are answered at once, and a promise and a timer are dear beside them. */
-function awaitDeparture(grpcCall: UnaryCall, clock: Clock): Departure {
+/**
+ * What a handler makes, unless its caller's patience ends before. Only for calls that wait: most are answered at once, and
+ * a promise and a timer are dear beside them.
+ */
+function whileWanted<T>(
+  response: Promise<T>,
+  grpcCall: UnaryCall,
+  clock: Clock,
+  onLeave: () => void,
+): Promise<T> {
   const { promise: left, reject } = Promise.withResolvers<never>();
-  let gone = false;
   let answered = false;
   const leave = (kind: "deadline" | "cancelled", message: string) => {
-    gone = true;
+    onLeave();
     if (!answered) {
       reject(new PluginError(kind, message)); // an end after the answer concerns nobody
     }
@@ -183,14 +182,10 @@ function awaitDeparture(grpcCall: UnaryCall, clock: Clock): Departure {
   // grpc-js tells of every call's end in this way, an answered one's too: an error with its stack for each
   // would be the dearest thing on the path.
   grpcCall.once("cancelled", () => leave("cancelled", "the caller has gone"));
-  return {
-    left,
-    hasLeft: () => gone,
-    dispose() {
-      answered = true;
-      cancel();
-    },
-  };
+  return Promise.race([response, left]).finally(() => {
+    answered = true;
+    cancel();
+  });
 }
 
 /** The numbers of the fields that are messages, such as the entries of annotations. */
