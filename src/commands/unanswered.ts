@@ -1,7 +1,6 @@
 /** Why nothing answers on a plugin's socket: one judgement for the commands that call it and for the doctor. */
-import { lstatSync } from "node:fs";
 import { connectTo } from "../socket/unix-socket.ts";
-import { errorCode } from "../system/files.ts";
+import { lookAt } from "../system/files.ts";
 
 export type Reason =
   | "absent"
@@ -77,9 +76,9 @@ async function answerAt(socket: string): Promise<string> {
   if (answer !== "ECONNREFUSED") {
     return answer;
   }
-  try {
-    return lstatSync(socket).isSocket() ? answer : "not a socket";
-  } catch (error) {
-    return errorCode(error);
+  const found = lookAt(socket);
+  if (typeof found === "string") {
+    return found;
   }
+  return found.isSocket() ? answer : "not a socket";
 }

@@ -3,7 +3,7 @@
  * Comments begin with `#`. A pair of quotes around a value is taken away; nothing is expanded.
  */
 import { statSync } from "node:fs";
-import { errorCode, readSmallBytes } from "../system/files.ts";
+import { isNothing, lookAt, readSmallBytes } from "../system/files.ts";
 import { credentialFile } from "../system/systemd.ts";
 import { nearest } from "./nearest.ts";
 import { OPTIONS, type Option } from "./options.ts";
@@ -75,18 +75,8 @@ export function loadConfigFile(
     if (named !== undefined) {
       return { problems: [`KMS_CONFIG (--config) ${why}`], warnings: [] };
     }
-    const isAbsent = !isThere(path);
     const warning = `${why}, so its settings are not used: run this as root, or name a file with --config`;
-    return { problems: [], warnings: isAbsent ? [] : [warning] };
-  }
-}
-
-/** Whether there is something, as far as this user may look. */
-function isThere(path: string): boolean {
-  try {
-    return statSync(path) !== undefined;
-  } catch (error) {
-    return !["ENOENT", "ENOTDIR"].includes(errorCode(error));
+    return { problems: [], warnings: isNothing(lookAt(path, statSync)) ? [] : [warning] };
   }
 }
 

@@ -7,14 +7,13 @@ import {
   mkdirSync,
   renameSync,
   rmSync,
-  type Stats,
   statSync,
   unlinkSync,
 } from "node:fs";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { dirname } from "node:path";
 import { ExitError } from "../system/errors.ts";
-import { errorCode } from "../system/files.ts";
+import { errorCode, isNothing, lookAt } from "../system/files.ts";
 import type { Log } from "../system/log.ts";
 import type { HeldSocket } from "../system/systemd.ts";
 
@@ -86,12 +85,11 @@ export async function bindHeld(
   { descriptor, path }: HeldSocket,
   log: Log,
 ): Promise<BoundSocket> {
-  const found = identityOf(path);
+  const found = lookAt(path);
   if (typeof found !== "object") {
-    const remedy =
-      found === "hidden"
-        ? "DirectoryMode=0711 in the socket unit"
-        : "ListenStream= below /run: PrivateTmp= hides the machine's /tmp and /var/tmp from the service";
+    const remedy = isNothing(found)
+      ? "ListenStream= below /run: PrivateTmp= hides the machine's /tmp and /var/tmp from the service"
+      : "DirectoryMode=0711 in the socket unit";
     log.warn("cannot look at the path of the socket: if it vanishes, nobody notices", {
       path,
       remedy,
@@ -110,7 +108,10 @@ export async function bindHeld(
 export function warnOfOthers(place: SocketOptions | HeldSocket, log: Log): void {
   const { path } = place;
   const isHeld = "descriptor" in place;
-  const mode = (which: string) => modeOf(which) ?? 0;
+  const mode = (which: string) => {
+    const found = lookAt(which, statSync);
+    return typeof found === "object" ? found.mode : 0;
+  };
   if ((mode(dirname(path)) & 0o022) !== 0) {
     log.warn("others can write to the directory of the socket and could bind there first", {
       directory: dirname(path),
@@ -153,9 +154,12 @@ function prepareDirectory({ path, gid }: SocketOptions): void {
 
 /** @throws ExitError when the path has a file that is not a socket, or a socket on which a process answers */
 async function refuseLiveOwner(path: string): Promise<void> {
-  const found = whatIsAt(path);
-  if (found === undefined) {
+  const found = lookAt(path);
+  if (isNothing(found)) {
     return;
+  }
+  if (typeof found === "string") {
+    throw cannotListen(path, found); // a directory that we may not search
   }
   if (!found.isSocket()) {
     throw new ExitError(1, `${path} exists and is not a socket: remove it or change KMS_ENDPOINT`);
@@ -171,18 +175,10 @@ async function refuseLiveOwner(path: string): Promise<void> {
   }
 }
 
-function whatIsAt(path: string): Stats | undefined {
-  try {
-    return lstatSync(path, { throwIfNoEntry: false });
-  } catch (error) {
-    throw cannotListen(path, error); // a directory that we may not search
-  }
-}
-
-function cannotListen(path: string, error: unknown): ExitError {
+function cannotListen(path: string, code: string): ExitError {
   return new ExitError(
     1,
-    `cannot listen on ${path} (${errorCode(error)}): check the directory's owner and mode, or change KMS_ENDPOINT`,
+    `cannot listen on ${path} (${code}): check the directory's owner and mode, or change KMS_ENDPOINT`,
   );
 }
 
@@ -222,7 +218,7 @@ async function bind(server: Server, options: SocketOptions): Promise<SocketIdent
     if (error instanceof ExitError) {
       throw error;
     }
-    throw cannotListen(path, error);
+    throw cannotListen(path, errorCode(error));
   }
 }
 
@@ -240,23 +236,6 @@ function giveToGroup(path: string, gid: number | undefined): void {
 }
 
 function isSame(path: string, { dev, ino }: SocketIdentity): boolean {
-  const found = identityOf(path);
+  const found = lookAt(path);
   return typeof found === "object" && found.dev === dev && found.ino === ino;
-}
-
-/** undefined: nothing is there; "hidden": we may not look. */
-function identityOf(path: string): SocketIdentity | "hidden" | undefined {
-  try {
-    return lstatSync(path, { throwIfNoEntry: false });
-  } catch {
-    return "hidden"; // a directory that we may not search
-  }
-}
-
-function modeOf(path: string): number | undefined {
-  try {
-    return statSync(path, { throwIfNoEntry: false })?.mode;
-  } catch {
-    return undefined;
-  }
 }

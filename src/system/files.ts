@@ -11,6 +11,7 @@ import {
   readSync,
   renameSync,
   rmSync,
+  type Stats,
   statSync,
   writeFileSync,
 } from "node:fs";
@@ -203,6 +204,23 @@ export function errorCode(error: unknown): string {
     return "code" in error && typeof error.code === "string" ? error.code : error.name;
   }
   return "unknown";
+}
+
+/**
+ * What is at a path, or the code of why nobody can say: ENOENT, ENOTDIR, EACCES …
+ * @param look statSync follows a link
+ */
+export function lookAt(path: string, look: (path: string) => Stats = lstatSync): Stats | string {
+  try {
+    return look(path);
+  } catch (error) {
+    return errorCode(error);
+  }
+}
+
+/** Whether a code of {@link lookAt} says that there is nothing. */
+export function isNothing(found: Stats | string): boolean {
+  return found === "ENOENT" || found === "ENOTDIR";
 }
 
 /** Reads until the end of the file or of the buffer. @returns the number of bytes */

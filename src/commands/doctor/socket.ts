@@ -1,8 +1,8 @@
 /** The plugin's socket: who may reach it, and what answers on it. */
-import { lstatSync, type Stats, statSync } from "node:fs";
+import { type Stats, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Config } from "../../config/config.ts";
-import { errorCode } from "../../system/files.ts";
+import { lookAt } from "../../system/files.ts";
 import { type Unanswered, unansweredAt } from "../unanswered.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
 import { checkPlugin } from "./plugin.ts";
@@ -33,7 +33,7 @@ export async function checkSocket(
 
 function checkDirectory(directory: string, { socketGroup }: Config): Check {
   const check = "directory";
-  const found = whatIs(() => statSync(directory));
+  const found = lookAt(directory, statSync);
   if (found === "ENOENT") {
     return pass(check, `${directory} is not there: serve makes it, with mode 0700`);
   }
@@ -87,7 +87,7 @@ function checkSocketFile(
       ? fail(check, `${absent}, and the EncryptionConfiguration names it`, START)
       : skip(check, `${absent} yet`);
   }
-  const found = whatIs(() => lstatSync(path));
+  const found = lookAt(path);
   if (typeof found === "string") {
     return notAllowed(check, path, found);
   }
@@ -129,13 +129,4 @@ function checkGroup(
         `${detail}; KMS_SOCKET_MODE says 0${socketMode.toString(8)}`,
         "restart the plugin with this configuration, or give the doctor the plugin's (systemd: SocketMode=)",
       );
-}
-
-/** The result of lstat or stat, or the code of its error. */
-function whatIs(look: () => Stats): Stats | string {
-  try {
-    return look();
-  } catch (error) {
-    return errorCode(error);
-  }
 }
