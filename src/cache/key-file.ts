@@ -196,6 +196,7 @@ export class KeyFile implements Keeper {
       (await this.#replace({ ...stored, chargedBlocks }, "uncharged"));
     const keks = stored.keks.map(({ header, bytes: own, isCurrent, isCanary }) => {
       const localKek = new LocalKek(own);
+      localKek.isProven = true; // no other is kept
       localKek.usesBefore = isCurrent ? stored.chargedBlocks * USES_PER_BLOCK : 0;
       return { header, localKek, isCurrent: isCurrent && mayWrap, isCanary };
     });

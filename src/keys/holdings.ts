@@ -55,12 +55,16 @@ export class Holdings {
     return [...new Set([...this.#cache.all(), ...this.orphans, ...this.pinned])];
   }
 
-  /** All but the orphaned ones, for the next process; of the others the last used first. */
+  /**
+   * For the next process: all but the orphaned ones, and those that have opened nothing yet, which may be a wrong answer.
+   * Of the others the last used first.
+   */
   get holding(): Holding {
     const [current, canary] = [this.#current, this.#canary].map((one) =>
       one === undefined || this.#orphans.has(kekName(one.header)) ? undefined : one,
     );
-    return { current, canary, others: this.#cache.all().toReversed() };
+    const proven = this.#cache.all().filter(({ localKek }) => localKek.isProven);
+    return { current, canary, others: proven.toReversed() };
   }
 
   /** By {@link kekName}. */

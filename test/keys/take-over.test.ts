@@ -4,9 +4,10 @@ import { randomBytes } from "node:crypto";
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import type { Envelope } from "../../src/keys/envelope.ts";
 import { LocalKek } from "../../src/keys/envelope.ts";
+import { Holdings } from "../../src/keys/holdings.ts";
 import type { Handover, Holding } from "../../src/keys/keeper.ts";
-import type { Kept } from "../../src/keys/kek-cache.ts";
-import { within } from "../clock.ts";
+import { CacheSpace, type Kept } from "../../src/keys/kek-cache.ts";
+import { TestClock, within } from "../clock.ts";
 import { kindOf } from "../support.ts";
 import { FakeKey4C, plugin, type RingOptions, ready, verdict } from "./fake-key4c.ts";
 
@@ -47,10 +48,11 @@ class FakeKeeper {
 }
 
 /** As a file keeps it: other objects. */
-const copy = (kept: Kept): Kept => ({
-  header: kept.header,
-  localKek: new LocalKek(kept.localKek.copyBytes()),
-});
+function copy({ header, localKek }: Kept): Kept {
+  const copied = new LocalKek(localKek.copyBytes());
+  copied.isProven = true;
+  return { header, localKek: copied };
+}
 
 /** What an earlier process held: a canary, another one, and a current one; and a DEK under each. */
 async function earlier(key4c: FakeKey4C, kmsKeyId = "demo") {
@@ -156,6 +158,17 @@ test("what is not taken yet stays kept, whatever is written meanwhile", async ()
   expect(key.current).toBeDefined();
   expect(keeper.holding().current).toBe(key.current as Kept);
   expect(keeper.holding().others).toHaveLength(3);
+});
+
+test("a local KEK that has opened nothing, such as a wrong answer, is not kept for the next process", async () => {
+  const { handover } = await restarted();
+  const [one] = handover.others as [Kept];
+  const held = new Holdings(new CacheSpace(8, new TestClock()));
+  one.localKek.isProven = false;
+  held.keep(one);
+  expect(held.holding.others).toEqual([]);
+  one.localKek.isProven = true;
+  expect(held.holding.others).toMatchObject([one]);
 });
 
 test("what comes late, such as a directory that another plugin had, is still used", async () => {
