@@ -116,20 +116,22 @@ export class Materials {
   }
 
   /**
-   * Whether Key4C may call a local KEK invalid because the replica that was asked lags: the material that the object
-   * claims is above everything that this process has been told. Believed for LAG_MS for each claim.
+   * Key4C may call a local KEK invalid because the replica that was asked lags: where the material that the object claims
+   * is above everything that this process has been told.
+   * @returns how long ago that was first claimed; undefined: it is no lag, or has lasted for LAG_MS
    */
-  mayLag({ keyVersion, kcvHash }: KekHeader, nowMs: number): boolean {
+  lagMs({ keyVersion, kcvHash }: KekHeader, nowMs: number): number | undefined {
     const isKnownKcv = kcvHash.length === 0 || this.#known.has(this.#nameOf(kcvHash));
     if (keyVersion <= this.#highestVersion && isKnownKcv) {
-      return false;
+      return undefined;
     }
     const claim = formatKeyId({ keyNameHash: this.#keyNameHash, keyVersion, kcvHash });
     const sinceMs = this.#claims.get(claim) ?? nowMs;
     if (this.#claims.size < MAX_CLAIMS) {
       this.#claims.set(claim, sinceMs);
     }
-    return this.#claims.has(claim) && nowMs - sinceMs < LAG_MS;
+    const lagMs = nowMs - sinceMs;
+    return this.#claims.has(claim) && lagMs < LAG_MS ? lagMs : undefined;
   }
 
   #nameOf(kcvHash: Uint8Array): string {

@@ -104,14 +104,23 @@ export class Unwraps {
     });
   }
 
-  /** Why an object may be honest that Key4C calls invalid; undefined when nothing speaks for it. */
-  #doubtOf({ circuits, materials }: Key, header: KekHeader): string | undefined {
+  /**
+   * Why an object may be honest that Key4C calls invalid; undefined when nothing speaks for it. A rotation that this
+   * process has not noticed is found by a probe; one for each claim, because anybody can make claims.
+   */
+  #doubtOf({ circuits, materials, health }: Key, header: KekHeader): string | undefined {
     if (circuits.isUnwrapDoubtful) {
+      health.wantProbe();
       return "Key4C does not unwrap what it has just wrapped";
     }
-    return materials.mayLag(header, this.#options.clock.nowMs())
-      ? "Key4C does not know the material that the object claims: a replica may lag"
-      : undefined;
+    const lagMs = materials.lagMs(header, this.#options.clock.nowMs());
+    if (lagMs === undefined) {
+      return undefined;
+    }
+    if (lagMs === 0) {
+      health.wantProbe();
+    }
+    return "Key4C does not know the material that the object claims: a replica may lag";
   }
 
   /** Takes note of why an unwrap failed. @returns what its callers are told */
@@ -130,7 +139,6 @@ export class Unwraps {
     if (doubt !== undefined) {
       const uncertain = new PluginError("unavailable", doubt, { cause: failure });
       this.#refusals.add(name, uncertain);
-      key.health.wantProbe();
       return uncertain;
     }
     this.#refusals.add(name, failure);

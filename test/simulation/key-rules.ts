@@ -242,6 +242,9 @@ export class KeyRules {
     if (!hasBegunWithout) {
       return false;
     }
+    if (this.#options.settings.hasPin) {
+      return true; // one that a code refuses is not presented again
+    }
     const seen = this.#of(plugin);
     seen.firstRefusedReadAtMs ??= startedAtMs;
     return startedAtMs - seen.firstRefusedReadAtMs <= FIRST_READ_MS;
