@@ -131,6 +131,21 @@ test("a key that may only decrypt serves reads from its first minute, for a day"
   expect(key4c.calls.wrap).toBeLessThanOrEqual(DAY_MS / (30 * SECOND_MS) + 3); // one in 30 s, after 5, 10 and 20
 }, 60_000);
 
+test("a key that is enabled again while encrypt fails: its data are read, and it wraps when encrypt works", async () => {
+  const key4c = new FakeKey4C();
+  const [object] = await objectsOf(key4c, 1);
+  const { health, clock, read } = await started(key4c);
+  key4c.trouble = () => verdict("keyUnusable");
+  await clock.pass(REVOCATION_BOUND_MS);
+  expect([health.state, await read(object)]).toEqual(["revoked", "keyUnusable"]);
+  key4c.trouble = (operation) => (operation === "wrap" ? UNAVAILABLE : undefined);
+  await clock.pass(2 * INTERVAL_MS);
+  expect([health.state, await read(object)]).toEqual(["starting", "ok"]);
+  key4c.trouble = () => undefined;
+  await clock.pass(2 * INTERVAL_MS);
+  expect(health.state).toBe("ok");
+});
+
 test("describe is refused for a day, and decrypt is well: reads are served, nothing is revoked", async () => {
   const key4c = new FakeKey4C();
   const objects = await objectsOf(key4c, 3);
