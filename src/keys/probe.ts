@@ -99,12 +99,11 @@ export class Prober {
     return doubt ?? unwrapFailure;
   }
 
-  /** After a failure on a new connection: a kept one may be dead, or lead to a replica that lags. */
+  /** On a new connection: a kept one may be dead, or lead to a replica that no other process reaches. */
   async #describe(): Promise<Material | PluginError> {
     const { kmsKeyId, health, materials } = this.#key;
     const { service, clock } = this.#options;
-    const newConnection = health.failure !== undefined || materials.isWatching;
-    const describe = () => service.describe(kmsKeyId, { newConnection });
+    const describe = () => service.describe(kmsKeyId, { newConnection: true });
     // Behind replicas in turn, a probe of always as many connections would meet one order of them for ever.
     const takeTurn = () => health.failure !== undefined && clock.random() < 0.5 && describe();
     try {

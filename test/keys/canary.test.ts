@@ -29,6 +29,16 @@ async function renew({ ring }: RingParts, key4c: FakeKey4C): Promise<Snapshot> {
   return adopt(ring, key4c);
 }
 
+test("whatever a probe asks is asked on a new connection: a kept one may lead to a replica that no other process reaches", async () => {
+  const key4c = new FakeKey4C();
+  const { ring } = await readyParts(key4c, {});
+  await ring.keys.current.prober.probe();
+  expect(key4c.describes.length).toBeGreaterThan(1);
+  for (const options of [...key4c.describes, ...key4c.unwraps]) {
+    expect(options).toEqual({ newConnection: true });
+  }
+});
+
 test("the oldest local KEK of this version is the canary, however many follow it", async () => {
   const key4c = new FakeKey4C();
   const parts = await readyParts(key4c, { cacheSize: 0 });

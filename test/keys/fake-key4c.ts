@@ -44,10 +44,12 @@ export class FakeKey4C implements WrappingService {
   readonly given: Buffer[] = [];
   /** The options of each unwrap. */
   readonly unwraps: CallOptions[] = [];
+  readonly describes: CallOptions[] = [];
   readonly #wrapped = new Map<string, { keyId: string; bytes: Buffer; aad: string | undefined }>();
 
-  async describe(keyId: string, _options: CallOptions = {}): Promise<KeyDescription> {
+  async describe(keyId: string, options: CallOptions = {}): Promise<KeyDescription> {
     this.calls.describe += 1;
+    this.describes.push(options);
     await this.#turn("describe", keyId);
     return { version: this.told(), kcv: this.kcv, algorithm: undefined };
   }

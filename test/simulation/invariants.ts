@@ -4,7 +4,7 @@ import type { PluginError } from "../../src/failures/plugin-error.ts";
 import type { Snapshot } from "../../src/keys/holdings.ts";
 import type { Key } from "../../src/keys/key.ts";
 import type { State } from "../../src/keys/key-health.ts";
-import { parseKeyId } from "../../src/keys/key-id.ts";
+import { formatKeyId, parseKeyId } from "../../src/keys/key-id.ts";
 import {
   type ApiServer,
   type ApiServerEvents,
@@ -193,7 +193,11 @@ export class Invariants implements PluginEvents, ApiServerEvents {
       return;
     }
     const [witness = snapshot] = this.#of(plugin).run;
-    const isLost = [snapshot, witness].some(
+    // One that wrapped before another key did is still of this key_id.
+    const pinned = keyring.keys.current.key.pinned.filter(
+      ({ header }) => formatKeyId(header) === snapshot.keyId,
+    );
+    const isLost = [snapshot, witness, ...pinned].some(
       ({ header }) => !this.#key4c.wouldGiveBack(header.wrappedLocalKek, node),
     );
     if (isLost && this.#settings.tells.versionByEncrypt && view.version > keyVersion) {
