@@ -128,7 +128,7 @@ export function addStateMetrics(metrics: Metrics, sources: TelemetrySources): vo
   );
   metrics.counter(
     "key4c_kms_encrypts_over_limit_total",
-    "Encrypts above KMS_LOCAL_KEK_MAX_USES, for want of a new local KEK.",
+    "Encrypts above KMS_LOCAL_KEK_MAX_USES, because there was no new local KEK.",
     () => keyring.overLimit,
   );
   metrics.gauge("key4c_kms_local_kek_age_seconds", "Age of the current local KEK.", () =>

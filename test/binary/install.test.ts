@@ -219,6 +219,24 @@ rootTest("another setting: config and pod change, what was there is kept", async
   expect(node.text(CONFIG)).toBe(`${before[0]}KMS_OUTAGE_GRACE=2h\nKMS_PROBE_INTERVAL=20s\n`);
 });
 
+rootTest("a profile, put where install.md says: pod and every command use it", async () => {
+  const node = new Node();
+  const profile = "/etc/key4c-kms/profile.json";
+  const put = await node.run(`set -e; install -d -m 0711 /etc/key4c-kms; cd /var/lib
+    key4c-kms-plugin manifest profile key4c > profile.json; install -m 0644 profile.json ${profile}`);
+  expect(put).toMatchObject({ exitCode: 0, stderr: "" });
+  const { exitCode } = await node.install(`${node.asPod} --key4c-profile ${profile}`);
+  expect([exitCode, node.text(CONFIG)]).toEqual([
+    0,
+    expect.stringContaining(`KEY4C_PROFILE=${profile}\n`),
+  ]);
+  expect(node.text(POD)).toMatch(/mountPath: "?\/etc\/key4c-kms"?/);
+  const doctor = () => node.run("exec key4c-kms-plugin doctor");
+  expect((await doctor()).stdout).toContain("✓ wrap and unwrap");
+  node.put(profile, node.text(profile).replace("/v1/keys/{keyId}", "/v9/keys/{keyId}"));
+  expect((await doctor()).stdout).toContain("✗");
+});
+
 rootTest.each([
   [1, "", /- kms:[\s\S]*- identity/],
   [2, "", /- identity[\s\S]*- kms:/],
@@ -234,14 +252,14 @@ rootTest.each([
   expect(node.text(ENCRYPTION)).toMatch(order);
   expect(stdout).toContain("localAPIEndpoint: { advertiseAddress: 192.0.2.11, bindPort: 6443 }\n");
   expect(stdout).toContain("apiVersion: kubeadm.k8s.io/v1beta4\n");
-  const isTurned = stdout.includes("Nobody writes under Key4C yet");
+  const isTurned = stdout.includes("No API server writes under Key4C yet");
   expect(isTurned).toBe(order.source.startsWith("- identity"));
   if (isTurned) {
     expect((await node.install("", "")).stdout).toBe(stdout); // said until it is done
     const [, line = ""] = /^# {3}(key4c-kms-plugin manifest .*)$/m.exec(stdout) ?? [];
     expect((await node.run(line)).stderr).toBe("");
     expect(node.text(ENCRYPTION)).toMatch(/- kms:[\s\S]*- identity/);
-    expect((await node.install("", "")).stdout).not.toContain("Nobody writes");
+    expect((await node.install("", "")).stdout).not.toContain("No API server writes");
   }
 });
 

@@ -69,3 +69,15 @@ test("each cause, each state and each error of the log is quoted by a runbook", 
   const missing = [...causes, ...ends, ...errors].filter((line) => !all.includes(`\`${line}\``));
   expect(missing).toEqual([]);
 });
+
+test("a line of the log that REFERENCE.md links to a runbook is quoted there, as its alert is", () => {
+  const linked = [
+    ...text("REFERENCE.md").matchAll(
+      /^\| \w+ \| `([^`]*)` \|.*\[the runbook\]\(([\w./-]+\.md)\)/gm,
+    ),
+  ];
+  expect(linked.length).toBeGreaterThan(4);
+  for (const [, message = "", path = ""] of linked) {
+    expect([message, path, seen(path).includes(`\`${message}\``)]).toEqual([message, path, true]);
+  }
+});

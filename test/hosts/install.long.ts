@@ -102,7 +102,7 @@ hostCase(
     const { ok, failures } = await writingAndReading([one, other], async () => {
       for (const node of [one, other]) {
         const block = await install(node);
-        expect(block).toContain("Nobody writes under Key4C yet");
+        expect(block).toContain("No API server writes under Key4C yet");
         const [, compare = "", rest = ""] = /(# 1\.[\s\S]*)(# 2\.[\s\S]*?)\n\n#/.exec(block) ?? [];
         const { stdout } = await node.machine.try(compare); // diff tells a difference by its exit code
         // Only the plugin's lines: its flags, its mount, and probes that do not ask for it.

@@ -59,7 +59,7 @@ function checked(text: string | undefined, form: RegExp, otherwise: string): str
 
 function turnText(configuration: string): string {
   return `
-# Nobody writes under Key4C yet: an API server that does not know the provider could not read it. When the block has been
+# No API server writes under Key4C yet: one that does not know the provider could not read it. When the block has been
 # run on EVERY control plane, put the provider first, on every node, and rewrite what is stored (docs/move.md):
 #   key4c-kms-plugin manifest encryption-configuration --force --output ${configuration}
 `;
