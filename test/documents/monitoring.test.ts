@@ -51,7 +51,7 @@ test("each table of states has all of them", () => {
 });
 
 test("the table of statuses has each kind of failure with its status", () => {
-  const [table] = tables(section("Statuses"));
+  const [table] = tables(section("gRPC status codes"));
   const told = (table?.rows ?? []).flatMap(([code, kinds = ""]) =>
     [...kinds.matchAll(/`(\w+)`/g)].map(([, kind]) => `${kind} ${code}`),
   );
