@@ -33,7 +33,7 @@ test("whatever a probe asks is asked on a new connection: a kept one may lead to
   const key4c = new FakeKey4C();
   const { ring } = await readyParts(key4c, {});
   await ring.keys.current.prober.probe();
-  expect(key4c.describes.length).toBeGreaterThan(1);
+  expect(key4c.describes.length).toBeGreaterThan(0);
   for (const options of [...key4c.describes, ...key4c.unwraps]) {
     expect(options).toEqual({ newConnection: true });
   }
