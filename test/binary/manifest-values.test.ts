@@ -411,6 +411,21 @@ test("systemd below 247: the credential from a file that systemd reads", async (
   expect(await refusal("systemd-service", [...flags, ...pair])).toContain("systemd 247");
 });
 
+test("a user ID that the profile does not send is asked for by no manifest; where the profile is not here, by each", async () => {
+  const profile = join(temporaryDirectory(), "vault.json");
+  writeFileSync(profile, await printed("profile", ["vault"], {}));
+  const flags = ["static-pod", ["--image", "registry.example/key4c-kms-plugin:1"]] as const;
+  for (const [name, more] of [flags, ["systemd-service", []]] as const) {
+    const env = { ...SERVE, KMS_API_KEY_FILE: "/etc/key4c-kms/keys/api-key" };
+    const isAsked = async (path: string) =>
+      /user-id/i.test(await printed(name, more, { ...env, KEY4C_PROFILE: path }));
+    expect([await isAsked(profile), await isAsked("/opt/key4c/profile.json")]).toEqual([
+      false,
+      true,
+    ]);
+  }
+});
+
 test("the same EncryptionConfiguration may be printed again; another one may not take its place", async () => {
   const file = join(temporaryDirectory(), "encryption-configuration.yaml");
   await printed("encryption-configuration", ["--output", file]);

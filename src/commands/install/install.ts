@@ -3,6 +3,7 @@ import { existsSync, statSync } from "node:fs";
 import { type CommandLine, type Environment, parseCommandLine } from "../../config/config.ts";
 import { DEFAULT_CONFIG_FILE } from "../../config/config-file.ts";
 import { parseSecret } from "../../config/option-types.ts";
+import { DEFAULT_PROFILE, sends } from "../../key4c/profile.ts";
 import { ExitError } from "../../system/errors.ts";
 import type { Log } from "../../system/log.ts";
 import { hardenProcess, print } from "../../system/process.ts";
@@ -67,8 +68,9 @@ function tell(text: string): void {
 }
 
 /** The credential where no file and no variable has it. @throws ExitError 2 when there is none */
-async function userIdFromInput({ given }: CommandLine): Promise<string | undefined> {
-  if (given.has("KMS_USER_ID") || given.has("KMS_USER_ID_FILE") || existsSync(OWN_USER_ID)) {
+async function userIdFromInput({ given, config }: CommandLine): Promise<string | undefined> {
+  const isThere = given.has("KMS_USER_ID") || given.has("KMS_USER_ID_FILE");
+  if (isThere || existsSync(OWN_USER_ID) || !sends(config.profile ?? DEFAULT_PROFILE, "userId")) {
     return undefined;
   }
   tell(
@@ -85,10 +87,10 @@ async function userIdFromInput({ given }: CommandLine): Promise<string | undefin
 /** What doctor says of Key4C, with the settings that are to be installed. @throws ExitError 1 */
 async function judge({ config, given }: CommandLine, userId: string | undefined): Promise<void> {
   const isThere = given.has("KMS_USER_ID") || given.has("KMS_USER_ID_FILE");
+  const own = existsSync(OWN_USER_ID) ? (await Bun.file(OWN_USER_ID).text()).trim() : undefined;
+  const kmsUserId = userId ?? own;
   const { checks } = await checkKey4C(
-    isThere
-      ? config
-      : { ...config, kmsUserId: userId ?? (await Bun.file(OWN_USER_ID).text()).trim() },
+    isThere || kmsUserId === undefined ? config : { ...config, kmsUserId },
     true,
   );
   stderr.write(checks.map(checkLine).join(""));

@@ -4,7 +4,9 @@ import { dirname, normalize } from "node:path";
 import { type CommandLine, type Environment, required } from "../../config/config.ts";
 import { PROXY_NAMES, secretsIn } from "../../config/config-file.ts";
 import { absolutePath, group } from "../../config/option-types.ts";
+import { DEFAULT_PROFILE, parseProfile, sends } from "../../key4c/profile.ts";
 import { ExitError } from "../../system/errors.ts";
+import { readSmallFile } from "../../system/files.ts";
 
 /** A manifest's own line and the environment it is printed in. */
 export interface Order {
@@ -16,6 +18,11 @@ type Setting = readonly [name: string, text: string];
 
 /** Where the credentials lie when no file is named. */
 const SECRETS_DIRECTORY = "/etc/key4c-kms";
+export const SECRET_FILES: readonly string[] = [
+  "KMS_USER_ID_FILE",
+  "KMS_API_KEY_FILE",
+  "KMS_PIN_FILE",
+];
 /** Where Prometheus finds the metrics, unless told otherwise: a flag that is empty means nowhere. */
 export const METRICS_ADDRESS = "127.0.0.1:9640";
 /** Set in another way, or secret. */
@@ -119,7 +126,8 @@ function proxySettings(env: Environment): Setting[] {
 export function serveFiles(order: Order): readonly Setting[] {
   const { given } = order.line;
   const files = new Map([...given].filter(([name]) => isFile(name)));
-  if (!files.has("KMS_USER_ID_FILE") && !isInConfigFile(order, "KMS_USER_ID")) {
+  const isUserIdElsewhere = files.has("KMS_USER_ID_FILE") || isInConfigFile(order, "KMS_USER_ID");
+  if (!isUserIdElsewhere && (given.has("KMS_USER_ID") || needsUserId(given))) {
     files.set("KMS_USER_ID_FILE", `${SECRETS_DIRECTORY}/user-id`);
   }
   for (const [name, file] of [
@@ -131,6 +139,16 @@ export function serveFiles(order: Order): readonly Setting[] {
     }
   }
   return [...files].map(([name, text]) => [name, path(name, text)]);
+}
+
+/** Whether the profile sends it; so it seems where the profile is only on the nodes. */
+function needsUserId(given: ReadonlyMap<string, string>): boolean {
+  const path = given.get("KEY4C_PROFILE");
+  try {
+    return sends(path ? parseProfile(readSmallFile(path)) : DEFAULT_PROFILE, "userId");
+  } catch {
+    return true;
+  }
 }
 
 function isFile(name: string): boolean {

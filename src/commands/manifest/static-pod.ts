@@ -7,6 +7,7 @@ import {
   isInConfigFile,
   isShared,
   type Order,
+  SECRET_FILES,
   serveFiles,
   serveSettings,
   settingsDigest,
@@ -43,7 +44,12 @@ export function staticPodText(order: Order): string {
   const keyDirectory = persistentCacheKeyFile && dirname(persistentCacheKeyFile);
   const fileMounts = [...directories].map((path, index) => ({ name: `files-${index}`, path }));
   return fill(staticPod, {
-    userIdFile: new Map(files).get("KMS_USER_ID_FILE") ?? configFile,
+    secretFiles:
+      files
+        .filter(([name]) => SECRET_FILES.includes(name))
+        .map(([, path]) => path)
+        .join(", ") ||
+      (configFile ?? "none"),
     podName: quoted(required(podName)),
     // With other settings in the file a kubelet makes a new pod of it, which reads them.
     annotations:

@@ -8,6 +8,7 @@ import {
   configFilePath,
   isInConfigFile,
   type Order,
+  SECRET_FILES,
   serveFiles,
   serveSettings,
   socketGroup,
@@ -17,8 +18,6 @@ import { fill } from "./template.ts";
 import systemdService from "./templates/systemd-service.txt";
 import systemdSocket from "./templates/systemd-socket.txt";
 
-/** The file of --environment-file holds the secrets themselves, so these options are left out. */
-const CREDENTIALS = ["KMS_USER_ID_FILE", "KMS_API_KEY_FILE", "KMS_PIN_FILE"];
 /** Not secret, and they change while the plugin runs. A credential is a copy made at its start, which never changes. */
 const READ_IN_PLACE = ["KMS_KEY_ID_FILE", "KMS_PREVIOUS_KEY_IDS_FILE"];
 
@@ -27,7 +26,7 @@ export function systemdServiceText(order: Order): string {
   const { binary, environmentFile } = order.line.config;
   const files = serveFiles(order);
   const inPlace = files.filter(([name]) =>
-    environmentFile === undefined ? READ_IN_PLACE.includes(name) : !CREDENTIALS.includes(name),
+    environmentFile === undefined ? READ_IN_PLACE.includes(name) : !SECRET_FILES.includes(name),
   );
   const copied = files
     .filter((file) => !inPlace.includes(file))
