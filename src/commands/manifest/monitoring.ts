@@ -9,7 +9,8 @@ import { METRICS_ADDRESS, type Order } from "./settings.ts";
 import { fill, quoted } from "./template.ts";
 import grafana from "./templates/grafana.json";
 import prometheusRules from "./templates/prometheus-rules.yaml.txt";
-import scrapeConfig from "./templates/scrape-config.yaml.txt";
+import scrapeCluster from "./templates/scrape-config-cluster.yaml.txt";
+import scrapeNode from "./templates/scrape-config-node.yaml.txt";
 
 export function prometheusRulesText({ line: { config } }: Order): string {
   return fill(prometheusRules, {
@@ -34,37 +35,16 @@ export function scrapeConfigText({ line: { config, given } }: Order): string {
   if (address === undefined) {
     throw new ExitError(2, "KMS_HTTP_ADDRESS is empty: without HTTP there is nothing to scrape");
   }
-  const clusterLabel = required(config.clusterLabel);
-  const { clusterName } = config;
-  return fill(scrapeConfig, {
-    targets: isLoopbackHost(address.host)
-      ? [
-          "static_configs:",
-          `  - targets: [${quoted(text)}]`,
-          "    labels:",
-          "      # Without it all nodes would be the same instance.",
-          `      instance: ${quoted(config.instance ?? hostname())}`,
-          ...(clusterName === undefined
-            ? []
-            : [`      ${quoted(clusterLabel)}: ${quoted(clusterName)}`]),
-        ]
-      : [
-          "# The control-plane nodes of the cluster that this Prometheus runs in. It may list and watch nodes.",
-          "kubernetes_sd_configs:",
-          "  - role: node",
-          "    selectors: [{ role: node, label: node-role.kubernetes.io/control-plane }]",
-          "relabel_configs:",
-          "  # The address of the kubelet, with the port of the plugin.",
-          "  - source_labels: [__address__]",
-          '    regex: "(.*):[0-9]+"',
-          `    replacement: "$1:${address.port}"`,
-          "    target_label: __address__",
-          ...(clusterName === undefined
-            ? []
-            : [
-                `  - target_label: ${quoted(clusterLabel)}`,
-                `    replacement: ${quoted(clusterName)}`,
-              ]),
-        ],
-  });
+  const label = quoted(required(config.clusterLabel));
+  const name = config.clusterName && quoted(config.clusterName);
+  return isLoopbackHost(address.host)
+    ? fill(scrapeNode, {
+        address: quoted(text),
+        instance: quoted(config.instance ?? hostname()),
+        cluster: name === undefined ? [] : [`${label}: ${name}`],
+      })
+    : fill(scrapeCluster, {
+        port: String(address.port),
+        cluster: name === undefined ? [] : [`- target_label: ${label}`, `  replacement: ${name}`],
+      });
 }
