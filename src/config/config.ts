@@ -56,10 +56,7 @@ const ENVIRONMENT = "the environment";
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
-export const OPTION_LIST: readonly (readonly [OptionName, Option])[] = Object.entries(OPTIONS) as [
-  OptionName,
-  Option,
-][]; // OPTIONS has no other keys than OptionName
+export const OPTION_LIST = Object.entries<Option>(OPTIONS) as [OptionName, Option][]; // OPTIONS has no other keys
 
 /**
  * The options of a command. What checks or prepares a serve takes all that serve may find in its
@@ -113,25 +110,15 @@ export function parseCommandLine(
     defaultConfigFile,
   );
   problems.push(...loaded.problems);
-  const sourcesOfText = [
-    { origin: COMMAND_LINE, textOf: (name: OptionName) => flags.get(name) },
-    {
-      origin: ENVIRONMENT,
-      textOf: (name: OptionName) => env[OPTIONS_BY_NAME[name].env ?? ""] || undefined,
-    },
-    {
-      origin: "a credential of systemd",
-      textOf: (name: OptionName) => credentialOf(OPTIONS_BY_NAME[name], env, command),
-    },
-    {
-      origin: file?.path ?? "",
-      textOf: (name: OptionName) =>
-        file?.settings.get(OPTIONS_BY_NAME[name].env ?? "") || undefined,
-    },
+  const sources: readonly (readonly [string, (name: OptionName) => string | undefined])[] = [
+    [COMMAND_LINE, (name) => flags.get(name)],
+    [ENVIRONMENT, (name) => env[OPTIONS[name].env ?? ""] || undefined],
+    ["a credential of systemd", (name) => credentialOf(OPTIONS[name], env, command)],
+    [file?.path ?? "", (name) => file?.settings.get(OPTIONS[name].env ?? "") || undefined],
   ];
   const lookUp = (name: OptionName): Given | undefined => {
     const twin = TWINS.get(name);
-    for (const { origin, textOf } of sourcesOfText) {
+    for (const [origin, textOf] of sources) {
       const text = textOf(name);
       if (text !== undefined || (twin !== undefined && textOf(twin) !== undefined)) {
         return text === undefined ? undefined : { text, origin };
@@ -182,8 +169,6 @@ export function parseCommandLine(
     configFile: file,
   };
 }
-
-const OPTIONS_BY_NAME: Readonly<Record<OptionName, Option>> = OPTIONS;
 
 /** Of X that of X_FILE, and the other way round. */
 const TWINS: ReadonlyMap<OptionName, OptionName> = new Map(
@@ -265,7 +250,7 @@ function byEnvironmentName(
 ): ReadonlyMap<string, string> {
   return new Map(
     [...given].flatMap(([name, one]) => {
-      const { env } = OPTIONS_BY_NAME[name];
+      const { env } = OPTIONS[name];
       return env === undefined ? [] : [[env, told(one)] as const];
     }),
   );

@@ -60,11 +60,14 @@ export function startEmulator(options: EmulatorOptions): Emulator {
       keys.set(id, { state: "ENABLED", versions: [newKey()] });
     }
   }
-  const save = () => saveKeys(options.dataFile, keys);
-  save();
-  const stats = { describe: 0, encrypt: 0, decrypt: 0, refused: 0 };
-  const latency = { ms: 0 };
-  const outage = { on: false };
+  const state: State = {
+    keys,
+    stats: { describe: 0, encrypt: 0, decrypt: 0, refused: 0 },
+    latency: { ms: 0 },
+    outage: { on: false },
+    save: () => saveKeys(options.dataFile, keys),
+  };
+  state.save();
 
   const server = Bun.serve({
     hostname: options.host,
@@ -76,17 +79,15 @@ export function startEmulator(options: EmulatorOptions): Emulator {
         const parts = pathOf(request);
         if (parts[0] === "emulator" && options.control) {
           refuseBrowsers(request);
-          return Response.json(
-            await control(request, parts.slice(1), { keys, stats, latency, outage, save }),
-          );
+          return Response.json(await control(request, parts.slice(1), state));
         }
-        await Bun.sleep(latency.ms);
-        if (outage.on) {
+        await Bun.sleep(state.latency.ms);
+        if (state.outage.on) {
           throw new Refusal(503, "UNAVAILABLE", "an outage is played");
         }
-        return Response.json(await serveContract(request, parts, keys, stats));
+        return Response.json(await serveContract(request, parts, state));
       } catch (error) {
-        stats.refused += 1;
+        state.stats.refused += 1;
         const refusal =
           error instanceof Refusal ? error : new Refusal(500, "INTERNAL", "emulator failed");
         return Response.json(
@@ -102,11 +103,12 @@ export function startEmulator(options: EmulatorOptions): Emulator {
   };
 }
 
-interface Stats {
-  describe: number;
-  encrypt: number;
-  decrypt: number;
-  refused: number;
+interface State {
+  readonly keys: Keys;
+  readonly stats: Record<"describe" | "encrypt" | "decrypt" | "refused", number>;
+  readonly latency: { ms: number };
+  readonly outage: { on: boolean };
+  readonly save: () => void;
 }
 
 /** The segments of the path, decoded. */
@@ -122,8 +124,7 @@ function pathOf(request: Request): string[] {
 async function serveContract(
   request: Request,
   parts: readonly string[],
-  keys: Keys,
-  stats: Stats,
+  { keys, stats }: State,
 ): Promise<object> {
   const [version, collection, id = "", operation, ...rest] = parts;
   const route = `${request.method} ${operation ?? ""}`;
@@ -218,18 +219,6 @@ function bytesOf(body: unknown, name: string): Buffer {
   return bytes;
 }
 
-interface ControlContext {
-  readonly keys: Keys;
-  readonly stats: Stats;
-  readonly latency: { ms: number };
-  readonly outage: { on: boolean };
-  readonly save: () => void;
-}
-
-/**
- * `POST keys/ID/rotate|replace|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `PUT outage` with `{"on":true}` or
- * false, `GET stats`. To replace is what a wrong restore of an HSM does: other key material behind the same versions.
- */
 /** A page that somebody looks at on this machine must not change the keys, nor under a name of its own (DNS rebinding). */
 function refuseBrowsers({ headers, url }: Request): void {
   if (
@@ -241,10 +230,14 @@ function refuseBrowsers({ headers, url }: Request): void {
   }
 }
 
+/**
+ * `POST keys/ID/rotate|replace|disable|enable|delete`, `PUT latency` with `{"ms":N}`, `PUT outage` with `{"on":true}` or
+ * false, `GET stats`. To replace is what a wrong restore of an HSM does: other key material behind the same versions.
+ */
 async function control(
   request: Request,
   parts: readonly string[],
-  { keys, stats, latency, outage, save }: ControlContext,
+  { keys, stats, latency, outage, save }: State,
 ): Promise<object> {
   const [what, id = "", action = ""] = parts;
   if (request.method === "GET" && what === "stats") {

@@ -40,7 +40,7 @@ export function resultPointers(name: OperationName | "login", profile: Profile):
 interface Answer {
   readonly status: number;
   readonly type: string;
-  /** What it is instead of JSON. */
+  /** What it is instead of JSON, with its type. */
   readonly notJson?: string;
   readonly text?: string;
 }
@@ -50,7 +50,8 @@ export class Exchange {
   readonly #url: string;
   readonly #headers: Headers;
   readonly #body: string | undefined;
-  #answered: Answer | undefined;
+  /** undefined: there is none. */
+  answer: Answer | undefined;
 
   constructor(url: string, init: BunFetchRequestInit) {
     this.#method = init.method ?? "GET";
@@ -65,7 +66,7 @@ export class Exchange {
     const encoding = headers.get("Content-Encoding");
     const type = `${headers.get("Content-Type") ?? "no content type"}${encoding ? `, ${encoding}` : ""}`;
     const isJson = parsedJson(text ?? "") !== undefined;
-    this.#answered = {
+    this.answer = {
       status,
       type,
       ...(text !== undefined && { text }),
@@ -73,18 +74,9 @@ export class Exchange {
     };
   }
 
-  get isAnswered(): boolean {
-    return this.#answered !== undefined;
-  }
-
   /** The parsed answer; undefined when it is not JSON. */
   get document(): unknown {
-    return parsedJson(this.#answered?.text ?? "");
-  }
-
-  /** What the answer is instead of JSON, with its type; undefined when it is JSON, or there is none. */
-  get notJson(): string | undefined {
-    return this.#answered?.notJson;
+    return parsedJson(this.answer?.text ?? "");
   }
 
   /** Line by line: the request, the answer, and what each pointer found in it. */
@@ -105,10 +97,10 @@ export class Exchange {
         ? []
         : [`  ${blackout.json(parsedJson(this.#body) ?? this.#body)}`]),
     ];
-    if (this.#answered === undefined) {
+    if (this.answer === undefined) {
       return [...request, "← no answer"];
     }
-    const { status, type, text } = this.#answered;
+    const { status, type, text } = this.answer;
     const isSuccess = this.#isSuccess(status, profile);
     const { success, errors } = profile;
     const pointers: Named[] = [

@@ -75,7 +75,7 @@ export class WatchedKey4C {
   #remedy(name: Call, { kind, remedy }: PluginError): string {
     // That of an unlisted code is for a running plugin: here the answer is in sight.
     const told = remedy === UNLISTED_CODE.remedy ? undefined : remedy;
-    if (told !== undefined || this.#exchange?.isAnswered !== true) {
+    if (told !== undefined || this.#exchange?.answer === undefined) {
       return told ?? "let `doctor` without --profile-check say what is in the way";
     }
     const remedies: { readonly [K in ErrorKind]?: string } = {
@@ -94,7 +94,7 @@ export class WatchedKey4C {
 
   /** What to do about an answer that is no JSON; undefined for one that is. */
   notJson(): string | undefined {
-    const what = this.#exchange?.notJson;
+    const what = this.#exchange?.answer?.notJson;
     return (
       what &&
       this.#blackout.known(

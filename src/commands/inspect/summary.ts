@@ -74,11 +74,7 @@ export function summarize(
 }
 
 function counted(all: readonly Inspected[], name: (one: Inspected) => string): Map<string, number> {
-  const found = new Map<string, number>();
-  for (const one of all) {
-    found.set(name(one), (found.get(name(one)) ?? 0) + 1);
-  }
-  return found;
+  return new Map([...Map.groupBy(all, name)].map(([of, those]) => [of, those.length]));
 }
 
 function counts(found: ReadonlyMap<string, number>): string[] {

@@ -48,17 +48,7 @@ export function controlPlanes(): number | undefined {
     return undefined;
   }
   const label = "node-role.kubernetes.io/control-plane";
-  const found = command([
-    "kubectl",
-    "--kubeconfig",
-    ADMIN,
-    "get",
-    "nodes",
-    "-l",
-    label,
-    "-o",
-    "name",
-  ]);
+  const found = command(`kubectl --kubeconfig ${ADMIN} get nodes -l ${label} -o name`.split(" "));
   return found.ok ? found.output.split("\n").filter(Boolean).length || undefined : undefined;
 }
 
