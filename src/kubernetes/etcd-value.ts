@@ -61,7 +61,7 @@ export function parseEtcdValue(value: Uint8Array): EtcdValue {
     }
     return head.startsWith("k8s:enc:")
       ? { kind: "broken", why: "the prefix is cut short" }
-      : isObject(head)
+      : /^\s*\{/.test(head) || head.startsWith(PROTOBUF_MAGIC.toString("latin1"))
         ? { kind: "plaintext" }
         : { kind: "unknown", why: value.length === 0 ? "empty" : "no object of Kubernetes" };
   }
@@ -79,11 +79,6 @@ export function parseEtcdValue(value: Uint8Array): EtcdValue {
       ? { kind: "foreign", provider: `kms:${api}:${provider}`, why }
       : { kind: "broken", why };
   }
-}
-
-/** JSON, or protobuf behind its magic: what kube-apiserver takes for plaintext. */
-function isObject(head: string): boolean {
-  return /^\s*\{/.test(head) || head.startsWith(PROTOBUF_MAGIC.toString("latin1"));
 }
 
 /** Of a text whose characters are bytes. */

@@ -45,7 +45,10 @@ export function readKubeApiserver(path: string): KubeApiserver {
   const spec = recordOf(recordOf(document)["spec"]);
   const containers = listOf(spec["containers"]).map(recordOf);
   const found = containers
-    .map((container) => ({ container, words: wordsOf(container) }))
+    .map((container) => {
+      const { command, args } = container;
+      return { container, words: [...listOf(command), ...listOf(args)].map(String) };
+    })
     .find(({ words }) => words.some((word) => /(^|\/)kube-apiserver$/.test(word)));
   if (found === undefined) {
     throw new Error(`${path} has no container that runs kube-apiserver`);
@@ -74,10 +77,6 @@ export function readKubeApiserver(path: string): KubeApiserver {
     },
     configuration: configuration === undefined ? undefined : toHost(configuration, mounts),
   };
-}
-
-function wordsOf({ command, args }: Readonly<Record<string, unknown>>): string[] {
-  return [...listOf(command), ...listOf(args)].map(String);
 }
 
 /** Of flags with the same name the last one counts, as in kube-apiserver. A flag without a value is a switch. */

@@ -29,47 +29,37 @@ interface Found {
   readonly namesSocket: boolean;
 }
 
-export async function checkEncryptionConfiguration(
-  options: EncryptionConfigurationOptions,
-): Promise<Found> {
-  const found = await examine(options);
-  return Array.isArray(found) ? { checks: found, namesSocket: false } : found;
-}
-
-/** Only checks: it names no socket of ours, as far as can be told. */
-async function examine({
+export async function checkEncryptionConfiguration({
   path,
   socket,
   isMigrated,
   server,
   toHost,
-}: EncryptionConfigurationOptions): Promise<Check[] | Found> {
+}: EncryptionConfigurationOptions): Promise<Found> {
+  const only = (...checks: Check[]): Found => ({ checks, namesSocket: false });
   if (path === undefined) {
-    return [skip(named("file"), "give its path with --encryption-configuration")];
+    return only(skip(named("file"), "give its path with --encryption-configuration"));
   }
   let bytes: Uint8Array;
   try {
     bytes = readSmallBytes(path);
   } catch (error) {
-    return [
-      fail(
-        named("file"),
-        describeError(error),
-        "give the right path with --encryption-configuration",
-      ),
-    ];
+    const remedy = "give the right path with --encryption-configuration";
+    return only(fail(named("file"), describeError(error), remedy));
   }
   // What is not known counts as on: checkApi reports KMS v1, and the kube-apiserver checks advise to reload.
-  const loaded = loadConfiguration(bytes, { hasKmsV1: true, reloads: true, ...server });
+  const loaded = loadConfiguration(bytes, server);
   const { faults, unclear, groups, unreadFromLine } = loaded;
   if (faults.length > 0) {
-    return faults.map(({ where, what, remedy }) =>
-      fail(named("file"), `kube-apiserver refuses it: ${where}: ${what}`, remedy),
+    return only(
+      ...faults.map(({ where, what, remedy }) =>
+        fail(named("file"), `kube-apiserver refuses it: ${where}: ${what}`, remedy),
+      ),
     );
   }
   if (unclear.length > 0) {
     const remedy = "write it more simply, as `manifest encryption-configuration` prints it";
-    return unclear.map((why) => warn(named("file"), `cannot be judged: ${why}`, remedy));
+    return only(...unclear.map((why) => warn(named("file"), `cannot be judged: ${why}`, remedy)));
   }
   const isOurs = ({ kms }: Provider) =>
     socket !== undefined && kms?.path !== undefined && leadsTo(toHost(kms.path), socket);
@@ -88,7 +78,7 @@ async function examine({
         );
   const endpoint = checkEndpoint(ours, others, socket);
   if (ours.length === 0) {
-    return [loads, endpoint];
+    return only(loads, endpoint);
   }
   const checks = [
     loads,
@@ -171,28 +161,26 @@ function checkWriters(groups: readonly Group[], isOurs: (one: Provider) => boole
 
 /** identity reads what is not encrypted: needed while there is such data, and afterwards a way to forge data. */
 function checkIdentity(providers: readonly Provider[], isMigrated: boolean): Check[] {
-  // Without any provider, checkWriters has reported that nobody writes them.
-  return providers.length === 0 ? [] : [identityCheck(providers, isMigrated)];
-}
-
-function identityCheck(providers: readonly Provider[], isMigrated: boolean): Check {
+  if (providers.length === 0) {
+    return []; // checkWriters has reported that nobody writes them
+  }
   const check = named("identity");
   const found = providers.find(({ kind }) => kind === "identity");
   if ((found !== undefined) === !isMigrated) {
     const isThere = "what is not encrypted yet stays readable";
-    return pass(check, found === undefined ? "not there any more" : isThere);
+    return [pass(check, found === undefined ? "not there any more" : isThere)];
   }
-  return found !== undefined
-    ? fail(
-        check,
-        `${found.where}: whoever writes to etcd can put plaintext in an object's place`,
-        "remove `- identity: {}` on every API server",
-      )
-    : fail(
-        check,
-        "no identity provider for Secrets: what is not encrypted yet cannot be read",
-        "add `- identity: {}` as the last one; if `inspect` finds no plaintext, run doctor with --migrated",
-      );
+  const [detail, remedy] =
+    found !== undefined
+      ? [
+          `${found.where}: whoever writes to etcd can put plaintext in an object's place`,
+          "remove `- identity: {}` on every API server",
+        ]
+      : [
+          "no identity provider for Secrets: what is not encrypted yet cannot be read",
+          "add `- identity: {}` as the last one; if `inspect` finds no plaintext, run doctor with --migrated",
+        ];
+  return [fail(check, detail, remedy)];
 }
 
 /** A KMS provider of another plugin: some data may still need it. */

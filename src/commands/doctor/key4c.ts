@@ -72,11 +72,15 @@ async function checkKey(key4c: Key4C, kmsKeyId: string): Promise<Check[]> {
   }
 }
 
-function keyChecks(kmsKeyId: string, description: KeyDescription, ms: number): Check[] {
-  const { version, algorithm } = description;
+function keyChecks(
+  kmsKeyId: string,
+  { version, algorithm, kcv }: KeyDescription,
+  ms: number,
+): Check[] {
   const told = [
     `${kmsKeyId}: ${algorithm ?? "algorithm unknown"}, version ${version ?? "unknown"}`,
-    ...keyCheckValue(description),
+    // For comparison with Key4C's console: another value there means another key under the same ID.
+    ...(kcv === undefined ? [] : [`key check value ${kcv} (Key4C's console must show the same)`]),
   ].join(", ");
   const credential =
     version === undefined && algorithm === undefined
@@ -91,11 +95,6 @@ function keyChecks(kmsKeyId: string, description: KeyDescription, ms: number): C
       ? pass("key", told)
       : warn("key", `${told}; the answer took ${ms.toFixed(0)} ms`, SLOW),
   ];
-}
-
-/** For comparison with Key4C's console: another value there means another key under the same ID. */
-function keyCheckValue({ kcv }: KeyDescription): string[] {
-  return kcv === undefined ? [] : [`key check value ${kcv} (Key4C's console must show the same)`];
 }
 
 function refusalChecks(failure: PluginError, ms: number): Check[] {

@@ -65,8 +65,7 @@ function configuredGroups(path: string | undefined): readonly Group[] | undefine
   if (path === undefined) {
     return undefined;
   }
-  const server = { hasKmsV1: true, reloads: true };
-  const { faults, unclear, groups } = loadConfiguration(readSmallBytes(path), server);
+  const { faults, unclear, groups } = loadConfiguration(readSmallBytes(path));
   const wrong = faults[0] === undefined ? unclear[0] : `${faults[0].where}: ${faults[0].what}`;
   if (wrong !== undefined) {
     throw new ExitError(1, printable(`${path}: ${wrong}; \`doctor\` says more`));

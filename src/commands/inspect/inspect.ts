@@ -26,7 +26,7 @@ export interface Inspected {
   readonly keyId: string;
   readonly fingerprint: string;
   readonly verdict: Verdict;
-  readonly why?: string;
+  readonly why?: string | undefined;
 }
 
 /** @param current the key_id from Status; undefined when it is not known */
@@ -40,17 +40,13 @@ export function inspect({ key, value }: EtcdPair, current: string | undefined): 
       return { etcdKey: key, provider, api, keyId, fingerprint, verdict };
     }
     case "foreign":
-      return { ...none, provider: found.provider, verdict: "foreign", ...whyOf(found.why) };
+      return { ...none, provider: found.provider, verdict: "foreign", why: found.why };
     case "plaintext":
       return { ...none, provider: "-", verdict: "plaintext", why: "not encrypted" };
     case "broken":
     case "unknown":
       return { ...none, provider: "-", verdict: found.kind, why: found.why };
   }
-}
-
-function whyOf(why: string | undefined) {
-  return why === undefined ? {} : { why };
 }
 
 /** Tab-separated, with nothing in a field that could break the line. */

@@ -23,7 +23,7 @@ export function summarize(
   const providers = counted(all, ({ provider }) => provider);
   providers.delete("-");
   const lines = [
-    `${plural(all.length, "object")} (${listed(resources)}), ${plural(localKeks.size, "local KEK")}, current key_id ${current ?? "unknown"}`,
+    `${plural(all.length, "object")} (${[...resources].map(([name, count]) => `${count} ${name}`).join(", ")}), ${plural(localKeks.size, "local KEK")}, current key_id ${current ?? "unknown"}`,
     ...counts(
       counted(all, ({ keyId, verdict }) => `${keyId === "-" ? "" : `${keyId} `}${verdict}`),
     ),
@@ -79,10 +79,6 @@ function counted(all: readonly Inspected[], name: (one: Inspected) => string): M
 
 function counts(found: ReadonlyMap<string, number>): string[] {
   return [...found].map(([name, count]) => `  ${count} ${name}`);
-}
-
-function listed(found: ReadonlyMap<string, number>): string {
-  return [...found].map(([name, count]) => `${count} ${name}`).join(", ");
 }
 
 /** `/registry/secrets/default/db` → `secrets`, `/registry/stable.example/pandas/x` → `pandas.stable.example`. */

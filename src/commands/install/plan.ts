@@ -64,9 +64,8 @@ export function planOf(
   const draft: Draft = { changes: [], obstacles: [] };
   const as = line.config.as ?? installedAs();
   const binary = required(line.config.binary);
-  const image = required(
-    (isTyped(line, "--image") ? undefined : installedImage()) ?? line.config.image,
-  );
+  const isImageTyped = line.sources.some((one) => one.startsWith("--image "));
+  const image = required((isImageTyped ? undefined : installedImage()) ?? line.config.image);
   const configuration =
     host.apiServer?.configuration ??
     line.config.encryptionConfiguration ??
@@ -106,10 +105,6 @@ export function planOf(
 
 export function isReplacedPod({ path, backup }: Change): boolean {
   return path === POD_FILE && backup !== undefined;
-}
-
-function isTyped({ sources }: CommandLine, flag: string): boolean {
-  return sources.some((one) => one.startsWith(`${flag} `));
 }
 
 function installedAs(): Plan["as"] | undefined {
@@ -194,8 +189,7 @@ function draftConfiguration(path: string, host: Host, order: Order, draft: Draft
   const socket = required(order.line.config.kmsEndpoint);
   const isOurs = ({ kms }: Provider) =>
     kms?.path !== undefined && leadsTo(toHost(kms.path), socket);
-  const server = { hasKmsV1: true, reloads: true };
-  const { groups } = loadConfiguration(readSmallBytes(there), server);
+  const { groups } = loadConfiguration(readSmallBytes(there));
   if (!groups.some(({ providers }) => providers.some(isOurs))) {
     draft.obstacles.push(
       [

@@ -31,7 +31,8 @@ export interface Loaded {
   readonly unreadFromLine?: number | undefined;
 }
 
-export function loadConfiguration(bytes: Uint8Array, server: Server): Loaded {
+/** @param server what is known of it: the rest counts as on, with which most is taken */
+export function loadConfiguration(bytes: Uint8Array, server: Partial<Server> = {}): Loaded {
   const none = { faults: [], unclear: [], groups: [] };
   let tree: Tree;
   try {
@@ -49,7 +50,10 @@ export function loadConfiguration(bytes: Uint8Array, server: Server): Loaded {
     }
     throw error;
   }
-  return { ...new Loader(server).load(tree.root), unreadFromLine: tree.unreadFromLine };
+  return {
+    ...new Loader({ hasKmsV1: true, reloads: true, ...server }).load(tree.root),
+    unreadFromLine: tree.unreadFromLine,
+  };
 }
 
 const PROVIDER_KINDS = ["kms", "identity", "aescbc", "aesgcm", "secretbox"] as const;
@@ -148,7 +152,8 @@ class Loader {
     const { node, path } = place;
     const where = `line ${node.line}, ${path}`;
     if (kind === undefined || there.length > 1) {
-      const isNamed = node.kind === "map" && node.entries.some(({ key }) => isProviderKind(key));
+      const kinds: readonly string[] = PROVIDER_KINDS;
+      const isNamed = node.kind === "map" && node.entries.some(({ key }) => kinds.includes(key));
       const remedy = isNamed
         ? "indent the provider's fields by two more than its name; for identity write `identity: {}`"
         : `write one of ${PROVIDER_KINDS.join(", ")}`;
@@ -197,8 +202,4 @@ class Loader {
     }
     return names[0] ?? "";
   }
-}
-
-function isProviderKind(key: string): boolean {
-  return PROVIDER_KINDS.some((kind) => kind === key);
 }
