@@ -23,7 +23,6 @@ export function changesOf(changelog: string): Changes {
   return { isReleased: !heading.includes("not released"), text: lines.join("\n").trim() };
 }
 
-/** Of the release's files, and where they are. */
 export interface NotesInput {
   readonly changes: Changes;
   /** SHA256SUMS. */

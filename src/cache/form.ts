@@ -38,7 +38,6 @@ export const MAX_CACHE_FILE_BYTES = 16 * 1024 * 1024;
 /** A file is counted in these: what a process uses beyond one, it charges in time. */
 export const USES_PER_BLOCK = 2 ** 20;
 
-/** One local KEK with its bytes. */
 export interface StoredKek {
   readonly header: KekHeader;
   /** 32 bytes; whoever has them wipes them. */
@@ -47,7 +46,6 @@ export interface StoredKek {
   readonly isCanary: boolean;
 }
 
-/** What is stored of one Key4C key. */
 export interface StoredKey {
   /** 16 bytes. */
   readonly keyNameHash: Uint8Array;

@@ -314,7 +314,6 @@ function usesOf({ current }: Holding): number {
   return current === undefined ? 0 : current.localKek.usesBefore + current.localKek.uses;
 }
 
-/** The name of the file of a key. */
 export function fileName(kmsKeyId: string): string {
   return base32(keyNameHash(kmsKeyId));
 }

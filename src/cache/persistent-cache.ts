@@ -11,7 +11,7 @@ import type { Log } from "../system/log.ts";
 import { ageOf, type Moment, readMoment } from "./age.ts";
 import { decodeHead } from "./form.ts";
 import { fileName, KeyFile, NOT_KEPT, type OpenCache, type Outlook } from "./key-file.ts";
-import { makePlace } from "./place.ts";
+import { makePlace, type PlaceOptions } from "./place.ts";
 import { namesIn, readStored, Store } from "./store.ts";
 
 /** What cannot be used now, such as a directory that another plugin has, is tried again so often. */
@@ -25,15 +25,11 @@ const MAX_FLUSH_MS = 2_000;
 /** The security strength of AES-256. */
 const MIN_SEALING_KEY_BYTES = 32;
 
-export interface PersistentCacheOptions {
-  /** KMS_PERSISTENT_CACHE. */
-  readonly directory: string;
+interface PersistentCacheOptions extends Omit<PlaceOptions, "isSealed"> {
   /** KMS_PERSISTENT_CACHE_KEY_FILE. */
   readonly keyFile: string | undefined;
   /** KMS_PERSISTENT_CACHE_MAX_AGE. */
   readonly maxAgeMs: number;
-  /** The path of the socket. */
-  readonly socket: string;
   readonly log: Log;
   readonly clock?: Clock;
 }

@@ -23,7 +23,6 @@ export function helpText(version: string, topic: string | undefined): string {
   return command === undefined ? overview(version) : commandHelp(command);
 }
 
-/** The commands in one line each, and where to read on. */
 function overview(version: string): string {
   const rows = (pairs: readonly (readonly [string, string])[]) => {
     const width = Math.max(...pairs.map(([name]) => name.length));
@@ -51,7 +50,6 @@ function overview(version: string): string {
   );
 }
 
-/** What one command does: options, an example, exit codes. */
 function commandHelp(command: Command): string {
   const { purpose, operand, redirection, reads, writes, example, note, exits } =
     COMMAND_FACTS[command];

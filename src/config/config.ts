@@ -50,7 +50,6 @@ interface Given {
   readonly origin: string;
 }
 
-/** The origin of a flag. */
 export const COMMAND_LINE = "the command line";
 const ENVIRONMENT = "the environment";
 
@@ -412,7 +411,6 @@ export function required<T>(value: T | undefined): T {
   return value;
 }
 
-/** What an option of a command does. */
 export function helpOf({ help }: Option, command: Command): string {
   return typeof help === "string" ? help : (help[command] ?? help.serve ?? "");
 }

@@ -130,7 +130,6 @@ function reloadedFile<T>(
   return new ReloadedFile(path, parseContent, emptyAtStart);
 }
 
-/** Whether a URL leads to this machine. */
 export function isLoopback(url: string): boolean {
   return URL.canParse(url) && ["localhost", "127.0.0.1", "[::1]"].includes(new URL(url).hostname);
 }

@@ -111,7 +111,6 @@ interface State {
   readonly save: () => void;
 }
 
-/** The segments of the path, decoded. */
 function pathOf(request: Request): string[] {
   try {
     return new URL(request.url).pathname.split("/").slice(1).map(decodeURIComponent);
@@ -279,7 +278,6 @@ async function control(
   return describe(id, key);
 }
 
-/** A member of a request's JSON; undefined where there is none. */
 async function member(request: Request, name: string): Promise<unknown> {
   const body: unknown = await request.json().catch(() => undefined);
   return isObject(body) ? body[name] : undefined;

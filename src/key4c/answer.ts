@@ -9,7 +9,6 @@ import type { BytesPointer, LoginRequest, Profile, VersionSource } from "./profi
 import type { RemoteErrorKind } from "./profile-members.ts";
 import { decodeBytes } from "./template.ts";
 
-/** The operations on a key. */
 export type OperationName = "describe" | "encrypt" | "decrypt";
 
 /** The service refuses a token that it gave: a new login, and the call again. It never leaves the client. */

@@ -1,5 +1,3 @@
-/** JSON values, and pointers into them. */
-
 export type Json =
   | null
   | boolean

@@ -17,7 +17,6 @@ const RENEWAL_JITTER = 0.1;
 /** A call that a new token did not help is refused for another reason. It makes no login for this time. */
 const HELPLESS_MS = 600_000;
 
-/** What a login gives. */
 export interface Granted {
   readonly text: string;
   /** undefined: not told, or for ever. */

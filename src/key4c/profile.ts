@@ -12,7 +12,6 @@ import { type Placeholder, placeholdersOf, uses } from "./template.ts";
  */
 export type Profile = Omit<ValuesOf<typeof MEMBERS>, "$schema" | "headers">;
 
-/** What all requests of a profile have. */
 export interface Operation {
   readonly method: (typeof METHODS)[number];
   readonly path: string;
@@ -142,7 +141,6 @@ export function sends(
   return [login, describe, encrypt, decrypt].some((one) => one && carries(one, placeholder));
 }
 
-/** Whether a request sends it. */
 export function carries({ path, headers, body = null }: Operation, name: Placeholder): boolean {
   return uses([path, Object.values(headers), body], name);
 }

@@ -6,7 +6,6 @@ import type { Json } from "./json.ts";
 import type { LoginRequest, Operation } from "./profile.ts";
 import { type PlaceholderValues, render, renderJson } from "./template.ts";
 
-/** Where requests go, and how. */
 export interface Way {
   /** Base address, without a slash at its end. */
   readonly url: string;

@@ -23,7 +23,6 @@ export interface Shape<T> {
   read(value: Json | undefined, at: Pointer, faults: Faults): T;
 }
 
-/** A named part of an object. */
 interface Member<T> {
   readonly shape: Shape<T>;
   readonly isRequired: boolean;
@@ -213,7 +212,6 @@ export function mapOf<T>(
   };
 }
 
-/** An object with these members. */
 export function object<M extends Members>(members: M): Shape<ValuesOf<M>> {
   const entries = Object.entries(members);
   return {
@@ -268,7 +266,6 @@ export function textOr<T>(one: Shape<T>, other: Shape<T>, type: string): Shape<T
   };
 }
 
-/** The same value in another form. */
 export function mapped<T, U>(shape: Shape<T>, to: (value: T) => U): Shape<U> {
   const { type, schema } = shape;
   return { type, schema, read: (value, at, faults) => to(shape.read(value, at, faults)) };

@@ -24,7 +24,6 @@ const CBC_BLOCK_BYTES = 16;
 const HKDF_INFO_BYTES = 32;
 const SOURCE_IS_SEED = 1;
 
-/** What a value in etcd is. */
 export type EtcdValue =
   | { readonly kind: "ours"; readonly object: OurObject }
   /** Encrypted by another provider or another KMS plugin. */

@@ -1,7 +1,6 @@
 import { ExitError } from "../system/errors.ts";
 import { isObject, parsedJson } from "../system/json.ts";
 
-/** A key and its value as they stand in etcd. */
 export interface EtcdPair {
   readonly key: string;
   readonly value: Uint8Array;

@@ -19,7 +19,6 @@ export interface Mount {
   readonly container: string;
 }
 
-/** What a static pod says about its API server. */
 export interface KubeApiserver {
   readonly path: string;
   readonly flags: ReadonlyMap<string, string>;

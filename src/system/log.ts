@@ -37,6 +37,9 @@ export function createLog({ level, format, write }: LogOptions): Log {
   return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
 }
 
+/** For what says in its own words what it met. */
+export const silentLog = createLog({ level: "error", format: "text", write: () => {} });
+
 function jsonLine(level: LogLevel, msg: string, fields: LogFields): string {
   return `${JSON.stringify({ time: new Date().toISOString(), level, msg, ...fields })}\n`;
 }

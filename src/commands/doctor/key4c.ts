@@ -9,7 +9,7 @@ import { makeLocalKek } from "../../keys/local-kek.ts";
 import { materialOf } from "../../keys/material.ts";
 import type { KeyDescription } from "../../keys/wrapping.ts";
 import { describeError } from "../../system/errors.ts";
-import { createLog } from "../../system/log.ts";
+import { silentLog } from "../../system/log.ts";
 import { API_SERVER_TIMEOUT_MS, SLOW_MS } from "../client.ts";
 import { key4cClient } from "../configured.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
@@ -18,9 +18,6 @@ import { checkClientCertificate, checkWay } from "./way.ts";
 const KEY4C_CHECKS = ["name", "connection", "credential", "key", "wrap and unwrap"] as const;
 
 const SLOW = "find out what makes Key4C slow: network, proxy, HSM";
-
-/** Client and keyring log nothing here: the checks say it in their own words. */
-const SILENT = createLog({ level: "error", format: "text", write: () => {} });
 
 export interface Key4CChecks {
   readonly checks: readonly Check[];
@@ -43,7 +40,7 @@ export async function checkKey4C(config: Config, isUsable: boolean): Promise<Key
     const checks = [...before, ...rest.map((check) => skip(check, "Key4C cannot be reached"))];
     return { checks, keyId: undefined };
   }
-  const key4c = key4cClient(config, undefined, SILENT, new Metrics());
+  const key4c = key4cClient(config, undefined, silentLog, new Metrics());
   const key = await checkKey(key4c, kmsKeyId);
   if (isFailed(key)) {
     const checks = [...before, ...key, skip("wrap and unwrap", "the key is not usable")];

@@ -11,7 +11,7 @@ import type { Key4C } from "../../key4c/client.ts";
 import type { Profile } from "../../key4c/profile.ts";
 import { uses } from "../../key4c/template.ts";
 import { LOCAL_KEK_BYTES, type WrappedKek } from "../../keys/wrapping.ts";
-import { createLog } from "../../system/log.ts";
+import { silentLog } from "../../system/log.ts";
 import { configuredKeys, key4cOptions } from "../configured.ts";
 import { Blackout } from "./blackout.ts";
 import { type Check, fail, pass, skip, warn } from "./check.ts";
@@ -30,7 +30,6 @@ const STEPS = [
 ] as const;
 type Step = (typeof STEPS)[number];
 
-const SILENT = createLog({ level: "error", format: "text", write: () => {} });
 const AAD = Buffer.from("key4c-kms-plugin profile check");
 const OTHER_AAD = Buffer.from("key4c-kms-plugin another AAD");
 
@@ -42,7 +41,7 @@ export async function checkProfile(config: Config, isUsable: boolean): Promise<C
   if (!isUsable) {
     return STEPS.map((step) => skip(step, "the configuration is to be corrected first"));
   }
-  const options = key4cOptions(config, undefined, SILENT);
+  const options = key4cOptions(config, undefined, silentLog);
   const walk = new Walk(options, configuredKeys(config).kmsKeyId());
   try {
     return [...(await walk.checks()), ...checkLimits(options.profile)];

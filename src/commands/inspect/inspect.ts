@@ -18,7 +18,6 @@ export type Verdict =
   /** Not a Kubernetes object. */
   | "unknown";
 
-/** One line of the report. */
 export interface Inspected {
   readonly etcdKey: string;
   readonly provider: string;

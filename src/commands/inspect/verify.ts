@@ -127,7 +127,6 @@ const REMEDIES: { readonly [K in ErrorKind]?: string } = {
 const LOST =
   "readable only while a plugin that knows their local KEKs runs, if at all: rewrite them now, or restore the key's material in Key4C";
 
-/** A line for each reason. */
 function refusals(refused: readonly Verified[]): string[] {
   const objects = new Map<string, number>();
   for (const one of refused) {

@@ -85,7 +85,6 @@ const MANIFESTS: Readonly<Record<string, Manifest>> = {
   },
 };
 
-/** Their names, each with what it is. */
 export const MANIFEST_NAMES: Readonly<Record<string, string>> = Object.fromEntries(
   Object.entries(MANIFESTS).map(([name, { about }]) => [name, about]),
 );

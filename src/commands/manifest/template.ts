@@ -1,5 +1,3 @@
-/** Fills in templates. */
-
 /**
  * Replaces `{{name}}`. Within a line a text takes its place. Alone on a line, any number of lines take its place, each
  * with the indentation of that line. Prometheus' own braces have other names, and stay.

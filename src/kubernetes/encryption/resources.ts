@@ -2,7 +2,6 @@
 import type { Decoder, Place } from "./decode.ts";
 import { parseGroupResource } from "./go.ts";
 
-/** A resource as in the file. */
 export interface Resource {
   readonly place: Place;
   readonly text: string;
