@@ -8,14 +8,16 @@
 /* eslint-disable */
 
 import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import { createFileRegistry } from "@bufbuild/protobuf";
+import type { FileDescriptorProto } from "@bufbuild/protobuf/wkt";
+import { messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file key4c/envelope/v1/envelope.proto.
  */
 export const file_key4c_envelope_v1_envelope: GenFile = /*@__PURE__*/
-  fileDesc("CiBrZXk0Yy9lbnZlbG9wZS92MS9lbnZlbG9wZS5wcm90bxIRa2V5NGMuZW52ZWxvcGUudjEilQEKCEVudmVsb3BlEhUKDWtleV9uYW1lX2hhc2gYASABKAwSEwoLa2V5X3ZlcnNpb24YAiABKA0SEAoIYWFkX3NlbnQYAyABKAgSGQoRd3JhcHBlZF9sb2NhbF9rZWsYBCABKAkSCgoCaXYYBSABKAwSEgoKY2lwaGVydGV4dBgGIAEoDBIQCghrY3ZfaGFzaBgHIAEoDGIGcHJvdG8z");
+  createFileRegistry({"$typeName":"google.protobuf.FileDescriptorProto","dependency":[],"publicDependency":[],"weakDependency":[],"optionDependency":[],"messageType":[{"$typeName":"google.protobuf.DescriptorProto","field":[{"$typeName":"google.protobuf.FieldDescriptorProto","name":"key_name_hash","number":1,"label":1,"type":12,"jsonName":"keyNameHash"},{"$typeName":"google.protobuf.FieldDescriptorProto","name":"key_version","number":2,"label":1,"type":13,"jsonName":"keyVersion"},{"$typeName":"google.protobuf.FieldDescriptorProto","name":"aad_sent","number":3,"label":1,"type":8,"jsonName":"aadSent"},{"$typeName":"google.protobuf.FieldDescriptorProto","name":"wrapped_local_kek","number":4,"label":1,"type":9,"jsonName":"wrappedLocalKek"},{"$typeName":"google.protobuf.FieldDescriptorProto","name":"iv","number":5,"label":1,"type":12,"jsonName":"iv"},{"$typeName":"google.protobuf.FieldDescriptorProto","name":"ciphertext","number":6,"label":1,"type":12,"jsonName":"ciphertext"},{"$typeName":"google.protobuf.FieldDescriptorProto","name":"kcv_hash","number":7,"label":1,"type":12,"jsonName":"kcvHash"}],"extension":[],"nestedType":[],"enumType":[],"extensionRange":[],"oneofDecl":[],"reservedRange":[],"reservedName":[],"name":"Envelope"}],"enumType":[],"service":[],"extension":[],"name":"key4c/envelope/v1/envelope.proto","package":"key4c.envelope.v1","syntax":"proto3"} as unknown as FileDescriptorProto, () => undefined).getFile("key4c/envelope/v1/envelope.proto") as GenFile;
 
 /**
  * One DEK, wrapped with AES-256-GCM under a local KEK that Key4C wrapped.
