@@ -1,16 +1,7 @@
 import { isatty } from "node:tty";
 import { version as VERSION } from "../package.json";
 import { PersistentCache } from "./cache/persistent-cache.ts";
-import { decryptCommand, encryptCommand, statusCommand } from "./commands/cli.ts";
 import { configuredKeys, key4cClient, renewalOf } from "./commands/configured.ts";
-import { doctorCommand } from "./commands/doctor/doctor.ts";
-import { emulatorCommand, emulatorInside } from "./commands/emulator.ts";
-import { forgetCommand } from "./commands/forget.ts";
-import { helpText } from "./commands/help.ts";
-import { inspectCommand } from "./commands/inspect/command.ts";
-import { installCommand } from "./commands/install/install.ts";
-import { licences } from "./commands/licences.ts";
-import { manifestCommand } from "./commands/manifest/manifest.ts";
 import { type Config, parseCommandLine, required } from "./config/config.ts";
 import { DEFAULT_CONFIG_FILE, proxiesOf } from "./config/config-file.ts";
 import { type WatchedFiles, watchedFiles } from "./config/watched-files.ts";
@@ -104,7 +95,10 @@ async function serve(config: Config, log: Log): Promise<void> {
   checkLimits(log);
   const signalled = untilSignal();
   const metrics = new Metrics();
-  const emulator = config.emulator === true ? emulatorInside(config, log) : undefined;
+  const emulator =
+    config.emulator === true
+      ? (await import("./commands/emulator.ts")).emulatorInside(config, log)
+      : undefined;
   const cache = persistentCache(config, log);
   const configured = configuredKeys(config, emulator?.keyId);
   const { clientCertificate, caFile } = config;
@@ -177,6 +171,7 @@ async function serve(config: Config, log: Log): Promise<void> {
   const endpoint = `unix://${required(config.kmsEndpoint)}`;
   log.info("serving", { version: BUILD_VERSION, endpoint, kmsKeyId: configured.kmsKeyId() });
   systemd.ready();
+  Bun.unsafe.setJITPolicy(1); // the start, which build/compile.ts spares, is over
   if (emulator !== undefined) {
     process.stdout.write(emulator.nextSteps(endpoint, http?.url));
   }
@@ -265,36 +260,46 @@ async function run(argv: readonly string[]): Promise<void> {
   if (command !== "serve" && command !== "emulator") {
     endOnSignal();
   }
+  // Each command is loaded when it is asked for: serve needs none of them, and would hold them in memory.
   switch (command) {
     case "serve":
+      hardenProcess(log);
+      return serve(config, log);
     case "emulator":
       hardenProcess(log);
-      return command === "serve" ? serve(config, log) : emulatorCommand(line, log);
+      return (await import("./commands/emulator.ts")).emulatorCommand(line, log);
     case "doctor": {
+      const { doctorCommand } = await import("./commands/doctor/doctor.ts");
       const { text, ok } = await doctorCommand(line, log);
       await print(text);
       process.exitCode = ok ? 0 : 1;
       return;
     }
     case "install":
-      return installCommand(line, process.env, log);
-    case "manifest":
+      return (await import("./commands/install/install.ts")).installCommand(line, process.env, log);
+    case "manifest": {
+      const { manifestCommand } = await import("./commands/manifest/manifest.ts");
       return print(manifestCommand(line, process.env));
+    }
     case "status":
-      return print(await statusCommand(line));
+      return print(await (await import("./commands/cli.ts")).statusCommand(line));
     case "encrypt":
-      return print(await encryptCommand(line));
+      return print(await (await import("./commands/cli.ts")).encryptCommand(line));
     case "decrypt":
-      return print(await decryptCommand(line));
+      return print(await (await import("./commands/cli.ts")).decryptCommand(line));
     case "inspect":
       hardenProcess(log);
-      return inspectCommand(line, log);
-    case "forget":
+      return (await import("./commands/inspect/command.ts")).inspectCommand(line, log);
+    case "forget": {
+      const { forgetCommand } = await import("./commands/forget.ts");
       return print(await forgetCommand(required(config.persistentCache)));
-    case "version":
+    }
+    case "version": {
+      const { licences } = await import("./commands/licences.ts");
       return print(config.licences ? await licences() : `key4c-kms-plugin ${BUILD_VERSION}\n`);
+    }
     case "help":
-      return print(helpText(VERSION, line.operand));
+      return print((await import("./commands/help.ts")).helpText(VERSION, line.operand));
   }
 }
 
