@@ -40,9 +40,12 @@ function start(name: string, command: (socket: string) => string[], env = {}): T
 }
 
 /** The plugin with a Key4C inside, or with the one that `env` names. */
-export function startPlugin(env: Readonly<Record<string, string>> = {}): Target {
+export function startPlugin(
+  env: Readonly<Record<string, string>> = {},
+  binary: string = BINARY,
+): Target {
   const emulator = env["KEY4C_URL"] === undefined ? ["--emulator"] : [];
-  return start("plugin", () => [BINARY, "serve", ...emulator], env);
+  return start("plugin", () => [binary, "serve", ...emulator], env);
 }
 
 /** A Key4C of its own, which takes so long to answer. */
