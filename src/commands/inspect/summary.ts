@@ -34,43 +34,30 @@ export function summarize(
   const of = (verdict: Inspected["verdict"]) => verdicts.get(verdict) ?? 0;
   const others = of("stale") + of("foreign") + of("plaintext");
   const advice = [
-    ...(of("unknown") > 0
-      ? [
-          `${of("unknown")} are no objects of Kubernetes, so the input gives no answer. Give whole values (not --keys-only, not -w fields), under the keys of objects`,
-        ]
-      : []),
-    ...(current === undefined
-      ? ["the current key_id is not known: give --current, or --endpoint of a running plugin"]
-      : others > 0
-        ? [
-            `${others} not under the current key: rewrite them (${rewrite(resources)}) before you disable a previous key, then run inspect again`,
-          ]
-        : []),
-    ...(of("broken") > 0
-      ? [
-          `${of("broken")} broken: no key opens them, and a rewrite fails on them. Restore them from a backup, or delete them and create them again; until then, listing their resource fails`,
-        ]
-      : []),
+    of("unknown") > 0 &&
+      `${of("unknown")} are no objects of Kubernetes, so the input gives no answer. Give whole values (not --keys-only, not -w fields), under the keys of objects`,
+    current === undefined
+      ? "the current key_id is not known: give --current, or --endpoint of a running plugin"
+      : others > 0 &&
+        `${others} not under the current key: rewrite them (${rewrite(resources)}) before you disable a previous key, then run inspect again`,
+    of("broken") > 0 &&
+      `${of("broken")} broken: no key opens them, and a rewrite fails on them. Restore them from a backup, or delete them and create them again; until then, listing their resource fails`,
     ...strangers.map(
       (name) =>
         `the EncryptionConfiguration has no provider "${name}": what is under it cannot be read. Add it again under this name, rewrite, and only then remove it`,
     ),
-    ...(groups === undefined ? severalNames(all) : []),
+    groups === undefined && severalNames(all),
   ];
   const isAnswer = of("unknown") === 0 && current !== undefined && all.length > 0;
   const isDone = others + of("broken") + strangers.length === 0;
   const exitCode = !isAnswer ? 1 : isDone ? 0 : 3;
-  return {
-    text: [
-      ...lines,
-      ...(exitCode === 0 ? ["everything in the input is under the current key"] : []),
-      ...advice,
-      "",
-    ]
-      .map(printable)
-      .join("\n"),
-    exitCode,
-  };
+  const text = [
+    ...lines,
+    exitCode === 0 && "everything in the input is under the current key",
+    ...advice,
+    "",
+  ].filter((line) => line !== false);
+  return { text: text.map(printable).join("\n"), exitCode };
 }
 
 function counted(all: readonly Inspected[], name: (one: Inspected) => string): Map<string, number> {
@@ -100,13 +87,12 @@ function kmsNames(all: readonly Inspected[]): Set<string> {
   );
 }
 
-function severalNames(all: readonly Inspected[]): string[] {
+function severalNames(all: readonly Inspected[]): string | false {
   const names = kmsNames(all);
-  return names.size < 2
-    ? []
-    : [
-        `WARNING: objects are under several providers (${[...names].join(", ")}): each name must stay in the EncryptionConfiguration as long as data have it; --encryption-configuration compares them`,
-      ];
+  return (
+    names.size > 1 &&
+    `WARNING: objects are under several providers (${[...names].join(", ")}): each name must stay in the EncryptionConfiguration as long as data have it; --encryption-configuration compares them`
+  );
 }
 
 /** Providers of data of ours that an EncryptionConfiguration does not have. */

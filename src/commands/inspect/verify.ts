@@ -99,19 +99,16 @@ function conclude(
     ...[...others].map(
       ([kind, count]) => `  ${counted(count, "value")} ${kind}: no local KEK to unwrap`,
     ),
-    ...(exitCode === 0 ? ["Key4C unwraps every local KEK in the input"] : []),
+    exitCode === 0 && "Key4C unwraps every local KEK in the input",
     ...refusals(refused),
-    ...(unanswered.length > 0
-      ? ["ask again when Key4C answers: until then nothing is proven about these"]
-      : []),
-    ...(unknown > 0
-      ? ["some values are no objects of Kubernetes, so the input gives no answer"]
-      : []),
-    ...(localKeks.length === 0 && broken === 0
-      ? ["the input has no local KEK of this plugin, so it gives no answer"]
-      : []),
+    unanswered.length > 0 &&
+      "ask again when Key4C answers: until then nothing is proven about these",
+    unknown > 0 && "some values are no objects of Kubernetes, so the input gives no answer",
+    localKeks.length === 0 &&
+      broken === 0 &&
+      "the input has no local KEK of this plugin, so it gives no answer",
     "",
-  ];
+  ].filter((line) => line !== false);
   return { localKeks, text: lines.join("\n"), exitCode };
 }
 
@@ -124,6 +121,7 @@ const REMEDIES: { readonly [K in ErrorKind]?: string } = {
     "under a key that Key4C does not know here: check KEY4C_URL, KMS_USER_ID (another tenant?) and KMS_KEY_ID, then ask again",
   denied: "not verified, because Key4C refuses the credential: renew it, then ask again",
 };
+const UNTIL_THEN = "until then restart no plugin and no API server, and disable no key";
 const LOST =
   "readable only while a plugin that knows their local KEKs runs, if at all: rewrite them now, or restore the key's material in Key4C";
 
@@ -133,13 +131,9 @@ function refusals(refused: readonly Verified[]): string[] {
     const remedy = (one.kind && REMEDIES[one.kind]) ?? LOST;
     objects.set(remedy, (objects.get(remedy) ?? 0) + one.objects);
   }
-  const until =
-    refused.length === 0
-      ? []
-      : ["until then restart no plugin and no API server, and disable no key"];
   return [
     ...[...objects].map(([remedy, count]) => `${counted(count, "object")}: ${remedy}`),
-    ...until,
+    ...(refused.length > 0 ? [UNTIL_THEN] : []),
   ];
 }
 

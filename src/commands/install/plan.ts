@@ -118,20 +118,17 @@ function installedImage(): string | undefined {
 
 /** What would fight with the plugin, or cannot run it. */
 function rivals(as: Plan["as"] | undefined): string[] {
-  const pod = rivalPod(POD_FILE);
   const other = as === "systemd" ? POD_FILE : SERVICE_FILE;
   const version = as === "systemd" ? systemdVersion() : MIN_SYSTEMD;
   return [
-    ...(as === undefined
-      ? ["how is the plugin to run here? --as static-pod, or --as systemd"]
-      : []),
-    ...(existsSync(other) ? [`${other} runs the plugin already: two fight for one socket`] : []),
-    ...(pod === undefined ? [] : [pod]),
-    ...(version === undefined ? ["systemd does not run this machine: --as static-pod"] : []),
-    ...(version !== undefined && version < MIN_SYSTEMD
-      ? [`systemd ${version} has no LoadCredential=: docs/install-special.md, systemd below 247`]
-      : []),
-  ];
+    as === undefined && "how is the plugin to run here? --as static-pod, or --as systemd",
+    existsSync(other) && `${other} runs the plugin already: two fight for one socket`,
+    rivalPod(POD_FILE),
+    version === undefined
+      ? "systemd does not run this machine: --as static-pod"
+      : version < MIN_SYSTEMD &&
+        `systemd ${version} has no LoadCredential=: docs/install-special.md, systemd below 247`,
+  ].filter((one) => typeof one === "string");
 }
 
 /** This program in its place, where it is not there already. */
