@@ -14,6 +14,7 @@ import { join, resolve } from "node:path";
 import { version } from "../../package.json";
 import { tarGz } from "./archive.ts";
 import { compile, LICENCES, NAME, ROOT } from "./compile.ts";
+import type { ImageOptions } from "./image.ts";
 import { changesOf, releaseNotes, verifyCommand } from "./notes.ts";
 import { imageArchive } from "./oci.ts";
 import usage from "./release-usage.txt";
@@ -43,9 +44,7 @@ export interface ReleaseOptions {
   /** undefined: the release is unsigned, and says so. */
   readonly key: KeyObject | undefined;
   /** undefined: no image. */
-  readonly image:
-    | { readonly base: string | undefined; readonly key4cUrl: string | undefined }
-    | undefined;
+  readonly image: Pick<ImageOptions, "base" | "key4cUrl"> | undefined;
 }
 
 /**
@@ -122,7 +121,7 @@ function fill(directory: string): void {
 async function makeImage(
   directory: string,
   scratch: string,
-  options: { readonly base: string | undefined; readonly key4cUrl: string | undefined },
+  options: Pick<ImageOptions, "base" | "key4cUrl">,
 ) {
   console.log("image: building for amd64 and arm64, packing");
   const file = `${RELEASE}-image.oci.tar`;

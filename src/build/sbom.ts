@@ -39,6 +39,7 @@ export async function sbom(runtimes: readonly string[]): Promise<object> {
 function component(name: string) {
   const { version, license, integrity } = locked(name);
   const purl = purlOf(name, version);
+  const base64 = integrity.replace("sha512-", "");
   return {
     type: "library",
     "bom-ref": purl,
@@ -46,7 +47,7 @@ function component(name: string) {
     version,
     purl,
     ...(license && { licenses: [licenseOf(license)] }),
-    hashes: [hashOf(integrity)],
+    hashes: [{ alg: "SHA-512", content: Buffer.from(base64, "base64").toString("hex") }],
   };
 }
 
@@ -57,14 +58,6 @@ function purlOf(name: string, version: string): string {
 /** An identifier of SPDX, or an expression of several. */
 function licenseOf(text: string) {
   return text.includes(" ") ? { expression: text } : { license: { id: text } };
-}
-
-/** npm's `sha512-BASE64` in CycloneDX's form. */
-function hashOf(integrity: string) {
-  return {
-    alg: "SHA-512",
-    content: Buffer.from(integrity.replace("sha512-", ""), "base64").toString("hex"),
-  };
 }
 
 /** The names of the packages of which the bundler takes at least one file. */

@@ -38,16 +38,11 @@ export function signingKey(file: string): KeyObject {
   return key;
 }
 
-export interface Signature {
-  /** As `openssl dgst -sha256 -sign` writes it. */
-  readonly bytes: Buffer;
-  /** PEM. */
-  readonly publicKey: string;
-  /** SHA-256 of the public key in DER, in hex. */
-  readonly fingerprint: string;
-}
-
-export function signed(text: string, key: KeyObject): Signature {
+/**
+ * @returns the bytes that `openssl dgst -sha256 -sign` would write, the public key in PEM, and its fingerprint: SHA-256 of
+ * its DER, in hex
+ */
+export function signed(text: string, key: KeyObject) {
   const publicKey = createPublicKey(key);
   const der = publicKey.export({ type: "spki", format: "der" });
   return {

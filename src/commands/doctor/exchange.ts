@@ -3,7 +3,7 @@ import type { OperationName } from "../../key4c/answer.ts";
 import { notJson, readBody } from "../../key4c/body.ts";
 import { type Pointer, resolvePointer } from "../../key4c/json.ts";
 import type { Profile } from "../../key4c/profile.ts";
-import { parsedJson } from "../../system/json.ts";
+import { isObject, parsedJson } from "../../system/json.ts";
 import type { Blackout } from "./blackout.ts";
 
 /** What a pointer of a profile is for, and the pointer. */
@@ -11,30 +11,18 @@ export type Named = readonly [what: string, pointer: Pointer];
 
 /** Where a profile finds what it wants of an answer; `{sent:iv}` is no such place. */
 export function resultPointers(name: OperationName | "login", profile: Profile): Named[] {
-  const { login, describe, encrypt, decrypt } = profile;
-  const named = (places: Readonly<Record<string, string | undefined>>) =>
-    Object.entries(places).flatMap(([what, at]): Named[] =>
-      at?.startsWith("/") ? [[what, at]] : [],
+  const results: readonly (readonly [string, unknown])[] = Object.entries({
+    ...profile[name]?.result,
+  });
+  return results
+    .flatMap(([what, at]) =>
+      what === "ciphertext" && isObject(at)
+        ? Object.entries(at).map(([member, one]) => [`${what}.${member}`, one] as const)
+        : [[what, isObject(at) ? at["pointer"] : at] as const],
+    )
+    .flatMap(([what, at]): Named[] =>
+      typeof at === "string" && at.startsWith("/") ? [[what, at]] : [],
     );
-  switch (name) {
-    case "login":
-      return named({ ...login?.result });
-    case "describe": {
-      const { version, ...others } = { ...describe?.result };
-      return named({ version: version?.pointer, ...others });
-    }
-    case "encrypt": {
-      const { ciphertext, version } = encrypt.result;
-      const members = Object.entries(typeof ciphertext === "string" ? {} : ciphertext);
-      return named({
-        ...(typeof ciphertext === "string" && { ciphertext }),
-        ...Object.fromEntries(members.map(([member, at]) => [`ciphertext.${member}`, at])),
-        version: version?.pointer,
-      });
-    }
-    case "decrypt":
-      return named({ plaintext: decrypt.result.plaintext.pointer });
-  }
 }
 
 interface Answer {

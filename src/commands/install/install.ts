@@ -124,11 +124,9 @@ async function start(plan: Plan, host: Host, old: number | undefined): Promise<v
   } else {
     tell(`the kubelet starts the plugin from ${image}`);
     const isReplaced = plan.changes.some(isReplacedPod);
-    for (const endMs = Date.now() + REPLACE_MS; isReplaced && Date.now() < endMs; ) {
-      if (socketOf(plan) !== old) {
-        break; // the old pod answers until the kubelet has ended it
-      }
-      await Bun.sleep(POLL_MS);
+    const endMs = Date.now() + REPLACE_MS;
+    while (isReplaced && socketOf(plan) === old && Date.now() < endMs) {
+      await Bun.sleep(POLL_MS); // the old pod answers until the kubelet has ended it
     }
   }
   try {
