@@ -1,5 +1,4 @@
 /** What the plugin costs a node beside its calls: the start, and memory. */
-import { join } from "node:path";
 import {
   BINARY,
   median,
@@ -10,6 +9,7 @@ import {
   type Target,
   untilOk,
 } from "./servers.ts";
+import { slices } from "./slices.ts";
 
 const STARTS = 11;
 const AWAY_MS = 100;
@@ -40,16 +40,13 @@ async function readyMs(rounds: number, env: Readonly<Record<string, string>>): P
 }
 
 /** RSS of a plugin of its own: idle, after 100,000 v2 Encrypts of 64 callers, and a minute later. */
-export async function memory(loader: readonly string[], quick: boolean): Promise<void> {
+export async function memory(loader: string | undefined, quick: boolean): Promise<void> {
   const plugin = startPlugin();
   await untilOk(plugin);
-  await Bun.sleep(3_000);
-  const idle = memoryMiB(plugin);
-  await encrypts(loader, plugin);
-  const loaded = memoryMiB(plugin);
   const restMs = quick ? 10_000 : 60_000;
+  const { idle, loaded, later } = await memoryOf(plugin, loader, ENCRYPTS);
   await Bun.sleep(restMs);
-  const shown = [idle, loaded, memoryMiB(plugin)].map(
+  const shown = [idle, loaded, later()].map(
     ({ rss, own }) => `${rss.toFixed(0)} (${own.toFixed(0)})`,
   );
   console.log(
@@ -58,19 +55,14 @@ export async function memory(loader: readonly string[], quick: boolean): Promise
   await stop(plugin);
 }
 
-async function encrypts(loader: readonly string[], target: Target): Promise<void> {
-  const dashes = loader.length === 1 ? "-" : "--";
-  const switches = { operation: "encrypt", callers: 64, rounds: 2, slice: "1000ms" };
-  const targets = `${target.socket}@${target.process.pid}`;
-  const words = Object.entries({ ...switches, targets }).flatMap(([name, value]) => [
-    `${dashes}${name}`,
-    `${value}`,
-  ]);
-  for (let made = 0; made < ENCRYPTS; ) {
-    const child = Bun.spawn([...loader, ...words]);
-    const [slices = []] = (await child.stdout.json()) as { readonly calls: number }[][];
-    made += slices.reduce((sum, { calls }) => sum + calls, 0);
+/** @returns of a target that has just started: idle, right after so many v2 Encrypts of 64 callers, and whenever asked */
+export async function memoryOf(target: Target, loader: string | undefined, encrypts: number) {
+  await Bun.sleep(3_000);
+  const idle = memoryMiB(target);
+  const load = { operation: "encrypt", callers: 64, rounds: 1, slice: "500ms" };
+  for (let made = 0; made < encrypts; ) {
+    const [[slice] = []] = await slices(loader, [target], load);
+    made += 2 * (slice?.calls ?? 0); // one slice warmed up
   }
+  return { idle, loaded: memoryMiB(target), later: () => memoryMiB(target) };
 }
-
-export const GRPC_JS_LOADER = [process.execPath, join(import.meta.dir, "load.ts")];

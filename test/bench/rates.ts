@@ -1,6 +1,6 @@
 /** Rates and latencies of the plugin, of the empty service and of grpc-go, in turns. */
 import { type Ratios, type Rows, readBaseline, storeBaseline, toStored } from "./baseline.ts";
-import { GRPC_JS_LOADER, memory, start } from "./footprint.ts";
+import { memory, start } from "./footprint.ts";
 import {
   buildLoader,
   median,
@@ -9,16 +9,7 @@ import {
   startReference,
   untilOk,
 } from "./servers.ts";
-
-/** A slice of a target in a round, as main.go and load.ts tell it. */
-interface Slice {
-  readonly perSecond: number;
-  readonly p50Micros: number;
-  readonly p99Micros: number;
-  readonly p999Micros: number;
-  readonly cpuMicros: number;
-  readonly errors: number;
-}
+import { medianOf, type Slice, slices } from "./slices.ts";
 
 /** Callers and connections. */
 const WIDTHS = [
@@ -69,8 +60,6 @@ export async function rates(quick: boolean, { store }: { readonly store: boolean
   for (const target of targets) {
     await untilOk(target);
   }
-  const command = loader ? [loader] : GRPC_JS_LOADER;
-  const addresses = targets.map(({ socket, process: { pid } }) => `${socket}@${pid}`).join();
   const baseline = await readBaseline();
   console.log(
     `medians of ${rounds} slices of ${slice} each, in turns; CPU is that of the server; stored: ratios to the empty service, at ${baseline?.commit ?? "no commit yet"}\n`,
@@ -80,15 +69,10 @@ export async function rates(quick: boolean, { store }: { readonly store: boolean
   for (const operation of OPERATIONS) {
     const [api = "", method = ""] = operation.split(" ");
     for (const [callers, connections] of widths) {
-      const child = Bun.spawn(
-        [
-          ...command,
-          ...["-targets", addresses, "-api", api, "-operation", method, "-rounds", `${rounds}`],
-          ...["-callers", `${callers}`, "-connections", `${connections}`, "-slice", slice],
-        ].map((word) => (loader ? word : word.replace(/^-(?=[a-z])/, "--"))),
-      );
-      const [ours = [], empty = [], reference] = (await child.stdout.json()) as Slice[][];
-      const of = (name: keyof Slice) => median(ours.map((one) => one[name]));
+      const [ours = [], empty = [], reference] = await slices(loader, targets, {
+        ...{ api, operation: method, callers, connections, rounds, slice },
+      });
+      const of = (name: keyof Slice) => medianOf(ours, name);
       const toEmpty = ratios(ours, empty);
       const toGo = reference && ratios(ours, reference);
       const row = `${operation} ${callers}/${connections}`;
@@ -108,7 +92,7 @@ export async function rates(quick: boolean, { store }: { readonly store: boolean
   if (store) {
     await storeBaseline(rows);
   }
-  await memory(command, quick);
+  await memory(loader, quick);
 }
 
 function ratios(ours: readonly Slice[], other: readonly Slice[]): Ratios {

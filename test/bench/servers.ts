@@ -28,15 +28,27 @@ export async function cleanUp(): Promise<void> {
   }
 }
 
-function start(name: string, command: (socket: string) => string[], env = {}): Target {
-  const socket = join(scratch, `${started++}.sock`);
-  const child = Bun.spawn(command(socket), {
-    env: { ...NO_CONFIG_FILE, KMS_ENDPOINT: `unix://${socket}`, KMS_HTTP_ADDRESS: "", ...env },
+export function freeSocket(): string {
+  return join(scratch, `${started++}.sock`);
+}
+
+export function startServer(
+  name: string,
+  socket: string,
+  command: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Target {
+  const child = Bun.spawn([...command], {
+    env: { ...NO_CONFIG_FILE, ...env },
     stdout: "ignore",
     stderr: "ignore",
   });
-  children.push(child);
+  keepUntilTheEnd(child);
   return { name, socket, process: child };
+}
+
+export function keepUntilTheEnd(child: Bun.Subprocess): void {
+  children.push(child);
 }
 
 /** The plugin with a Key4C inside, or with the one that `env` names. */
@@ -45,7 +57,9 @@ export function startPlugin(
   binary: string = BINARY,
 ): Target {
   const emulator = env["KEY4C_URL"] === undefined ? ["--emulator"] : [];
-  return start("plugin", () => [binary, "serve", ...emulator], env);
+  const socket = freeSocket();
+  const settings = { KMS_ENDPOINT: `unix://${socket}`, KMS_HTTP_ADDRESS: "", ...env };
+  return startServer("plugin", socket, [binary, "serve", ...emulator], settings);
 }
 
 /** A Key4C of its own, which takes so long to answer. */
@@ -54,7 +68,7 @@ export async function startEmulator(
 ): Promise<{ readonly url: string; readonly process: Bun.Subprocess }> {
   const command = [BINARY, "emulator", "--control", "--listen", "127.0.0.1:0"];
   const child = Bun.spawn(command, { env: NO_CONFIG_FILE, stdout: "pipe", stderr: "ignore" });
-  children.push(child);
+  keepUntilTheEnd(child);
   const { value } = await child.stdout.getReader().read();
   const url = /http\S+/.exec(new TextDecoder().decode(value))?.[0] ?? "";
   const headers = { "Content-Type": "application/json" };
@@ -67,10 +81,16 @@ export async function startEmulator(
 }
 
 /** The empty grpc-js service, compiled as the plugin is. */
-export async function startFloor(): Promise<Target> {
+export async function buildFloor(): Promise<string> {
   const binary = join(scratch, "floor");
   await compile(binary, { source: "test/bench/floor.ts" });
-  return start("floor", (socket) => [binary, socket]);
+  return binary;
+}
+
+export async function startFloor(): Promise<Target> {
+  const binary = await buildFloor();
+  const socket = freeSocket();
+  return startServer("floor", socket, [binary, socket]);
 }
 
 /** Builds the loader in Go; undefined without Go. */
@@ -78,13 +98,19 @@ export function buildLoader(): string | undefined {
   if (Bun.which("go") === null) {
     return undefined;
   }
-  const loader = join(scratch, "bench");
-  run(["go", "build", "-o", loader, "."], import.meta.dir);
-  return loader;
+  return buildGo("bench", ".");
+}
+
+/** @returns the path of the binary */
+export function buildGo(name: string, source: string): string {
+  const binary = join(scratch, name);
+  run(["go", "build", "-o", binary, source], import.meta.dir);
+  return binary;
 }
 
 export function startReference(loader: string): Target {
-  return start("grpc-go", (socket) => [loader, "-serve", socket]);
+  const socket = freeSocket();
+  return startServer("grpc-go", socket, [loader, "-serve", socket]);
 }
 
 function run(command: string[], cwd: string): void {
@@ -94,9 +120,11 @@ function run(command: string[], cwd: string): void {
   }
 }
 
-/** Waits until a plugin's Status is ok, or any server answers it so. */
-export async function untilOk({ socket }: Target): Promise<void> {
-  for (;;) {
+const START_LIMIT_MS = 30_000;
+
+/** Waits until a plugin's Status is ok, or any server answers it so. @throws Error when that takes too long */
+export async function untilOk({ name, socket }: Target): Promise<void> {
+  for (const beginMs = performance.now(); performance.now() - beginMs < START_LIMIT_MS; ) {
     const client = new Client(`unix://${socket}`, credentials.createInsecure(), {
       "grpc.use_local_subchannel_pool": 1, // else it would inherit the back-off of the one before
     });
@@ -106,6 +134,7 @@ export async function untilOk({ socket }: Target): Promise<void> {
         (request: Uint8Array) => Buffer.from(request),
         (bytes: Buffer) => fromBinary(StatusResponseSchema, bytes),
         toBinary(StatusRequestSchema, create(StatusRequestSchema)),
+        { deadline: Date.now() + 3_000 },
         (_, response) => resolve(response?.healthz ?? ""),
       ),
     );
@@ -115,6 +144,7 @@ export async function untilOk({ socket }: Target): Promise<void> {
     }
     await Bun.sleep(1);
   }
+  throw new Error(`${name}: Status is not ok after ${START_LIMIT_MS / 1_000} s`);
 }
 
 export async function stop({ process: child }: Target): Promise<void> {

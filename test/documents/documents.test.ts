@@ -6,6 +6,7 @@ import { DEBIAN_PACKAGES } from "../needs.ts";
 import { startBinary, temporaryDirectory } from "../support.ts";
 import { NEWEST, OLDER } from "../upstream/generate.ts";
 import { anchorsOf, commandsOf, DOCUMENTS } from "./blocks.ts";
+import { FIGURES } from "./figures.ts";
 import { limitsTable } from "./limits-table.ts";
 import { exitCodeTable, optionTables, profileTable } from "./reference-tables.ts";
 
@@ -19,9 +20,26 @@ test.each([
   ["profile", profileTable()],
   ["limits", limitsTable()],
 ])("REFERENCE.md has the table of %s that the source makes", (name, table) => {
-  const between = new RegExp(`<!-- ${name} -->\\n([\\s\\S]*)\\n<!-- /${name} -->`);
-  expect(REFERENCE.match(between)?.[1]).toBe(table);
+  expect(blockIn(REFERENCE, name)).toBe(table);
 });
+
+test.each(FIGURES)("%s: the block %s has the figures of the stored run", (path, name, text) => {
+  expect(blockIn(document(path), name)).toBe(text);
+});
+
+function blockIn(text: string, name: string): string | undefined {
+  return new RegExp(`<!-- ${name} -->\\n([\\s\\S]*)\\n<!-- /${name} -->`).exec(text)?.[1];
+}
+
+test.each(["README.md", "README.ko.md", "SECURITY.md"])(
+  "%s: what was measured stands in a block that is made of it",
+  (path) => {
+    const rest = document(path).replaceAll(/<!-- ([\w-]+) -->[\s\S]*<!-- \/\1 -->/g, "");
+    expect([...rest.matchAll(/.*\d ?(?:MiB|ms|µs|Encrypts|Decrypts)\b.*/g)].map(String)).toEqual(
+      [],
+    );
+  },
+);
 
 test("the first screen is what npm start prints, which binary/demo.test.ts types", async () => {
   const [start, second = "?"] = commandsOf("README.md", "Try it");
