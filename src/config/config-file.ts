@@ -125,6 +125,11 @@ export function secretsIn(settings: ReadonlyMap<string, string>): string[] {
     .map(([name]) => name);
 }
 
+/** The proxies that an environment names. */
+export function proxiesIn(env: Environment): [string, string][] {
+  return PROXY_NAMES.flatMap((name) => (env[name] ? [[name, env[name]]] : []));
+}
+
 /** Its proxies, where the environment names none: a capital letter makes no other name of one. */
 export function proxiesOf(file: ConfigFile | undefined, env: Environment): Record<string, string> {
   const isSet = (name: string) => Boolean(env[name.toLowerCase()] || env[name.toUpperCase()]);

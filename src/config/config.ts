@@ -209,8 +209,7 @@ function keyPair(
   try {
     return new KeyPair(certificate, key);
   } catch (error) {
-    const labels = files.map((name) => optionLabel(OPTIONS[name]));
-    problems.push(`${labels.join(" and ")} do not fit: ${describeError(error)}`);
+    problems.push(`${labels(...files)} do not fit: ${describeError(error)}`);
     return undefined;
   }
 }
@@ -287,16 +286,12 @@ function missingOrConflicting(
   };
   const notBoth = (one: OptionName, other: OptionName) => {
     if (given.has(one) && given.has(other)) {
-      problems.push(
-        `${optionLabel(OPTIONS[one])} and ${optionLabel(OPTIONS[other])}: give one of them`,
-      );
+      problems.push(`${labels(one, other)}: give one of them`);
     }
   };
   const bothOrNone = (one: OptionName, other: OptionName) => {
-    if (!given.has(one) !== !given.has(other)) {
-      problems.push(
-        `${optionLabel(OPTIONS[one])} and ${optionLabel(OPTIONS[other])}: give both or none`,
-      );
+    if (given.has(one) !== given.has(other)) {
+      problems.push(`${labels(one, other)}: give both or none`);
     }
   };
   const asksKey4C = given.has("decrypt") || given.has("verify");
@@ -415,8 +410,12 @@ export function helpOf({ help }: Option, command: Command): string {
   return typeof help === "string" ? help : (help[command] ?? help.serve ?? "");
 }
 
+function labels(...names: readonly OptionName[]): string {
+  return names.map((name) => optionLabel(OPTIONS[name])).join(" and ");
+}
+
 /** Both names of an option: `KMS_KEY_ID (--key-id)`. */
-export function optionLabel({ env, flag }: Option): string {
+function optionLabel({ env, flag }: Option): string {
   if (env === undefined) {
     return `--${flag}`;
   }

@@ -88,34 +88,28 @@ class DirectCall extends ServerInterceptingCall implements UnaryCall {
       return;
     }
     try {
-      this.#answer();
+      this.#handle(this, (error, response) => this.#answer(error, response));
     } catch {
       // A defect of the handler, which has said so: the caller must not wait for its deadline.
       this.#call.sendStatus({ code: status.INTERNAL, details: "internal error", metadata: null });
     }
   }
 
-  #answer(): void {
-    this.#handle(this, (error, response) => {
-      try {
-        this.#send(error, response);
-      } catch (failure) {
-        if (!isGone(failure)) {
-          throw failure;
-        }
+  #answer(...[error, response]: Parameters<Parameters<UnaryHandler>[1]>): void {
+    try {
+      if (error !== null) {
+        const { code = status.UNKNOWN, details = "" } = error;
+        this.#call.sendStatus({ code, details, metadata: null });
+        return;
       }
-    });
-  }
-
-  #send(...[error, response]: Parameters<Parameters<UnaryHandler>[1]>): void {
-    if (error !== null) {
-      const { code = status.UNKNOWN, details = "" } = error;
-      this.#call.sendStatus({ code, details, metadata: null });
-      return;
+      this.#call.sendMessage(response, () =>
+        this.#call.sendStatus({ code: status.OK, details: "OK", metadata: null }),
+      );
+    } catch (failure) {
+      if (!isGone(failure)) {
+        throw failure;
+      }
     }
-    this.#call.sendMessage(response, () =>
-      this.#call.sendStatus({ code: status.OK, details: "OK", metadata: null }),
-    );
   }
 
   onCancel(): void {

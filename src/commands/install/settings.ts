@@ -5,8 +5,8 @@ import type { CommandLine, Environment } from "../../config/config.ts";
 import {
   DEFAULT_CONFIG_FILE,
   loadConfigFile,
-  PROXY_NAMES,
   parseConfigFile,
+  proxiesIn,
   secretsIn,
 } from "../../config/config-file.ts";
 import { METRICS_ADDRESS } from "../manifest/settings.ts";
@@ -67,9 +67,7 @@ function givenNow(
   const isOwn = (name: string) => OWN_FILES.some((one) => name.replace(/_FILE$/, "") === one.name);
   const isNew = ([name]: readonly [string, string]) =>
     origins.get(name) !== DEFAULT_CONFIG_FILE && name !== "KMS_CONFIG" && !isOwn(name);
-  const proxies = PROXY_NAMES.flatMap((name): [string, string][] =>
-    env[name] && !there.has(name) ? [[name, env[name]]] : [],
-  );
+  const proxies = proxiesIn(env).filter(([name]) => !there.has(name));
   const metrics: [string, string][] = there.has("KMS_HTTP_ADDRESS")
     ? []
     : [["KMS_HTTP_ADDRESS", METRICS_ADDRESS]];

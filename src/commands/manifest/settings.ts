@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { dirname, normalize } from "node:path";
 import { type CommandLine, type Environment, required } from "../../config/config.ts";
-import { PROXY_NAMES, secretsIn } from "../../config/config-file.ts";
+import { proxiesIn, secretsIn } from "../../config/config-file.ts";
 import { absolutePath, group } from "../../config/option-types.ts";
 import { DEFAULT_PROFILE, parseProfile, sends } from "../../key4c/profile.ts";
 import { ExitError } from "../../system/errors.ts";
@@ -107,10 +107,7 @@ export function serveSettings(order: Order): readonly Setting[] {
 
 /** @throws ExitError 2 for one with a password: a manifest is read by many */
 function proxySettings(env: Environment): Setting[] {
-  const settings = PROXY_NAMES.flatMap((name): Setting[] => {
-    const text = env[name];
-    return text ? [[name, text]] : [];
-  });
+  const settings = proxiesIn(env);
   for (const [name, text] of settings) {
     if (text.includes("@")) {
       throw new ExitError(
