@@ -68,7 +68,9 @@ testWith("root")("after a revocation no local KEK is in memory as it was used", 
     );
   expect(localKeks.size).toBeGreaterThan(10);
   expect(raw()).toBeGreaterThan(10); // it would be found
-  const disabled = await runBinary(["emulator", "disable", "--key-id", "demo"], { env: { KEY4C_URL: url } });
+  const disabled = await runBinary(["emulator", "disable", "--key-id", "demo"], {
+    env: { KEY4C_URL: url },
+  });
   expect(disabled.exitCode).toBe(0);
   await plugin.untilState("revoked");
   await Bun.sleep(LATER_MS);
