@@ -57,6 +57,17 @@ export const UNLISTED_CODE = {
   remedy: `find out what the code means, and list it in KEY4C_PROFILE under /errors/codes; ${DO_NOT_RESTART}`,
 } as const;
 
+/** Of an answer that is no failure, and that the profile cannot read. */
+export const UNREADABLE_ANSWER = {
+  headline: "an answer of Key4C does not fit the profile",
+  remedy: `let doctor --profile-check show the answer, and correct KEY4C_PROFILE; ${DO_NOT_RESTART}`,
+} as const;
+/** Of a login whose token is refused soon after it. */
+export const SESSION_ENDED = {
+  headline: "Key4C ends our session soon after the login",
+  remedy: `wait for the next login, within a minute; if this stays, give each node a user of its own, because another login may end this session; ${DO_NOT_RESTART}`,
+} as const;
+
 export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
   unavailable: {
     code: status.UNAVAILABLE,
@@ -78,7 +89,7 @@ export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
     retry: false,
     headline: "Key4C refuses the credential",
     remedy:
-      "renew the credential; the plugin's log says which one, and whether it is read again or needs a restart; do not restart this node or the plugin before doctor says that it is accepted: a restarted plugin could not read Secrets",
+      "renew the credential; the plugin's log names its files, and says whether they are read again or need a restart; do not restart this node or the plugin before doctor says that it is accepted: a restarted plugin could not read Secrets",
   },
   keyUnusable: {
     code: status.FAILED_PRECONDITION,

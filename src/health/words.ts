@@ -5,7 +5,7 @@ import type { PluginError } from "../failures/plugin-error.ts";
 import type { State } from "../keys/key-health.ts";
 
 export const LEADS_TO: Readonly<Record<State, string>> = {
-  starting: "there is no local KEK yet: Status, Encrypt and Decrypt fail",
+  starting: "there is no local KEK yet: Status and Encrypt fail, Decrypt asks Key4C",
   ok: "",
   degraded: "known local KEKs continue to work",
   expired: "longer than KMS_OUTAGE_GRACE: Status and Encrypt fail, known local KEKs still decrypt",

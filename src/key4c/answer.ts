@@ -1,4 +1,4 @@
-import { DO_NOT_RESTART, UNLISTED_CODE } from "../failures/kinds.ts";
+import { DO_NOT_RESTART, UNLISTED_CODE, UNREADABLE_ANSWER } from "../failures/kinds.ts";
 import { PluginError } from "../failures/plugin-error.ts";
 import { LOCAL_KEK_BYTES, MAX_KEY_VERSION } from "../keys/wrapping.ts";
 import { parsedJson } from "../system/json.ts";
@@ -107,7 +107,10 @@ function retryAfter(response: Response): { retryAfterMs?: number } {
   return Number.isFinite(ms) ? { retryAfterMs: Math.max(0, ms) } : {};
 }
 
-/** From 1 on, whatever the service begins with. @throws PluginError */
+/** Enough of a value to recognize it. */
+const MAX_SHOWN = 60;
+
+/** From 1 on, whatever the service begins with, and with or without leading zeros. @throws PluginError */
 export function readVersion(
   answer: unknown,
   source: VersionSource | undefined,
@@ -118,13 +121,14 @@ export function readVersion(
   const { pointer, first } = source;
   const told = resolvePointer(answer, pointer);
   const text = typeof told === "string" ? between(told, source) : undefined;
-  const number = text !== undefined && /^(0|[1-9]\d*)$/.test(text) ? Number(text) : told;
+  const number = text !== undefined && /^\d{1,20}$/.test(text) ? Number(text) : told;
   const version = typeof number === "number" ? number + 1 - first : Number.NaN;
   if (!Number.isInteger(version) || version < 1 || version > MAX_KEY_VERSION) {
-    const name = source.after + source.before === "" ? pointer : `what is within ${pointer}`;
+    const shown = JSON.stringify(text ?? told)?.slice(0, MAX_SHOWN) ?? "nothing";
     throw new PluginError(
       "unavailable",
-      `Key4C's answer: ${name} is not a version of ${first} or more`,
+      `Key4C's answer: ${shown} at ${pointer} is not a version of ${first} or more`,
+      UNREADABLE_ANSWER,
     );
   }
   return version;
@@ -138,12 +142,18 @@ function between(text: string, { after, before }: VersionSource): string | undef
 }
 
 /**
- * A key check value: hexadecimal digits, as HSMs show them. A value of another form is ignored, because it would change
- * the key_id.
+ * A key check value in upper-case hexadecimal digits, 4 to 64 of them. A value of another form is ignored, because it would
+ * change the key_id.
  */
-export function readKcv(answer: unknown, pointer: string | undefined): string | undefined {
-  const kcv = pointer === undefined ? undefined : resolvePointer(answer, pointer);
-  return typeof kcv === "string" && /^[0-9A-Fa-f]{4,64}$/.test(kcv) ? kcv.toUpperCase() : undefined;
+export function readKcv(answer: unknown, source: BytesPointer | undefined): string | undefined {
+  const told = source && resolvePointer(answer, source.pointer);
+  if (source === undefined || typeof told !== "string") {
+    return undefined;
+  }
+  // An odd number of digits is no text of bytes, and HSMs have it.
+  const kcv =
+    source.encoding === "hex" ? told : decodeBytes(told, source.encoding)?.toString("hex");
+  return kcv !== undefined && /^[0-9A-Fa-f]{4,64}$/.test(kcv) ? kcv.toUpperCase() : undefined;
 }
 
 /** The token of a login, and its life. @throws PluginError `unavailable` when there is no token */

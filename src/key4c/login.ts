@@ -1,9 +1,10 @@
+import { SESSION_ENDED } from "../failures/kinds.ts";
 import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
 import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 
-/** A token younger than this is not replaced: a service that refuses everything must not become a storm of logins. */
+/** Of three logins at least so much lies between the first and the last: a service that refuses everything must not become a storm of them. */
 const MIN_AGE_MS = 10_000;
 /** The same once tokens do not live: each of our logins may end the token of another node, and the other way round. */
 const MIN_AGE_WHEN_EVICTED_MS = 60_000;
@@ -50,6 +51,8 @@ export class Login {
   #token: Token | undefined;
   #pending: Promise<Token> | undefined;
   #triedAtMs = Number.NEGATIVE_INFINITY;
+  /** The login before the last one. */
+  #formerlyTriedAtMs = Number.NEGATIVE_INFINITY;
   #triedSecret: string | undefined;
   #evictions = 0;
   /** The last token that was refused for its own sake. */
@@ -94,17 +97,22 @@ export class Login {
     }
     const nowMs = this.#options.clock.nowMs();
     const isEvicted = this.#evictions >= EVICTIONS;
-    const minAgeMs = isEvicted ? MIN_AGE_WHEN_EVICTED_MS : MIN_AGE_MS;
-    const isYoung = nowMs - refused.sinceMs < minAgeMs;
+    const isTooSoon = isEvicted
+      ? nowMs - refused.sinceMs < MIN_AGE_WHEN_EVICTED_MS
+      : nowMs - this.#formerlyTriedAtMs < MIN_AGE_MS;
     const isHelpless = nowMs < (this.#helpless.get(call) ?? Number.NEGATIVE_INFINITY);
-    if ((isYoung || isHelpless) && refused.secret === this.#options.secret()) {
-      throw new PluginError(
-        "denied",
-        isEvicted
-          ? `tokens are refused before half of their life, ${this.#evictions} in a row: does another login end them? Give each node a user of its own`
-          : "a token is refused that is not old",
-        { about: "call" },
-      );
+    if (refused.secret !== this.#options.secret()) {
+      return this.#begin();
+    }
+    if (isHelpless) {
+      throw new PluginError("denied", "another token did not help this call", { about: "call" });
+    }
+    if (isTooSoon) {
+      const message = isEvicted
+        ? `tokens are refused before half of their life, ${this.#evictions} in a row: does another login end them?`
+        : "a token is refused that is not old";
+      // Another attempt within this call would meet the same token, and other calls may not.
+      throw new PluginError("unavailable", message, { ...SESSION_ENDED, isUnlisted: true });
     }
     return this.#begin();
   }
@@ -135,6 +143,7 @@ export class Login {
 
   async #login(): Promise<Token> {
     const { clock, login } = this.#options;
+    this.#formerlyTriedAtMs = this.#triedAtMs;
     this.#triedAtMs = clock.nowMs();
     const secret = this.#options.secret();
     this.#triedSecret = secret;

@@ -138,17 +138,19 @@ const version = optional(
     }),
     'pointer, or `{"pointer", "first", "after", "before"}`',
   ),
-  "version of the key: a whole number, or its digits",
+  "version of the key: a whole number, or its digits, with or without leading zeros",
 );
 
-const plaintext = textOr(
-  mapped(pointer, (to) => ({ pointer: to, encoding: ENCODINGS[0] as Encoding })),
-  object({
-    pointer: required(pointer, "where it is"),
-    encoding: required(oneOf(ENCODINGS), "how its bytes are written"),
-  }),
-  'pointer, or `{"pointer", "encoding"}`',
-);
+/** @param usual how the bytes at a mere pointer are written */
+const bytes = (usual: Encoding) =>
+  textOr(
+    mapped(pointer, (to) => ({ pointer: to, encoding: usual })),
+    object({
+      pointer: required(pointer, "where it is"),
+      encoding: required(oneOf(ENCODINGS), "how its bytes are written"),
+    }),
+    'pointer, or `{"pointer", "encoding"}`',
+  );
 
 const member = patterned(
   "pointer or `{sent:NAME}`",
@@ -182,7 +184,7 @@ export const MEMBERS = {
         {
           version,
           state: optional(pointer, "state of the key"),
-          kcv: optional(pointer, "key check value, in hexadecimal digits"),
+          kcv: optional(bytes("hex"), "key check value; in hexadecimal digits for a pointer"),
           algorithm: optional(pointer, "for the doctor only"),
         },
         "pointers into the answer",
@@ -217,7 +219,12 @@ export const MEMBERS = {
       operation(
         "decrypt",
         ["ciphertext", "aad"],
-        { plaintext: required(plaintext, "the 32 bytes of the local KEK; base64 for a pointer") },
+        {
+          plaintext: required(
+            bytes("base64"),
+            "the 32 bytes of the local KEK; base64 for a pointer",
+          ),
+        },
         "pointers into the answer",
       ),
     ),

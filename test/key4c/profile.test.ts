@@ -27,7 +27,7 @@ function changed(change: (profile: Draft) => void): unknown {
 
 test("the default profile is the documented contract", () => {
   expect(DEFAULT_PROFILE.encrypt.path).toBe("/v1/keys/{keyId}/encrypt");
-  expect(DEFAULT_PROFILE.describe?.result.kcv).toBe("/kcv");
+  expect(DEFAULT_PROFILE.describe?.result.kcv).toEqual({ pointer: "/kcv", encoding: "hex" });
   expect(DEFAULT_PROFILE.errors).toEqual({
     code: ["/code"],
     codes: {

@@ -132,8 +132,10 @@ class Walk {
     const check = this.#watched.judge("describe", outcome, `the key may be used; ${told}`);
     const kcv = check.result === "pass" ? result.kcv : undefined;
     if (kcv !== undefined && readKcv(this.#watched.document, kcv) === undefined) {
-      const detail = `at ${kcv} is no key check value of 4 to 64 hexadecimal digits`;
-      const remedy = "correct /describe/result/kcv, or leave it out";
+      const { pointer, encoding } = kcv;
+      const detail = `at ${pointer} is no key check value of 4 to 64 hexadecimal digits, or of 2 to 32 bytes in ${encoding}`;
+      const remedy =
+        'correct /describe/result/kcv, such as { "pointer": "/kcv", "encoding": "base64url" }, or leave it out';
       return { check: { ...check, ...fail("describe", detail, remedy) }, isRefused: false };
     }
     return { check, isRefused: "failure" in outcome && outcome.failure.kind === "denied" };

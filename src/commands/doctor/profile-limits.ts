@@ -13,7 +13,7 @@ function revocation({ describe, errors }: Profile): Check {
   return byState || byCode
     ? pass(
         "revocation",
-        `a disabled key will be seen by ${byState ? "its state" : "a code"} (not tried)`,
+        `the profile lists ${byState ? "states" : "codes"} of a disabled key (whether Key4C tells them is not tried)`,
       )
     : warn(
         "revocation",
@@ -26,7 +26,7 @@ function rotation({ describe, encrypt }: Profile): Check {
   const { version, kcv } = { ...describe?.result };
   if (version !== undefined || kcv !== undefined) {
     const what = version === undefined ? "the key check value" : "the version";
-    return pass("rotation", `the probe sees ${what}`);
+    return pass("rotation", `the profile says where the probe finds ${what}`);
   }
   return encrypt.result.version === undefined
     ? warn(

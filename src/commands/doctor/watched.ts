@@ -1,5 +1,5 @@
 /** A client whose requests and answers are watched, to be shown and explained. */
-import { type ErrorKind, UNLISTED_CODE } from "../../failures/kinds.ts";
+import { type ErrorKind, UNLISTED_CODE, UNREADABLE_ANSWER } from "../../failures/kinds.ts";
 import { type PluginError, toPluginError } from "../../failures/plugin-error.ts";
 import type { OperationName } from "../../key4c/answer.ts";
 import type { Key4COptions } from "../../key4c/calls.ts";
@@ -10,6 +10,12 @@ import { describeError } from "../../system/errors.ts";
 import type { Blackout } from "./blackout.ts";
 import { type Check, fail, pass } from "./check.ts";
 import { Exchange, type Named, resultPointers } from "./exchange.ts";
+
+/** Here the answer is in sight. */
+const FOR_A_RUNNING_PLUGIN: readonly (string | undefined)[] = [
+  UNLISTED_CODE.remedy,
+  UNREADABLE_ANSWER.remedy,
+];
 
 export type Call = OperationName | "login";
 
@@ -73,14 +79,14 @@ export class WatchedKey4C {
   }
 
   #remedy(name: Call, { kind, remedy }: PluginError): string {
-    // That of an unlisted code is for a running plugin: here the answer is in sight.
-    const told = remedy === UNLISTED_CODE.remedy ? undefined : remedy;
+    const told = FOR_A_RUNNING_PLUGIN.includes(remedy) ? undefined : remedy;
     if (told !== undefined || this.#exchange?.answer === undefined) {
       return told ?? "let `doctor` without --profile-check say what is in the way";
     }
     const remedies: { readonly [K in ErrorKind]?: string } = {
-      denied: "correct KMS_USER_ID, KMS_API_KEY or KMS_PIN, or the headers of the profile",
-      keyUnusable: "enable the key, or correct /describe/unusableStates",
+      denied:
+        "correct KMS_USER_ID, KMS_API_KEY or KMS_PIN, or the headers of the profile; each run of doctor presents them again, and a token locks after a few wrong PINs",
+      keyUnusable: "enable the key, or correct /describe/unusableStates or /errors/codes",
       keyNotFound: `correct KMS_KEY_ID, or /${name}/path`,
       throttled: "wait before the next try",
     };
