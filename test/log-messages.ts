@@ -1,7 +1,7 @@
 /** What is logged in a test stands in REFERENCE.md: whoever reads a line at night finds what to do. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { type ErrorKind, KINDS, UNLISTED_CODE } from "../src/failures/kinds.ts";
+import { type ErrorKind, KINDS, OTHER_HEADLINES } from "../src/failures/kinds.ts";
 import { LEVELS } from "../src/health/change-log.ts";
 import { headline } from "../src/health/words.ts";
 import { STATES } from "../src/keys/key-health.ts";
@@ -18,7 +18,8 @@ for (const [, level, message] of TABLE.matchAll(/^\| (\w+) \| `(.*?)` \|/gm)) {
 /** The lines of states are made of the words of two other tables, which the source makes. */
 for (const state of STATES) {
   const kinds = (Object.keys(KINDS) as ErrorKind[]).map((kind) => ({ kind, headline: undefined }));
-  for (const failure of [undefined, ...kinds, { ...UNLISTED_CODE, kind: "unavailable" } as const]) {
+  const others = OTHER_HEADLINES.map((one) => ({ ...one, kind: "unavailable" }) as const);
+  for (const failure of [undefined, ...kinds, ...others]) {
     told.add(`${LEVELS[state]} ${headline(state, failure)}`);
   }
 }

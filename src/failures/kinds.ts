@@ -68,6 +68,9 @@ export const SESSION_ENDED = {
   remedy: `wait for the next login, within a minute; if this stays, give each node a user of its own, because another login may end this session; ${DO_NOT_RESTART}`,
 } as const;
 
+/** Of `unavailable`, beside the usual one. */
+export const OTHER_HEADLINES = [UNLISTED_CODE, UNREADABLE_ANSWER, SESSION_ENDED] as const;
+
 export const KINDS: Readonly<Record<ErrorKind, KindFacts>> = {
   unavailable: {
     code: status.UNAVAILABLE,

@@ -1,7 +1,7 @@
 /** The tables of REFERENCE.md that say what the plugin tells of itself, made from where it is said. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { KINDS, UNLISTED_CODE } from "../../src/failures/kinds.ts";
+import { KINDS, OTHER_HEADLINES } from "../../src/failures/kinds.ts";
 import { LEVELS } from "../../src/health/change-log.ts";
 import { Metrics } from "../../src/health/metrics.ts";
 import {
@@ -81,8 +81,11 @@ function link(runbook: string): string {
 
 /** How the line of a change of state begins: with its cause. */
 export function causesTable(): string {
-  const unlisted: [string, { headline?: string; remedy: string }] = ["unavailable", UNLISTED_CODE];
-  const rows = [...Object.entries(KINDS), unlisted]
+  const others = OTHER_HEADLINES.map((one): [string, { headline?: string; remedy: string }] => [
+    "unavailable",
+    one,
+  ]);
+  const rows = [...Object.entries(KINDS), ...others]
     .filter(([, { headline }]) => headline !== undefined)
     .map(([kind, { headline, remedy }]) => [`\`${kind}\``, `\`${headline}\``, remedy]);
   return table(["kind", "the message begins with", "remedy"], rows);
