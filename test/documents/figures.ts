@@ -91,7 +91,7 @@ const KOREAN: Words = {
   to: " ~ ",
   seconds: (text) => `${text}초`,
   calls: (count) => (count === 1 ? "한 번 호출" : `${whole(count)}회 호출`),
-  known: "플러그인이 이미 아는 로컬 KEK에 대한 호출 전부",
+  known: "플러그인이 이미 아는 로컬 KEK를 쓰는 호출은 전부",
   share: (percent) => (percent === 0 ? "없음" : `${percent}%`),
   no: "아니요",
   some: (names) => (names === "" ? "아니요" : `${names}: 예`),
