@@ -288,6 +288,7 @@ test("a key that is disabled while the plugin is down is served for KMS_REVOCATI
   await other.key4c.control("POST", "keys/demo/disable");
   const strict = start(other, { env: { KMS_REVOCATION_GRACE: "0s" } });
   await refuses(strict, kept);
+  await strict.until(/"state":"revoked"/); // Key4C refuses a Decrypt, perhaps, before the probe has its answer
   expect(other.files()).toEqual([]);
 });
 
