@@ -316,6 +316,7 @@ export class Keyring {
       keyId: snapshot.keyId,
       kmsKeyId: key.kmsKeyId,
       fingerprint: fingerprintOf(snapshot),
+      formerKeyId: former?.keyId === snapshot.keyId ? undefined : former?.keyId,
     });
     this.keys.followPublished(key);
     this.#renewals.serve(snapshot.localKek);
