@@ -3,7 +3,7 @@ import { dirname } from "node:path";
 import { required } from "../../config/config.ts";
 import { LIVENESS_PATH } from "../../kubernetes/static-pod.ts";
 import { directoryFor, endpointUrl, type Order, path, socketPath } from "./settings.ts";
-import { fill, type HostPath, mountLines, quoted, volumeLines } from "./template.ts";
+import { fill, quoted } from "./template.ts";
 import encryptionConfiguration from "./templates/encryption-configuration.yaml.txt";
 import k3s from "./templates/k3s.yaml.txt";
 import kubeApiserverPatch from "./templates/kube-apiserver-patch.yaml.txt";
@@ -54,8 +54,13 @@ export function kubeApiserverPatchText(order: Order): string {
     configuration,
     livenessPath: quoted(LIVENESS_PATH),
     featureGates: featureGates(order, (text) => [`- --feature-gates=${text}`]),
-    mounts: mountLines(volumes),
-    volumes: volumeLines(volumes),
+    mounts: volumes.flatMap(({ name, path }) => [`- name: ${name}`, `  mountPath: ${path}`]),
+    volumes: volumes.flatMap(({ name, path, type }) => [
+      `- name: ${name}`,
+      "  hostPath:",
+      `    path: ${path}`,
+      `    type: ${type}`,
+    ]),
   });
 }
 
@@ -110,7 +115,7 @@ function featureGates({ line }: Order, lines: (text: string) => string[]): strin
 }
 
 /** Directories that kubeadm does not mount: that of the socket, and perhaps that of the configuration. */
-function apiserverVolumes(order: Order, configuration: string): HostPath[] {
+function apiserverVolumes(order: Order, configuration: string) {
   const socket = {
     name: "key4c-kms",
     path: directoryFor("KMS_ENDPOINT", socketPath(order)),

@@ -14,7 +14,7 @@ import {
   socketGroupId,
   socketPath,
 } from "./settings.ts";
-import { fill, mountLines, quoted, quotedForContainer, volumeLines } from "./template.ts";
+import { fill, quoted, quotedForContainer } from "./template.ts";
 import staticPod from "./templates/static-pod.yaml.txt";
 
 export function staticPodText(order: Order): string {
@@ -39,16 +39,10 @@ export function staticPodText(order: Order): string {
   directories.delete(socketDirectory); // it is mounted already
   const { persistentCache, persistentCacheKeyFile } = order.line.config;
   const cacheMounts =
-    persistentCache === undefined
-      ? []
-      : [{ name: "cache", path: persistentCache, type: "DirectoryOrCreate" }];
+    persistentCache === undefined ? [] : [{ name: "cache", path: persistentCache }];
   // Where the unit that opens the sealing key has failed, the pod starts all the same.
   const keyDirectory = persistentCacheKeyFile && dirname(persistentCacheKeyFile);
-  const fileMounts = [...directories].map((path, index) => ({
-    name: `files-${index}`,
-    path,
-    type: `Directory${[persistentCache, keyDirectory].includes(path) ? "OrCreate" : ""}`,
-  }));
+  const fileMounts = [...directories].map((path, index) => ({ name: `files-${index}`, path }));
   return fill(staticPod, {
     secretFiles:
       files
@@ -72,9 +66,21 @@ export function staticPodText(order: Order): string {
     ]),
     socketDirectory,
     socketNotes: socketNotes(socket),
-    cacheMounts: mountLines(cacheMounts),
-    fileMounts: mountLines(fileMounts, "  readOnly: true"),
-    volumes: volumeLines([...cacheMounts, ...fileMounts]),
+    cacheMounts: cacheMounts.flatMap(({ name, path }) => [
+      `- name: ${name}`,
+      `  mountPath: ${path}`,
+    ]),
+    fileMounts: fileMounts.flatMap(({ name, path }) => [
+      `- name: ${name}`,
+      `  mountPath: ${path}`,
+      "  readOnly: true",
+    ]),
+    volumes: [...cacheMounts, ...fileMounts].flatMap(({ name, path }) => [
+      `- name: ${name}`,
+      "  hostPath:",
+      `    path: ${path}`,
+      `    type: Directory${[persistentCache, keyDirectory].includes(path) ? "OrCreate" : ""}`,
+    ]),
   });
 }
 

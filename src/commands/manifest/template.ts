@@ -28,23 +28,3 @@ export function quoted(text: string): string {
 export function quotedForContainer(text: string): string {
   return quoted(text.replaceAll("$", "$$$$")); // replaceAll reads `$$$$` as `$$`
 }
-
-/** A directory of the host in a pod: where it is there too, and of which type for the kubelet. */
-export interface HostPath {
-  readonly name: string;
-  readonly path: string;
-  readonly type: string;
-}
-
-export function mountLines(mounts: readonly HostPath[], ...more: readonly string[]): string[] {
-  return mounts.flatMap(({ name, path }) => [`- name: ${name}`, `  mountPath: ${path}`, ...more]);
-}
-
-export function volumeLines(volumes: readonly HostPath[]): string[] {
-  return volumes.flatMap(({ name, path, type }) => [
-    `- name: ${name}`,
-    "  hostPath:",
-    `    path: ${path}`,
-    `    type: ${type}`,
-  ]);
-}
