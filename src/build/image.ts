@@ -1,7 +1,9 @@
 /** `npm run image`: builds the image of Containerfile with buildah or podman, for this machine's processor. */
 import { join } from "node:path";
 import { version } from "../../package.json";
+import { fill } from "../commands/manifest/template.ts";
 import { compile, NAME, ROOT } from "./compile.ts";
+import usage from "./image-usage.txt";
 import { scriptArguments } from "./usage.ts";
 
 export interface ImageOptions {
@@ -34,19 +36,11 @@ export function buildCommand(options: ImageOptions): string[] {
   ];
 }
 
-const USAGE = `npm run image -- [OPTION…]: builds the binary, and an image of nothing else on a base, with buildah or podman.
-Takes half a minute, and as long as the base takes to be pulled. For this machine's processor; \`npm run release\`
-makes the image for amd64 and arm64 as one file.
-
-  --tag NAME           name of the image (default: ${NAME}:${version})
-  --base IMAGE         base with glibc and CA certificates (default: that of Containerfile; pin it by digest)
-  --key4c-url URL      KEY4C_URL in the image
-  --binary FILE        a binary below dist/, instead of a new one
-`;
+const TAG = `${NAME}:${version}`;
 
 async function main(): Promise<number> {
-  const { values } = scriptArguments(USAGE, {
-    tag: { type: "string", default: `${NAME}:${version}` },
+  const { values } = scriptArguments(fill(usage, { tag: TAG }), {
+    tag: { type: "string", default: TAG },
     base: { type: "string" },
     "key4c-url": { type: "string" },
     binary: { type: "string" },
