@@ -262,3 +262,39 @@ hostCase("another setting by install: a new pod has it", async () => {
   await eventually("another process", POD_MS, async () => (await pluginPid()) !== before);
   await isOk("120s");
 });
+
+hostCase(
+  "with local KEKs kept in memory, while Key4C is unreachable: kill -9, and a pod with another image; both serve",
+  async () => {
+    const before = await pluginPid();
+    await machine.run(commandsOf("docs/restart.md", "In memory")[0] ?? "");
+    await eventually("another process", POD_MS, async () => (await pluginPid()) !== before);
+    await isOk("120s");
+    await running(0);
+    await machine.run("echo -n of-a-secret | key4c-kms-plugin encrypt > /root/kept");
+    await machine.run("systemctl stop emulated-key4c");
+    const isServed = async (how: string, untilThere: () => Promise<unknown>) => {
+      figure(`Key4C unreachable: ok ${await seconds(untilThere)} after ${how}`);
+      expect(await machine.run("key4c-kms-plugin decrypt < /root/kept")).toBe("of-a-secret");
+      const fresh = "echo -n fresh | key4c-kms-plugin encrypt | key4c-kms-plugin decrypt";
+      expect(await machine.run(fresh)).toBe("fresh");
+    };
+    await machine.run(`kill -9 ${await pluginPid()}`);
+    await isServed("kill -9", async () => {
+      await running(1);
+      await isOk("120s");
+    });
+    const next = LOADED_AS.replace(/0$/, "1");
+    await machine.run(`ctr -n k8s.io images tag ${LOADED_AS} ${next}
+      sed -i 's#^\\( *image:\\).*#\\1 "${next}"#' ${MANIFEST}`);
+    await isServed("another image stood in the manifest", async () => {
+      await containersUntil(
+        "the other image",
+        ([one]) => one?.image === next && one.state === "running",
+      );
+      await isOk("120s");
+    });
+    await machine.run("systemctl start emulated-key4c");
+    await isOk("60s");
+  },
+);

@@ -19,6 +19,7 @@ export const RULES = {
   S17: "a replica that lags makes no object invalid (R25)",
   S18: "a refused secret is presented once in 30 s, a refused PIN four times at most (R3, R16)",
   S19: "a revocation of any configured key is noticed within the bound while Key4C answers for that key (R14)",
+  S20: "a new process counts each use that earlier ones have made of a local KEK under which it wraps",
 } as const;
 
 export type Rule = keyof typeof RULES;

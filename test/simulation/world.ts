@@ -70,6 +70,8 @@ class World {
   readonly #random: Random;
   readonly #key4c: SimulatedKey4C;
   readonly #plugins: (Plugin | undefined)[];
+  /** By node and wrapped local KEK: DEKs that processes which have ended wrapped under it. */
+  readonly #uses = new Map<string, number>();
   readonly #apiServers: ApiServer[] = [];
   /** By node: the secret in its file, and the key. */
   readonly #secrets: string[];
@@ -141,11 +143,32 @@ class World {
     return plugin;
   }
 
+  /** A process of this node ends: what it has wrapped under each local KEK. */
+  #countUses(node: number): void {
+    for (const { key } of this.#plugins[node]?.keys.members ?? []) {
+      for (const { header, localKek } of key.holds) {
+        const name = `${node} ${header.wrappedLocalKek}`;
+        this.#uses.set(name, (this.#uses.get(name) ?? 0) + localKek.uses);
+      }
+    }
+  }
+
+  /** S20 */
+  #expectCounted({ node, keys }: Plugin): void {
+    const { current, takenOver } = keys.current.key;
+    const uses = this.#uses.get(`${node} ${current?.header.wrappedLocalKek}`) ?? 0;
+    if (takenOver !== undefined && current !== undefined && current.localKek.usesBefore < uses) {
+      const { usesBefore } = current.localKek;
+      this.invariants.fail("S20", `node ${node}: ${usesBefore} uses are counted of ${uses}`);
+    }
+  }
+
   /** S10: a process that has just started reads what was kept, whatever Key4C says. */
   #expectTakenOver(plugin: Plugin, kept: ReadonlySet<string>): void {
     if (plugin.clock.isPaused || plugin.clock.resumedAtMs >= plugin.startedAtMs) {
       return;
     }
+    this.#expectCounted(plugin);
     for (const stored of this.#etcd.values()) {
       if (kept.has(stored.wrapped) && !this.invariants.isRevokedFor(plugin, stored)) {
         this.#coverage.takenOver += 1;
@@ -239,6 +262,7 @@ class World {
           this.#machines[node]?.reboot();
         }
         this.#down[node] = (this.#down[node] ?? 0) + 1;
+        this.#countUses(node);
         this.#plugins[node]?.clock.kill();
         this.#plugins[node] = undefined;
         return;
