@@ -1,15 +1,6 @@
 import { PluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
-
-/** After a refusal, the secret or the call is not tried again for this time: tokens of HSMs lock. */
-export const PAUSE_MS = 30_000;
-/**
- * After a refusal of a PIN that may be somebody else's, such as a firewall's page: so long until the second, third and
- * fourth time it is presented. HSMs lock after five wrong PINs in a row, some after three.
- */
-const PIN_PAUSES_MS: readonly number[] = [PAUSE_MS, 5 * 60_000, 60 * 60_000];
-/** Secrets are renewed for years. So many that were refused are remembered, should one come back. */
-const MAX_REMEMBERED = 16;
+import { PAUSE_MS, type Pause, type Pin, RefusedPins, remembered } from "./refused-pins.ts";
 
 export interface Credentials {
   readonly userId?: string | undefined;
@@ -28,16 +19,11 @@ export interface Presented {
   /** A digest of those secrets that its own templates carry. Two calls with the same one present the same secret. */
   readonly secret: string;
   /** If it is among them. */
-  readonly pin?: { readonly digest: string; readonly revision: number | undefined } | undefined;
+  readonly pin?: Pin | undefined;
   /** Its template has the token of a login, and no secret. The login is where secrets are refused. */
   readonly isBehindLogin: boolean;
   /** The call again, once, without what is confidential in it. */
   readonly repeat: () => Promise<unknown>;
-}
-
-interface Pause {
-  readonly untilMs: number;
-  readonly error: PluginError;
 }
 
 /** What is known of one secret. */
@@ -61,11 +47,6 @@ interface Waiting extends Pick<Presented, "repeat"> {
   readonly place: string;
 }
 
-interface RefusedPin extends Pause {
-  readonly refusals: number;
-  readonly revision: number | undefined;
-}
-
 /**
  * Decides which secret may be presented, and when.
  * - A secret that has not been accepted yet, or was refused, is presented by one call at a time, at most every 30 s. The
@@ -78,10 +59,11 @@ interface RefusedPin extends Pause {
 export class RefusedSecrets {
   readonly #clock: Clock;
   readonly #secrets = new Map<string, Secret>();
-  readonly #pins = new Map<string, RefusedPin>();
+  readonly #pins: RefusedPins;
 
   constructor(clock: Clock) {
     this.#clock = clock;
+    this.#pins = new RefusedPins(clock);
   }
 
   /**
@@ -134,12 +116,10 @@ export class RefusedSecrets {
 
   /** Why the call may not be sent now. */
   #pauseOf(presented: Presented, secret: Secret): Pause | undefined {
-    const { pin } = presented;
-    const refusedPin = pin && this.#pins.get(pin.digest);
     const pauses = [
       secret.refusal,
       secret.paused.get(placeOf(presented)),
-      refusedPin?.revision === pin?.revision ? refusedPin : undefined,
+      this.#pins.pauseOf(presented.pin),
     ];
     return pauses.find((one) => one !== undefined && this.#clock.nowMs() < one.untilMs);
   }
@@ -175,9 +155,7 @@ export class RefusedSecrets {
   #prove({ pin }: Presented, secret: Secret): void {
     secret.isProven = true;
     delete secret.refusal;
-    if (pin !== undefined) {
-      this.#pins.delete(pin.digest);
-    }
+    this.#pins.accept(pin);
   }
 
   /** What a refusal is about. */
@@ -254,34 +232,16 @@ export class RefusedSecrets {
     secret.isProven = false;
     secret.refusedPlace = place;
     delete secret.waiting;
-    const refusal = (hint = "") =>
-      new PluginError("denied", error.message + hint, { ...error, about: "secret" });
+    const about = new PluginError("denied", error.message, { ...error, about: "secret" });
     if (pin === undefined) {
-      const about = refusal();
       secret.refusal = this.#pause(about, PAUSE_MS);
       return about;
     }
-    const before = this.#pins.get(pin.digest);
-    const refusals = (before?.revision === pin.revision ? (before?.refusals ?? 0) : 0) + 1;
-    const pauseMs = PIN_PAUSES_MS[refusals - 1] ?? Number.POSITIVE_INFINITY;
-    const until =
-      pauseMs === Number.POSITIVE_INFINITY
-        ? "not presented again before its file is written"
-        : `presented again after ${pauseMs / 1000} s`;
-    const about = refusal(
-      `; this PIN is ${isForGood ? "not presented again before it changes" : until}`,
-    );
+    const { error: aboutPin } = this.#pins.refuse(pin, about, isForGood);
     if (isForGood) {
-      secret.refusal = this.#pause(about, Number.POSITIVE_INFINITY);
+      secret.refusal = this.#pause(aboutPin, Number.POSITIVE_INFINITY);
     }
-    // Beside another user ID or API key it is another secret, and the same PIN that may lock.
-    this.#pins.delete(pin.digest);
-    remembered(this.#pins, pin.digest, () => ({
-      ...this.#pause(about, pauseMs),
-      refusals,
-      revision: pin.revision,
-    }));
-    return about;
+    return aboutPin;
   }
 
   #pause(error: PluginError, ms: number): Pause {
@@ -331,15 +291,4 @@ function isOfTheService(failure: unknown): boolean {
     !failure.isUnlisted &&
     (failure.kind === "unavailable" || failure.kind === "throttled")
   );
-}
-
-/** The value of a key, which is then the last to be forgotten. */
-function remembered<T>(map: Map<string, T>, key: string, make: () => T): T {
-  const value = map.get(key) ?? make();
-  map.delete(key);
-  map.set(key, value);
-  for (const oldest of [...map.keys()].slice(0, -MAX_REMEMBERED)) {
-    map.delete(oldest);
-  }
-  return value;
 }

@@ -5,7 +5,7 @@ import * as http from "../../src/health/http.ts";
 import * as sparingListener from "../../src/health/sparing-listener.ts";
 import * as body from "../../src/key4c/body.ts";
 import * as calls from "../../src/key4c/calls.ts";
-import * as refused from "../../src/key4c/refused.ts";
+import * as refusedPins from "../../src/key4c/refused-pins.ts";
 import * as envelope from "../../src/keys/envelope.ts";
 import * as keyHealth from "../../src/keys/key-health.ts";
 import * as keySet from "../../src/keys/key-set.ts";
@@ -152,7 +152,7 @@ const LIMITS: readonly (readonly [limit: string, value: Limit, why: string])[] =
   ],
   [
     "a refused secret, or a refused call, is tried again after (a PIN: [later](#profiles))",
-    constant({ refused }, "PAUSE_MS"),
+    constant({ refusedPins }, "PAUSE_MS"),
     "tokens of HSMs lock",
   ],
   [
