@@ -16,7 +16,8 @@ import { headline } from "./health/words.ts";
 import { annotationsOf, wrappedKekOf } from "./keys/annotations.ts";
 import { decodeEnvelope, encodeEnvelope } from "./keys/envelope.ts";
 import { formatKeyId, parseKeyId } from "./keys/key-id.ts";
-import { Keyring, soon } from "./keys/keyring.ts";
+import { Keyring } from "./keys/keyring.ts";
+import { soon } from "./keys/soon.ts";
 import { type Listener, listen, type Place } from "./socket/listen.ts";
 import {
   addService,

@@ -1,6 +1,8 @@
 import type { Clock } from "../system/clock.ts";
+import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import type { KekHeader } from "./envelope.ts";
+import type { Handover } from "./keeper.ts";
 import { Key, type KeyOptions } from "./key.ts";
 import { base32, keyNameHash } from "./key-id.ts";
 import { Prober, type ProberOptions } from "./probe.ts";
@@ -24,7 +26,7 @@ export interface Member {
 
 interface KeySetOptions {
   readonly configured: ConfiguredKeys;
-  readonly key: KeyOptions;
+  readonly key: Omit<KeyOptions, "tookOver">;
   readonly prober: ProberOptions;
   /** A key is not configured any more. */
   readonly left: (key: Key) => void;
@@ -168,8 +170,23 @@ export class KeySet {
   }
 
   #newMember(kmsKeyId: string): Member {
-    const key = new Key(kmsKeyId, this.#options.key);
+    const tookOver = (...args: [Key, Handover]) => this.#tookOver(...args);
+    const key = new Key(kmsKeyId, { ...this.#options.key, tookOver });
     return { key, prober: new Prober(key, this.#options.prober) };
+  }
+
+  #tookOver({ kmsKeyId, current, health, holds }: Key, handover: Handover): void {
+    this.#options.log.warn(
+      "Key4C has not confirmed it since the start: using what the previous process kept",
+      {
+        kmsKeyId,
+        keyId: current?.keyId,
+        localKeks: holds.length,
+        confirmedSecondsAgo: Math.round(handover.confirmedMsAgo / 1_000),
+        until: new Date(handover.untilMs).toISOString(),
+        cause: describeError(health.failure),
+      },
+    );
   }
 
   #close(kmsKeyId: string): void {

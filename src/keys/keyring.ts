@@ -4,7 +4,6 @@ import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
 import { type Envelope, type LocalKek, MAX_PLAINTEXT_BYTES } from "./envelope.ts";
 import type { Snapshot } from "./holdings.ts";
-import type { Handover } from "./keeper.ts";
 import { CacheSpace, kekName } from "./kek-cache.ts";
 import { type Key, type KeyOptions, revoked } from "./key.ts";
 import type { Limits } from "./key-health.ts";
@@ -12,13 +11,12 @@ import { type ConfiguredKeys, KeySet } from "./key-set.ts";
 import { fingerprintOf } from "./local-kek.ts";
 import { LookThrough } from "./look-through.ts";
 import { Renewals } from "./renewals.ts";
+import type { Soon } from "./soon.ts";
 import { type Caller, Unwraps } from "./unwraps.ts";
 import type { WrappingService } from "./wrapping.ts";
 
 /** NIST SP 800-38D §8.3: no more invocations under one key with random 96-bit IVs. */
 export const MAX_USES_EVER = 2 ** 32;
-/** Renewal starts at this part of either limit, so that no Encrypt waits for it. */
-const RENEW_AT = 0.9;
 /** Status waits this long for the first probe, then says why there is nothing yet. */
 export const MAX_FIRST_PROBE_WAIT_MS = 2_000;
 
@@ -26,14 +24,6 @@ export const MAX_FIRST_PROBE_WAIT_MS = 2_000;
 export interface Wrapped {
   readonly envelope: Envelope;
   readonly keyId: string;
-}
-
-/** A result at once, as nearly every time, or later where Key4C must be asked first. */
-export type Soon<T> = T | Promise<T>;
-
-/** Does the next step in the same turn where it can. */
-export function soon<T, U>(value: Soon<T>, next: (value: T) => U): Soon<U> {
-  return value instanceof Promise ? value.then(next) : next(value);
 }
 
 export interface KeyringOptions {
@@ -68,7 +58,7 @@ export class Keyring {
   readonly #renewals: Renewals;
 
   constructor(options: KeyringOptions) {
-    const { service, configured, limits, cacheSize, maxUses, log, clock = systemClock } = options;
+    const { service, configured, limits, cacheSize, log, clock = systemClock } = options;
     this.#options = options;
     this.#clock = clock;
     this.cache = new CacheSpace(cacheSize, clock);
@@ -81,7 +71,6 @@ export class Keyring {
         space: this.cache,
         lookThrough: (key, kept) => this.lookThrough.add(key, kept),
         ...(options.keeper && { keeper: options.keeper }),
-        tookOver: (key, handover) => this.#tookOver(key, handover),
         clock,
       },
       prober: { service, clock, published: (...args) => this.#published(...args) },
@@ -91,7 +80,8 @@ export class Keyring {
     });
     this.#renewals = new Renewals({
       make: () => this.keys.current.prober.renew(),
-      maxUses,
+      maxUses: options.maxUses,
+      maxAgeMs: options.maxAgeMs,
       isFutile: () => this.keys.current.key.isWrappingFutile,
       onFailure: (error) => this.#renewalFailed(error),
       clock,
@@ -267,17 +257,9 @@ export class Keyring {
   /** Starts a renewal if the current local KEK is near one of its limits. Never throws. */
   renewIfDue(): void {
     const { snapshot } = this;
-    if (snapshot !== undefined && this.#isDue(snapshot)) {
+    if (snapshot !== undefined && this.#renewals.isDue(snapshot)) {
       this.#renewals.begin();
     }
-  }
-
-  #isDue({ localKek, createdAtMs }: Snapshot): boolean {
-    const { maxUses, maxAgeMs } = this.#options;
-    return (
-      localKek.uses >= Math.ceil(maxUses * RENEW_AT) ||
-      this.#clock.nowMs() - createdAtMs >= maxAgeMs * RENEW_AT
-    );
   }
 
   #renewalFailed(error: unknown): void {
@@ -294,20 +276,6 @@ export class Keyring {
   keyIsWell(): void {
     this.#renewals.endPause();
     this.renewIfDue();
-  }
-
-  #tookOver({ kmsKeyId, current, health, holds }: Key, handover: Handover): void {
-    this.#options.log.warn(
-      "Key4C has not confirmed it since the start: using what the previous process kept",
-      {
-        kmsKeyId,
-        keyId: current?.keyId,
-        localKeks: holds.length,
-        confirmedSecondsAgo: Math.round(handover.confirmedMsAgo / 1_000),
-        until: new Date(handover.untilMs).toISOString(),
-        cause: describeError(health.failure),
-      },
-    );
   }
 
   #published(key: Key, snapshot: Snapshot, former: Snapshot | undefined): void {

@@ -1,6 +1,9 @@
 import type { Clock } from "../system/clock.ts";
 import type { LocalKek } from "./envelope.ts";
+import type { Snapshot } from "./holdings.ts";
 
+/** Renewal starts at this part of either limit, so that no Encrypt waits for it. */
+const RENEW_AT = 0.9;
 /** Renewals at the same time. With KMS_LOCAL_KEK_MAX_USES=1 each Encrypt needs one, and an HSM must not be flooded. */
 export const MAX_CONCURRENT_RENEWALS = 64;
 /** After a failed renewal the current local KEK continues. The next attempt waits this long, or for a successful probe. */
@@ -12,6 +15,7 @@ interface RenewalsOptions {
   /** Makes a local KEK; {@link Renewals.serve} is told when it is current. */
   readonly make: () => Promise<unknown>;
   readonly maxUses: number;
+  readonly maxAgeMs: number;
   /** Whether Key4C is known not to answer. Then no renewal begins. */
   readonly isFutile: () => boolean;
   /** Called for a renewal that failed, but not for those that fail in the pause after it. */
@@ -28,6 +32,15 @@ export class Renewals {
 
   constructor(options: RenewalsOptions) {
     this.#options = options;
+  }
+
+  /** Whether a local KEK is near one of its limits. @param createdAtMs on the monotonic clock */
+  isDue({ localKek, createdAtMs }: Snapshot): boolean {
+    const { maxUses, maxAgeMs, clock } = this.#options;
+    return (
+      localKek.uses >= Math.ceil(maxUses * RENEW_AT) ||
+      clock.nowMs() - createdAtMs >= maxAgeMs * RENEW_AT
+    );
   }
 
   get isUnderWay(): boolean {
