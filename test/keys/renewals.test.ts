@@ -146,6 +146,7 @@ function byHand(maxUses: number) {
   let isFutile = false;
   const renewals: Renewals = new Renewals({
     maxUses,
+    maxAgeMs: Number.POSITIVE_INFINITY,
     clock,
     isFutile: () => isFutile,
     onFailure: () => {
