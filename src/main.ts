@@ -91,9 +91,6 @@ function statusVersion(userAgent: string): "v2" | "v2beta1" {
   return minor !== undefined && Number(minor) < 57 ? "v2beta1" : "v2";
 }
 
-/** So long hardly anything is compiled to machine code (build/compile.ts): the first probe is a part of the start. */
-const START_MS = 5_000;
-
 /** Starts the plugin, and ends it after a signal. */
 async function serve(config: Config, log: Log): Promise<void> {
   checkLimits(log);
@@ -175,7 +172,6 @@ async function serve(config: Config, log: Log): Promise<void> {
   const endpoint = `unix://${required(config.kmsEndpoint)}`;
   log.info("serving", { version: BUILD_VERSION, endpoint, kmsKeyId: configured.kmsKeyId() });
   systemd.ready();
-  setTimeout(() => Bun.unsafe.setJITPolicy(1), START_MS);
   if (emulator !== undefined) {
     process.stdout.write(emulator.nextSteps(endpoint, http?.url));
   }

@@ -17,8 +17,6 @@ const FLAGS = [
   "--bytecode",
   // What is loaded with import() is not read before.
   ...["--format=esm", "--splitting"],
-  // Most of what runs at the start runs once, and is not worth machine code. What serves sets it to 1 later.
-  "--compile-jit-policy=8",
   // Else the binary would obey .env and bunfig.toml, and run what `preload` names, in the directory of its start.
   "--no-compile-autoload-dotenv",
   "--no-compile-autoload-bunfig",

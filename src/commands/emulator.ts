@@ -97,7 +97,6 @@ export async function emulatorCommand({ config, operand }: CommandLine, log: Log
     url: emulator.url,
   });
   process.stdout.write(`export KEY4C_URL=${emulator.url}\n`);
-  Bun.unsafe.setJITPolicy(1);
   await untilSignal();
   await emulator.stop();
 }

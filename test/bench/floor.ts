@@ -65,5 +65,4 @@ server.bindAsync(`unix://${process.argv[2]}`, ServerCredentials.createInsecure()
   if (error !== null) {
     throw error;
   }
-  Bun.unsafe.setJITPolicy(1); // as the plugin does
 });
