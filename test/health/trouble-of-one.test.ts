@@ -146,6 +146,18 @@ test("a key that is enabled again while encrypt fails: its data are read, and it
   expect(health.state).toBe("ok");
 });
 
+test("a service whose encrypt makes a key that is gone: where describe does not find it, nothing is wrapped", async () => {
+  const key4c = new FakeKey4C();
+  const { health, clock } = await started(key4c);
+  expect(health.state).toBe("ok");
+  key4c.replaceMaterial(); // what was wrapped is invalid
+  const missing = new PluginError("keyNotFound", "fake: a status, and no code");
+  key4c.trouble = (operation) => (operation === "describe" ? missing : undefined);
+  const { wrap } = key4c.calls;
+  await clock.pass(HOUR_MS);
+  expect([health.state, key4c.calls.wrap]).toEqual(["degraded", wrap]);
+});
+
 test("describe is refused for a day, and decrypt is well: reads are served, nothing is revoked", async () => {
   const key4c = new FakeKey4C();
   const objects = await objectsOf(key4c, 3);
