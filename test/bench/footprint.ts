@@ -43,10 +43,12 @@ async function readyMs(rounds: number, env: Readonly<Record<string, string>>): P
 export async function memory(loader: string | undefined, quick: boolean): Promise<void> {
   const plugin = startPlugin();
   await untilOk(plugin);
+  await Bun.sleep(REST_MS);
+  const idle = memoryMiB(plugin);
+  const loaded = await loadedMiB(plugin, loader, ENCRYPTS);
   const restMs = quick ? 10_000 : 60_000;
-  const { idle, loaded, later } = await memoryOf(plugin, loader, ENCRYPTS);
   await Bun.sleep(restMs);
-  const shown = [idle, loaded, later()].map(
+  const shown = [idle, loaded, memoryMiB(plugin)].map(
     ({ rss, own }) => `${rss.toFixed(0)} (${own.toFixed(0)})`,
   );
   console.log(
@@ -55,14 +57,15 @@ export async function memory(loader: string | undefined, quick: boolean): Promis
   await stop(plugin);
 }
 
-/** @returns of a target that has just started: idle, right after so many v2 Encrypts of 64 callers, and whenever asked */
-export async function memoryOf(target: Target, loader: string | undefined, encrypts: number) {
-  await Bun.sleep(3_000);
-  const idle = memoryMiB(target);
+/** After which a process that has started is idle. */
+export const REST_MS = 3_000;
+
+/** Memory right after so many v2 Encrypts of 64 callers. */
+export async function loadedMiB(target: Target, loader: string | undefined, encrypts: number) {
   const load = { operation: "encrypt", callers: 64, rounds: 1, slice: "500ms" };
   for (let made = 0; made < encrypts; ) {
     const [[slice] = []] = await slices(loader, [target], load);
     made += 2 * (slice?.calls ?? 0); // one slice warmed up
   }
-  return { idle, loaded: memoryMiB(target), later: () => memoryMiB(target) };
+  return memoryMiB(target);
 }

@@ -14,13 +14,13 @@ import { provenance, resultTable, SECRETS, TITLES } from "./table.ts";
 const OUTAGE_MS = 60_000;
 
 const FULL: Size = {
-  rounds: 5,
-  slice: "500ms",
-  starts: 9,
-  encrypts: 100_000,
-  theirSecrets: SECRETS,
+  ...{ rounds: 5, slice: "400ms", warmUp: "500ms", starts: 9 },
+  ...{ encrypts: 100_000, theirSecrets: SECRETS },
 };
-const QUICK: Size = { rounds: 3, slice: "200ms", starts: 3, encrypts: 20_000, theirSecrets: 1_000 };
+const QUICK: Size = {
+  ...{ rounds: 3, slice: "150ms", warmUp: "250ms", starts: 3 },
+  ...{ encrypts: 10_000, theirSecrets: 1_000 },
+};
 
 type Paths = Readonly<Partial<Record<Peer, string>>>;
 

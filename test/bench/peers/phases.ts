@@ -1,7 +1,7 @@
 /** The phases of a run: what is measured of every server, in turns. */
 import { join } from "node:path";
-import { memoryOf } from "../footprint.ts";
-import { freeSocket, median, scratch, stop, untilOk } from "../servers.ts";
+import { loadedMiB, REST_MS } from "../footprint.ts";
+import { freeSocket, median, memoryMiB, scratch, stop, untilOk } from "../servers.ts";
 import { medianOf, type Slice, slices } from "../slices.ts";
 import { KmsClient } from "./client.ts";
 import type { Kms, OpenKms } from "./fake.ts";
@@ -19,12 +19,12 @@ import {
 
 /** Where nothing else is said. */
 const AWAY_MS = 20;
-/** Twice, by the loader. */
-const WARM_UP = "500ms";
 
 export interface Size {
   readonly rounds: number;
   readonly slice: string;
+  /** Of each operation, twice. */
+  readonly warmUp: string;
   readonly starts: number;
   readonly encrypts: number;
   /** The others take one call for each. Ours are always 10,000. */
@@ -67,16 +67,24 @@ export async function memories(
   openKms: OpenKms,
 ): Promise<() => Promise<Found<"rssMiB">>> {
   const found: Found<"rssMiB"> = new Map();
-  const rests: Promise<void>[] = [];
+  const idles: { plugin: Plugin; instance: Instance; idle: number }[] = [];
   for (const plugin of plugins) {
     const kms = await openKms();
     await kms.set({ delayMs: AWAY_MS });
     const instance = startInstance(plugin, kms);
     await untilOk(instance);
-    const { idle, loaded, later } = await memoryOf(instance, loader, encrypts);
+    idles.push({ plugin, instance, idle: Number.NaN });
+  }
+  await Bun.sleep(REST_MS);
+  for (const one of idles) {
+    one.idle = memoryMiB(one.instance).rss;
+  }
+  const rests: Promise<void>[] = [];
+  for (const { plugin, instance, idle } of idles) {
+    const loaded = await loadedMiB(instance, loader, encrypts);
     rests.push(
       Bun.sleep(60_000).then(async () => {
-        found.set(plugin, { idle: idle.rss, loaded: loaded.rss, later: later().rss });
+        found.set(plugin, { idle, loaded: loaded.rss, later: memoryMiB(instance).rss });
         await stop(instance);
       }),
     );
@@ -90,38 +98,37 @@ export async function memories(
 export async function loads(
   plugins: readonly Plugin[],
   loader: string,
-  { rounds, slice }: Size,
+  { rounds, slice, warmUp }: Size,
   openKms: OpenKms,
 ) {
-  const rates = new Map<Plugin, Record<string, Rate>>();
+  const all = new Map<string, Slice[]>();
   const instances: { plugin: Plugin; kms: Kms; instance: Instance }[] = [];
   for (const plugin of plugins) {
     const kms = await openKms();
     const instance = startInstance(plugin, kms);
     await untilOk(instance);
     instances.push({ plugin, kms, instance });
-    rates.set(plugin, {});
   }
   // An engine compiles what it has run often: what is compared is what a plugin does from its second minute on.
   for (const operation of OPERATIONS) {
     const targets = instances.map(({ instance }) => instance);
-    await slices(loader, targets, { operation, callers: 64, rounds: 1, slice: WARM_UP });
+    await slices(loader, targets, { operation, callers: 64, rounds: 1, slice: warmUp });
   }
-  for (const distanceMs of DISTANCES_MS) {
-    await Promise.all(instances.map(({ kms }) => kms.set({ delayMs: distanceMs })));
-    const loaded = instances.filter(({ plugin }) => !plugin.isBare || distanceMs === 0);
-    for (const callers of CALLERS) {
-      for (const operation of OPERATIONS) {
+  // Rounds of minutes, and in each of them the servers in turns: what else the machine does hits one slice of a figure.
+  for (let round = 1; round <= rounds; round++) {
+    console.log(`  round ${round} of ${rounds}`);
+    for (const distanceMs of DISTANCES_MS) {
+      await Promise.all(instances.map(({ kms }) => kms.set({ delayMs: distanceMs })));
+      const loaded = instances.filter(({ plugin }) => !plugin.isBare || distanceMs === 0);
+      for (const [operation, callers] of OPERATIONS.flatMap((one) =>
+        CALLERS.map((width) => [one, width] as const),
+      )) {
         const targets = loaded.map(({ instance }) => instance);
-        const found = await slices(loader, targets, { operation, callers, rounds, slice });
-        for (const [at, { plugin }] of loaded.entries()) {
-          const row = rowOf(operation, distanceMs, callers);
-          rates.set(plugin, { ...rates.get(plugin), [row]: rateOf(found[at] ?? []) });
+        const load = { operation, callers, rounds: 1, slice };
+        for (const [at, [found]] of (await slices(loader, targets, load)).entries()) {
+          const row = `${targets[at]?.name} ${rowOf(operation, distanceMs, callers)}`;
+          all.set(row, [...(all.get(row) ?? []), ...(found ? [found] : [])]);
         }
-        const shown = loaded.map(
-          ({ plugin }, at) => `${plugin.name} ${medianOf(found[at] ?? [], "perSecond").toFixed(0)}`,
-        );
-        console.log(`  ${rowOf(operation, distanceMs, callers)}: ${shown.join(", ")}`);
       }
     }
   }
@@ -133,7 +140,13 @@ export async function loads(
     }
     await stop(instance);
   }
-  return { rates, kmsCalls };
+  const ratesOf = ({ name }: Plugin) =>
+    Object.fromEntries(
+      [...all].flatMap(([row, found]) =>
+        row.startsWith(`${name} `) ? [[row.slice(name.length + 1), rateOf(found)]] : [],
+      ),
+    );
+  return { rates: new Map(plugins.map((plugin) => [plugin, ratesOf(plugin)])), kmsCalls };
 }
 
 function rateOf(all: readonly Slice[]): Rate {
