@@ -14,7 +14,7 @@ two machines are not comparable; the ratios, from slices in turns, are. The mach
   rates     start, calls a second, latencies, CPU and memory, beside an empty service and grpc-go, and the ratio to
             the stored ones (the default; 15 minutes)
   peers     the plugin beside others, each against the same fake KMS: rates, calls to the KMS, CPU, memory, start, an
-            outage, a disabled key, the Secrets of a restart (20 minutes; --quick: 5). Needs Go and openssl. It builds
+            outage, a disabled key, the Secrets of a restart (10 minutes, 20 with others; --quick: 5). Needs Go and openssl. It builds
             none of them: say where each is, --aws PATH --azure PATH --gcp PATH --vault PATH --ovh PATH. Those that are
             not given are left out. Three yardsticks are always there: a grpc-go server that asks the KMS for each
             DEK and does nothing else, a bare grpc-go one, and a bare grpc-js one
