@@ -43,6 +43,15 @@ export class Key4C {
     await this.#process?.stop("SIGKILL");
   }
 
+  /** It accepts connections, and answers none. */
+  hang(): void {
+    process.kill(this.#process?.pid ?? Number.NaN, "SIGSTOP");
+  }
+
+  continue(): void {
+    process.kill(this.#process?.pid ?? Number.NaN, "SIGCONT");
+  }
+
   stats(): Promise<Stats> {
     return this.#control("GET", "stats");
   }

@@ -3,6 +3,8 @@
  * call of `expectRow`.
  */
 import { expect, test } from "bun:test";
+import { randomBytes } from "node:crypto";
+import { temporaryDirectory, temporaryFile } from "../support.ts";
 import { ApiError, kms } from "./apiserver.ts";
 import { Cluster, someSecrets } from "./cluster.ts";
 import { StatusError } from "./key4c.ts";
@@ -66,6 +68,42 @@ for (const api of ["v1", "v2"] as const) {
     expect(await cluster.api.values()).toEqual(secrets);
     await cluster.expectStoredUnder(secrets, prefix);
     figure(`${api}, Key4C back: plugin ok after ${pluginS} s, API server ready ${apiS} s later`);
+  }, 240_000);
+}
+
+/** Longer than what data needed waits until it is written (key-file.ts). */
+const WRITTEN_MS = 7_000;
+
+for (const [api, outage] of [
+  ["v1", "hangs"],
+  ["v2", "refuses"],
+] as const) {
+  test(`${api}, local KEKs are kept, Key4C ${outage}: plugin killed, API server restarted, and all continues`, async () => {
+    const prefix = `k8s:enc:kms:${api}:key4c:`;
+    const cluster = await Cluster.start({
+      featureGates: "KMSv1=true",
+      providers: (socket) => [kms(api, "key4c", socket)],
+      pluginEnv: {
+        KMS_PERSISTENT_CACHE: temporaryDirectory(),
+        KMS_PERSISTENT_CACHE_KEY_FILE: temporaryFile(randomBytes(32).toString("base64")),
+        KMS_LOCAL_KEK_MAX_USES: "5", // several are in use
+      },
+    });
+    const secrets = someSecrets(20);
+    await cluster.api.createAll(secrets);
+    await Bun.sleep(WRITTEN_MS);
+    outage === "hangs" ? cluster.key4c.hang() : await cluster.key4c.stop();
+    await cluster.plugin.stop("SIGKILL");
+    cluster.launchPlugin();
+    const pluginS = await seconds(() => cluster.plugin.ok());
+    const apiS = await cluster.restartApi();
+    await expectRow(`${api}, kept, Key4C ${outage}, both restarted`, cluster, secrets, works);
+    expect(await cluster.api.values()).toEqual(secrets);
+    await cluster.expectStoredUnder(secrets, prefix);
+    figure(`${api}, kept: plugin ok after ${pluginS} s, API server ready after ${apiS} s`);
+    outage === "hangs" ? cluster.key4c.continue() : await cluster.key4c.start();
+    await pluginIs(cluster, 200, "ok", 30_000);
+    expect(await cluster.api.values()).toEqual(secrets);
   }, 240_000);
 }
 

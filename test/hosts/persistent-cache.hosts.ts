@@ -140,6 +140,30 @@ for (const outage of ["refuses", "hangs"] as const satisfies readonly Outage[]) 
   });
 }
 
+hostCase("Key4C refuses: the machine is rebooted with its wall clock an hour back", async () => {
+  const dropIn = `/etc/systemd/system/${SERVICE}.d/clock.conf`;
+  await machine.put(
+    dropIn,
+    `[Service]
+Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
+Environment=FAKETIME=-1h FAKETIME_DONT_FAKE_MONOTONIC=1
+`,
+  );
+  await machine.run(away.refuses);
+  const before = await bootId();
+  await machine.reboot();
+  figure(`an hour back: served ${await isServed("first", "second")} ms after the reboot`);
+  expect(await bootId()).not.toBe(before);
+  const lines = await machine.run(`journalctl -b -u ${SERVICE} -o cat`);
+  const told = Date.parse(/"time":"([^"]*)"/.exec(lines)?.[1] ?? "");
+  expect(Date.now() - told).toBeGreaterThan(3_500_000);
+  expect(lines).toContain("using what the previous process kept");
+  await machine.run(`rm ${dropIn}; systemctl daemon-reload`);
+  await machine.run(back);
+  await machine.run(`systemctl restart ${SERVICE}`);
+  await isOk();
+});
+
 hostCase("power lost while Key4C is unreachable", async () => {
   await machine.run(away.refuses);
   await machine.powerOff();

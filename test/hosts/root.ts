@@ -5,7 +5,17 @@ import { run } from "../e2e/process.ts";
 
 /** The first are for systemd as PID 1, those from containerd on for a kubelet. */
 const PACKAGES = [
-  ...["systemd", "systemd-sysv", "dbus", "procps", "iproute2", "ca-certificates", "curl", "strace"],
+  ...[
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "procps",
+    "iproute2",
+    "ca-certificates",
+    "curl",
+    "strace",
+    "libfaketime",
+  ],
   ...["containerd", "runc", "conntrack", "iptables", "ethtool", "socat"],
 ];
 /** What the machines do not need, and what would look for devices, names and the time of day. */
