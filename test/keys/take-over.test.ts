@@ -171,6 +171,21 @@ test("a local KEK that has opened nothing, such as a wrong answer, is not kept f
   expect(held.holding.others).toMatchObject([one]);
 });
 
+test("another key was configured before the restart: what is kept of the previous one is only read", async () => {
+  const configured = { kmsKeyId: () => "next", previousIds: () => ["demo"] };
+  const { key4c, keeper, handover, health, ring, clock, reads } = await restarted({ configured });
+  key4c.failure = UNAVAILABLE;
+  keeper.handOver(handover);
+  keeper.handOver(undefined, "next");
+  health.start();
+  await clock.pass(10_000);
+  expect(await kindOf(ring.status())).toBe("unavailable");
+  expect(await reads()).toBe(3);
+  key4c.failure = undefined;
+  await clock.pass(60_000);
+  expect((await ring.status()).kmsKeyId).toBe("next");
+});
+
 test("what comes late, such as a directory that another plugin had, is still used", async () => {
   const { key4c, keeper, handover, health, ring, clock, reads } = await restarted();
   key4c.failure = UNAVAILABLE;
