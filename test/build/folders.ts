@@ -17,6 +17,9 @@ const ORDER: readonly (readonly string[])[] = [
   ["system", "gen"],
 ];
 
+/** Who alone uses the values of a file, and not just its types: what a key holds is changed by the key. */
+const OWNERS: Readonly<Record<string, string>> = { "keys/holdings.ts": "keys/key.ts" };
+
 const SOURCES = process.argv[2] ?? join(import.meta.dir, "../../src");
 const problems: string[] = [];
 
@@ -34,8 +37,16 @@ for (const path of new Bun.Glob("**/*.ts").scanSync(SOURCES)) {
     problems.push(`${path}: the folder is not in the list of test/build/folders.ts`);
   }
   const source = readFileSync(join(SOURCES, path), "utf8");
+  const importedBy = (target: string) =>
+    relative(SOURCES, normalize(join(SOURCES, path, "..", target)));
+  for (const [, target = ""] of source.matchAll(/^import (?!type )[^;]*? from "(\.[^"]+)";/gms)) {
+    const owner = OWNERS[importedBy(target)];
+    if (owner !== undefined && path !== owner) {
+      problems.push(`${path} imports values of ${importedBy(target)}: only ${owner} does`);
+    }
+  }
   for (const [, target = ""] of source.matchAll(/(?:from|import|import\() ?"(\.{1,2}\/[^"]+)"/g)) {
-    const imported = relative(SOURCES, normalize(join(SOURCES, path, "..", target)));
+    const imported = importedBy(target);
     const to = folderOf(imported);
     const isOutside = imported.startsWith(".."); // package.json
     if (!isOutside && to !== from && rowOf(to) <= rowOf(from)) {
