@@ -458,7 +458,10 @@ export class KeyRules {
         `node ${node}: a secret is refused, and tried after ${afterMs} ms (${operation})`,
       );
     }
-    if (http === 200) {
+    // What the contract says of a key or a ciphertext accepts the secret too.
+    const isAccepted =
+      http === 200 || (answered.code !== undefined && http !== 401 && http !== 403);
+    if (isAccepted) {
       seen.refused.delete(place);
       seen.refusals.delete(secret);
     } else if (http === 401 || http === 403) {

@@ -10,7 +10,8 @@ import { shrink } from "./shrink.ts";
 import type { Played } from "./worker.ts";
 
 const MIN_FAULTS = 20_000;
-const MIN_OVERLAPS = 10;
+/** There are 700 pairs of kinds. */
+const MIN_OVERLAPS = 5;
 /** So many times MIN_FAULTS are played until each pair and each cell is met. */
 const MOST = 2;
 
