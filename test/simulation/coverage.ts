@@ -17,7 +17,7 @@ export const HEARD = [
 ] as const;
 
 /** Without a local KEK there is nothing that Key4C could fail to give back. */
-const UNREACHABLE = new Set(["starting/mismatch", "revoked/mismatch"]);
+const UNREACHABLE = new Set(["starting/mismatch", "revoked/mismatch", "revoked/olderVersion"]);
 
 const CELLS = STATES.flatMap((state) => HEARD.map((heard) => `${state}/${heard}`));
 
