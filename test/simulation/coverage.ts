@@ -16,7 +16,10 @@ export const HEARD = [
   "olderVersion",
 ] as const;
 
-/** Without a local KEK there is nothing that Key4C could fail to give back. */
+/**
+ * Without a local KEK there is nothing that Key4C could fail to unwrap. A describe that tells a version ends a revocation,
+ * before the version counts.
+ */
 const UNREACHABLE = new Set(["starting/mismatch", "revoked/mismatch", "revoked/olderVersion"]);
 
 const CELLS = STATES.flatMap((state) => HEARD.map((heard) => `${state}/${heard}`));
