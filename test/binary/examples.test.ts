@@ -43,8 +43,9 @@ interface Row {
   readonly throttled?: RegExp | undefined;
 }
 const REVOKED = /"state":"revoked"/;
-const NOT_FOUND = /"kind":"keyNotFound"/;
-const THROTTLED = /"kind":"throttled"/;
+/** Lines of a state: a call that looks through what is held may be throttled, and changes none. */
+const NOT_FOUND = /"state":"\w+".*"kind":"keyNotFound"/;
+const THROTTLED = /"state":"\w+".*"kind":"throttled"/;
 const VERSION_2 = /new local KEK.*\.v2"/;
 
 const ROWS: readonly Row[] = [
