@@ -170,7 +170,7 @@ export class KeySet {
   }
 
   #newMember(kmsKeyId: string): Member {
-    const tookOver = (...args: [Key, Handover]) => this.#tookOver(...args);
+    const tookOver = (taker: Key, handover: Handover) => this.#tookOver(taker, handover);
     const key = new Key(kmsKeyId, { ...this.#options.key, tookOver });
     return { key, prober: new Prober(key, this.#options.prober) };
   }

@@ -45,8 +45,7 @@ export class Key {
   /** Counts what makes the result of a call that is under way unwanted: a revocation, or the end of the configuration. */
   #generation = 0;
   #probes = 0;
-  /** Whether a revocation has cost this process a local KEK of the key. */
-  hasDropped = false;
+  #hasDropped = false;
   readonly #keeper: Keeper | undefined;
   /** Resolves when what an earlier process kept is there, or is known not to be; maybe never. */
   readonly handedOver: Promise<void>;
@@ -134,6 +133,11 @@ export class Key {
     return this.#held.orphans;
   }
 
+  /** Whether a revocation has cost this process a local KEK of the key. */
+  get hasDropped(): boolean {
+    return this.#hasDropped;
+  }
+
   /** Whether it wrapped in this process. */
   get hasWrapped(): boolean {
     return this.materials.arePublished;
@@ -180,7 +184,7 @@ export class Key {
   /** The only place that does what the health asks for. */
   #apply(effect: Effect): void {
     if (effect === "drop") {
-      this.hasDropped ||= this.holds.length > 0;
+      this.#hasDropped ||= this.holds.length > 0;
       this.#dropAll();
     } else {
       this.lookThrough();

@@ -82,8 +82,8 @@ export class Prober {
     if (doubt === FOLLOWED) {
       return undefined;
     }
-    const isUsable = !(told instanceof PluginError) && !(doubt && isConclusive(doubt));
-    if (isUsable && key.health.revocation !== undefined) {
+    const cannotWrap = doubt !== undefined && doubt !== told && !isConclusive(doubt);
+    if (cannotWrap && key.health.revocation !== undefined) {
       key.record(undefined); // enabled again: reads must not wait until encrypt works, too
     }
     if (unwrapFailure !== undefined && isConclusive(unwrapFailure)) {

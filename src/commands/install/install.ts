@@ -67,10 +67,14 @@ function tell(text: string): void {
   stderr.write(`${text}\n`);
 }
 
+function namesUserId({ given }: CommandLine): boolean {
+  return given.has("KMS_USER_ID") || given.has("KMS_USER_ID_FILE");
+}
+
 /** The credential where no file and no variable has it. @throws ExitError 2 when there is none */
-async function userIdFromInput({ given, config }: CommandLine): Promise<string | undefined> {
-  const isThere = given.has("KMS_USER_ID") || given.has("KMS_USER_ID_FILE");
-  if (isThere || existsSync(OWN_USER_ID) || !sends(config.profile ?? DEFAULT_PROFILE, "userId")) {
+async function userIdFromInput(line: CommandLine): Promise<string | undefined> {
+  const isSent = sends(line.config.profile ?? DEFAULT_PROFILE, "userId");
+  if (namesUserId(line) || existsSync(OWN_USER_ID) || !isSent) {
     return undefined;
   }
   tell(
@@ -85,12 +89,12 @@ async function userIdFromInput({ given, config }: CommandLine): Promise<string |
 }
 
 /** What doctor says of Key4C, with the settings that are to be installed. @throws ExitError 1 */
-async function judge({ config, given }: CommandLine, userId: string | undefined): Promise<void> {
-  const isThere = given.has("KMS_USER_ID") || given.has("KMS_USER_ID_FILE");
+async function judge(line: CommandLine, userId: string | undefined): Promise<void> {
+  const { config } = line;
   const own = existsSync(OWN_USER_ID) ? (await Bun.file(OWN_USER_ID).text()).trim() : undefined;
   const kmsUserId = userId ?? own;
   const { checks } = await checkKey4C(
-    isThere || kmsUserId === undefined ? config : { ...config, kmsUserId },
+    namesUserId(line) || kmsUserId === undefined ? config : { ...config, kmsUserId },
     true,
   );
   stderr.write(checks.map(checkLine).join(""));

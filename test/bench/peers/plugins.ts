@@ -75,12 +75,10 @@ export const OURS: Plugin = {
   },
 };
 
-type Make = (paths: { readonly binary: string }) => Plugin | Promise<Plugin>;
+type OfPeer = Pick<Plugin, "hasV1" | "invocation">;
 
-const MAKE: Readonly<Record<Peer, Make>> = {
-  aws: ({ binary }) => ({
-    name: "aws",
-    binary,
+const MAKE: Readonly<Record<Peer, () => OfPeer | Promise<OfPeer>>> = {
+  aws: () => ({
     hasV1: true,
     invocation: ({ port }, socket) => {
       const health = freePort();
@@ -98,12 +96,10 @@ const MAKE: Readonly<Record<Peer, Make>> = {
       };
     },
   }),
-  azure: ({ binary }) => {
+  azure: () => {
     const config = join(scratch, "azure.yaml");
     writeFileSync(config, "{tenantId: t, aadClientId: bench, aadClientSecret: bench}\n");
     return {
-      name: "azure",
-      binary,
       hasV1: true,
       invocation: ({ port }, socket) => {
         const health = freePort();
@@ -120,9 +116,7 @@ const MAKE: Readonly<Record<Peer, Make>> = {
       },
     };
   },
-  gcp: ({ binary }) => ({
-    name: "gcp",
-    binary,
+  gcp: () => ({
     hasV1: true,
     invocation: ({ port }, socket, api) => ({
       words: [
@@ -134,9 +128,7 @@ const MAKE: Readonly<Record<Peer, Make>> = {
       ],
     }),
   }),
-  vault: ({ binary }) => ({
-    name: "vault",
-    binary,
+  vault: () => ({
     hasV1: true,
     invocation: ({ port }, socket) => {
       const health = freePort();
@@ -150,11 +142,9 @@ const MAKE: Readonly<Record<Peer, Make>> = {
       };
     },
   }),
-  ovh: async ({ binary }) => {
+  ovh: async () => {
     const { clientCertFile, clientKeyFile } = await makePki(scratch);
     return {
-      name: "ovh",
-      binary,
       hasV1: false,
       invocation: ({ port }, socket) => ({
         words: [
@@ -191,7 +181,7 @@ export async function given(paths: Readonly<Partial<Record<Peer, string>>>): Pro
       throw new Error(`--${peer} ${binary}: there is no such file`);
     }
     if (binary !== undefined) {
-      plugins.push(await MAKE[peer]({ binary }));
+      plugins.push({ name: peer, binary, ...(await MAKE[peer]()) });
     }
   }
   return plugins;
