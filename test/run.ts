@@ -6,6 +6,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { builtKes, builtKubelet, builtServers, fetchedOpenBao } from "./e2e/build.ts";
 import { missing, type NeedName } from "./needs.ts";
 import { bunTests } from "./run/bun-tests.ts";
 import { interop, interopLong } from "./run/interop.ts";
@@ -59,13 +60,55 @@ const FIRST: Readonly<Record<string, readonly (readonly [string, string])[]>> = 
   build: [["build", "npm run --silent build"]],
 };
 
-/** Files of tests that run one after the other, or are skipped as a whole. */
+/** Files of tests, or a job that skips them as a whole. */
 function whole(suite: string, what: string, needs: readonly NeedName[], ...globs: string[]) {
   const absent = missing(...needs);
-  const skip = async () => ({ count: skipSuite(suite, what, absent), output: "" });
   return absent.length > 0
-    ? [{ name: suite, run: skip }]
+    ? [skipped(suite, what, absent)]
     : bunTests(globs, scratch, { show: true });
+}
+
+function skipped(suite: string, what: string, absent: readonly string[]): Job {
+  return { name: suite, run: async () => ({ count: skipSuite(suite, what, absent), output: "" }) };
+}
+
+/** What others publish is compiled while the units wait, at a low priority: minutes, but once. */
+function building(name: string, ...steps: readonly (() => Promise<unknown>)[]): Job {
+  const run = async () => {
+    for (const step of steps) {
+      await step();
+    }
+    return { count: outcome(true), output: "" };
+  };
+  return { name, isFirst: true, run };
+}
+
+/** Nine of ten seconds they wait: for an outage to last, or for an API server that looks once a minute. */
+const WAITING_E2E = "test/e2e/{openbao,outage,rotate}.e2e.ts";
+
+function e2e(): Jobs {
+  const absent = missing("go", "openssl", "pip3");
+  if (absent.length > 0) {
+    return { "API servers": [skipped("e2e", "no real kube-apiserver was run", absent)] };
+  }
+  const waiting = bunTests([WAITING_E2E], scratch, { show: true });
+  const names = new Set(waiting.map(({ name }) => name));
+  const all = bunTests(["test/e2e/*.e2e.ts"], scratch, { show: true });
+  return {
+    tests: [building("e2e: servers", builtServers, builtKes, fetchedOpenBao)],
+    waiting,
+    "API servers": all.filter(({ name }) => !names.has(name)),
+  };
+}
+
+function hosts(): Jobs {
+  const globs = ["test/hosts/*.hosts.ts", ...(isAll ? ["test/hosts/*.long.ts"] : [])];
+  const jobs = whole("hosts", "no systemd, no kubelet was run", HOSTS, ...globs);
+  const hasNeeds = missing(...HOSTS).length === 0;
+  return {
+    containers: jobs,
+    ...(hasNeeds && { tests: [building("hosts: kubelet", builtKubelet)] }),
+  };
 }
 
 /** It prints what it met: how many faults, how often each pair of them, which cells of the table. */
@@ -80,88 +123,88 @@ const SHIP: readonly NeedName[] = [
   ...(["qemu-x86_64-static", "qemu-aarch64-static", "libc6 for arm64"] as const),
 ];
 
-const E2E: readonly NeedName[] = ["go", "openssl", "pip3"];
 const HOSTS: readonly NeedName[] = [
   ...(["root", "systemd-nspawn", "debootstrap", "mount namespaces"] as const),
   ...(["go", "buildah", "catatonit", "apt-get", "dpkg-deb"] as const),
 ];
 
 /**
- * Lanes of one row run beside each other, with so many jobs at once; rows one after the other. Whatever counts seconds of
- * the plugin's has its row for itself: on two busy processors a recovery of one second takes ten.
+ * Lanes of one row run beside each other, with so many jobs at once; rows one after the other. Beside what counts seconds
+ * of the plugin's is only what nearly always waits: on two busy processors a recovery of one second takes ten.
  */
 const ROWS = [
   { tests: JOBS },
-  { faults: 1 },
+  { faults: 1, waiting: 1 },
   { processors: 1, containers: 1 },
-  { "API servers": 1 },
+  { "API servers": 2 },
 ] as const;
 
 type LaneOf<Row> = Row extends unknown ? keyof Row : never; // of each row of a union
-type LaneName = LaneOf<(typeof ROWS)[number]>;
+type Jobs = { readonly [Lane in LaneOf<(typeof ROWS)[number]>]?: readonly Job[] };
 
 interface Suite {
   /** What it does, for whoever waits, and how long it takes alone on two cores. */
   readonly what: string;
-  readonly lane: LaneName;
-  readonly jobs: () => readonly Job[];
+  readonly jobs: () => Jobs;
 }
 
 const SUITES: Readonly<Record<string, Suite>> = {
   unit: {
     what: "units on the sources, and the compiled binary; 2 minutes",
-    lane: "tests",
-    jobs: () => bunTests(["test/**/*.test.ts"], scratch), // those of test/binary wait longest, and sort first
+    jobs: () => ({ tests: bunTests(["test/**/*.test.ts"], scratch) }), // those of test/binary wait longest, and sort first
   },
   interop: {
     what: "the client code of two kube-apiservers, in Go; 2 minutes",
-    lane: "tests",
-    jobs: () => interop(scratch),
+    jobs: () => ({ tests: interop(scratch) }),
   },
   simulation: {
     what: "the real plugin through bad days in simulated time; 5 minutes",
-    lane: "processors",
-    jobs: () => [{ name: "simulation", run: simulation }],
+    jobs: () => ({ processors: [{ name: "simulation", run: simulation }] }),
   },
   "interop-long": {
     what: "45 kinds of hostile clients, and 1.28's gRPC in what current's is tested in; 5 minutes",
-    lane: "processors",
-    jobs: () => interopLong(scratch),
+    jobs: () => ({ processors: interopLong(scratch) }),
   },
   faults: {
     what: "a Key4C that goes wrong in 45 ways, and recovers; 9 minutes",
-    lane: "faults",
-    jobs: () =>
-      whole("faults", "no fault of Key4C was played", ["openssl"], "test/faults/*.faults.ts"),
+    jobs: () => ({
+      faults: whole(
+        "faults",
+        "no fault of Key4C was played",
+        ["openssl"],
+        "test/faults/*.faults.ts",
+      ),
+    }),
   },
   e2e: {
-    what: "the runbooks on a real kube-apiserver and etcd, built once; 9 minutes, and 6 the first time",
-    lane: "API servers",
-    jobs: () => whole("e2e", "no real kube-apiserver was run", E2E, "test/e2e/*.e2e.ts"),
+    what: "the runbooks on a real kube-apiserver and etcd, built once; 15 minutes, and 6 the first time",
+    jobs: e2e,
   },
   upstream: {
     what: "Kubernetes' own tests of its KMS client; 4 minutes, and 2 to 10 the first time",
-    lane: "API servers",
-    jobs: () => [
-      {
-        name: "upstream",
-        run: async () => ({ count: await upstream({ all: isAll }), output: "" }),
-      },
-    ],
+    jobs: () => ({
+      "API servers": [
+        {
+          name: "upstream",
+          run: async () => ({ count: await upstream({ all: isAll }), output: "" }),
+        },
+      ],
+    }),
   },
   ship: {
     what: "the image under podman, and what is released; 5 minutes",
-    lane: "containers",
-    jobs: () => whole("ship", "no image, no release was made or run", SHIP, "test/ship/*.ship.ts"),
+    jobs: () => ({
+      containers: whole(
+        "ship",
+        "no image, no release was made or run",
+        SHIP,
+        "test/ship/*.ship.ts",
+      ),
+    }),
   },
   hosts: {
     what: "a machine that systemd boots, and a kubelet; 6 minutes, and 15 the first time",
-    lane: "containers",
-    jobs: () => {
-      const long = isAll ? ["test/hosts/*.long.ts"] : [];
-      const globs = ["test/hosts/*.hosts.ts", ...long];
-      return whole("hosts", "no systemd, no kubelet was run", HOSTS, ...globs);
-    },
+    jobs: hosts,
   },
 };
 
@@ -187,10 +230,11 @@ for (const [name, { what }] of Object.entries(SUITES).filter(([, one]) => suites
   tell(`${name}: ${what}`);
 }
 const counts = [first];
+const jobs: readonly Jobs[] = suites.map((suite) => suite.jobs());
 for (const row of ROWS) {
   const lanes = Object.entries(row).map(([lane, width]) => ({
     width,
-    jobs: suites.filter((suite) => suite.lane === lane).flatMap(({ jobs }) => jobs()),
+    jobs: jobs.flatMap((of) => of[lane as keyof Jobs] ?? []), // entries() forgets the names of the keys
   }));
   counts.push(await runLanes(lanes));
 }

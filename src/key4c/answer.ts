@@ -1,8 +1,8 @@
-import { DO_NOT_RESTART, UNLISTED_CODE, UNREADABLE_ANSWER } from "../failures/kinds.ts";
+import { DO_NOT_RESTART, UNLISTED_CODE } from "../failures/kinds.ts";
 import { PluginError } from "../failures/plugin-error.ts";
 import { LOCAL_KEK_BYTES, MAX_KEY_VERSION } from "../keys/wrapping.ts";
 import { parsedJson } from "../system/json.ts";
-import { notJson } from "./body.ts";
+import { notJson, unreadable } from "./body.ts";
 import { ownValue, type Pointer, resolvePointer } from "./json.ts";
 import type { Granted } from "./login.ts";
 import type { BytesPointer, LoginRequest, Profile, VersionSource } from "./profile.ts";
@@ -28,11 +28,10 @@ export function readAnswer(
   const document = text === undefined ? undefined : parsedJson(text);
   if (response.ok) {
     if (document === undefined) {
-      throw malformed(
-        name,
-        text === undefined ? "larger than allowed" : notJson(response, text),
-        `check KEY4C_URL, KEY4C_PROFILE, and what stands before Key4C: a gateway, a proxy, a login page; ${DO_NOT_RESTART}`,
-      );
+      const what = text === undefined ? "larger than allowed" : notJson(response, text);
+      throw new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`, {
+        remedy: `check KEY4C_URL, KEY4C_PROFILE, and what stands before Key4C: a gateway, a proxy, a login page; ${DO_NOT_RESTART}`,
+      });
     }
     if (success === undefined || resolvePointer(document, success.pointer) === success.equals) {
       return document;
@@ -112,6 +111,7 @@ const MAX_SHOWN = 60;
 
 /** From 1 on, whatever the service begins with, and with or without leading zeros. @throws PluginError */
 export function readVersion(
+  name: OperationName,
   answer: unknown,
   source: VersionSource | undefined,
 ): number | undefined {
@@ -125,11 +125,7 @@ export function readVersion(
   const version = typeof number === "number" ? number + 1 - first : Number.NaN;
   if (!Number.isInteger(version) || version < 1 || version > MAX_KEY_VERSION) {
     const shown = JSON.stringify(text ?? told)?.slice(0, MAX_SHOWN) ?? "nothing";
-    throw new PluginError(
-      "unavailable",
-      `Key4C's answer: ${shown} at ${pointer} is not a version of ${first} or more`,
-      UNREADABLE_ANSWER,
-    );
+    throw unreadable(name, `${shown} at ${pointer} is not a version of ${first} or more`);
   }
   return version;
 }
@@ -160,7 +156,7 @@ export function readKcv(answer: unknown, source: BytesPointer | undefined): stri
 export function readGrant(answer: unknown, result: LoginRequest["result"]): Granted {
   const text = resolvePointer(answer, result.token);
   if (typeof text !== "string" || !/^[\x21-\x7e]{1,16384}$/.test(text)) {
-    throw malformed("login", `${result.token} is not a text of visible ASCII characters`);
+    throw unreadable("login", `${result.token} is not a text of visible ASCII characters`);
   }
   const told = result.expiresInSeconds && resolvePointer(answer, result.expiresInSeconds);
   const seconds = Number(told);
@@ -171,11 +167,7 @@ export function readLocalKek(answer: unknown, { pointer, encoding }: BytesPointe
   const text = resolvePointer(answer, pointer);
   const bytes = typeof text === "string" ? decodeBytes(text, encoding) : undefined;
   if (bytes?.length !== LOCAL_KEK_BYTES) {
-    throw malformed("decrypt", `${pointer} is not ${LOCAL_KEK_BYTES} bytes in ${encoding}`);
+    throw unreadable("decrypt", `${pointer} is not ${LOCAL_KEK_BYTES} bytes in ${encoding}`);
   }
   return bytes;
-}
-
-function malformed(name: OperationName | "login", what: string, remedy?: string): PluginError {
-  return new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`, { remedy });
 }

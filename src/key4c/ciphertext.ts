@@ -5,6 +5,7 @@
 import { PluginError } from "../failures/plugin-error.ts";
 import { MAX_WRAPPED_KEK_BYTES } from "../keys/wrapping.ts";
 import { isObject, parsedJson } from "../system/json.ts";
+import { unreadable } from "./body.ts";
 import { type Json, ownValue, type Pointer, resolvePointer } from "./json.ts";
 import { SENT_PATTERN } from "./template.ts";
 
@@ -26,7 +27,7 @@ export function readCiphertext(answer: unknown, sent: Json | undefined, source: 
     const own = sentPointer(from);
     const text = own === undefined ? resolvePointer(answer, from) : resolvePointer(sent, own);
     if (typeof text !== "string" || text === "" || !text.isWellFormed() || isTooLarge(text)) {
-      throw malformed(`${from} is not a text of 1 to ${MAX_WRAPPED_KEK_BYTES} bytes`);
+      throw unreadable("encrypt", `${from} is not a text of 1 to ${MAX_WRAPPED_KEK_BYTES} bytes`);
     }
     return text;
   };
@@ -38,7 +39,10 @@ export function readCiphertext(answer: unknown, sent: Json | undefined, source: 
     .map((name) => [name, read(source[name] ?? "")] as const);
   const text = JSON.stringify(Object.fromEntries(members));
   if (isTooLarge(text)) {
-    throw malformed(`its members together are larger than ${MAX_WRAPPED_KEK_BYTES} bytes`);
+    throw unreadable(
+      "encrypt",
+      `its members together are larger than ${MAX_WRAPPED_KEK_BYTES} bytes`,
+    );
   }
   return text;
 }
@@ -86,8 +90,4 @@ function membersOf(stored: string): Readonly<Record<string, string>> | undefined
 
 function isTooLarge(text: string): boolean {
   return Buffer.byteLength(text) > MAX_WRAPPED_KEK_BYTES;
-}
-
-function malformed(what: string): PluginError {
-  return new PluginError("unavailable", `Key4C's answer to encrypt: ${what}`);
 }

@@ -43,7 +43,7 @@ export class Key4C implements WrappingService {
       }
       const algorithm = result.algorithm && resolvePointer(document, result.algorithm);
       return {
-        version: readVersion(document, result.version),
+        version: readVersion("describe", document, result.version),
         kcv: readKcv(document, result.kcv),
         algorithm: typeof algorithm === "string" ? algorithm : undefined,
       };
@@ -61,7 +61,7 @@ export class Key4C implements WrappingService {
     const payload = { keyId, plaintext: localKek, aad };
     return this.#calls.call("encrypt", operation, payload, options, ({ document, sent }) => ({
       ciphertext: readCiphertext(document, sent, result.ciphertext),
-      version: readVersion(document, result.version),
+      version: readVersion("encrypt", document, result.version),
       aadSent: uses(operation.body, "aad"),
     }));
   }

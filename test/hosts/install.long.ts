@@ -1,4 +1,4 @@
-/** `install` and the blocks that it prints, on clusters of kubeadm: a new one, and two control planes that are there. Run by hand: `-- --all`. */
+/** `install` and the blocks that it prints, on clusters of kubeadm: a new one, and one and two control planes that are there. Run by hand: `-- --all`. */
 import { afterAll, beforeAll, expect } from "bun:test";
 import { eventually, figure } from "../e2e/process.ts";
 import { tearDownContainers } from "../ship/podman.ts";
@@ -21,6 +21,7 @@ import { connect, importImages } from "./node.ts";
 import { commandsIn, INSTALL_POD, RELEASE_IMAGE } from "./runbook.ts";
 
 let fresh: ClusterNode;
+let lone: ClusterNode;
 let one: ClusterNode;
 let other: ClusterNode;
 beforeAll(async () => {
@@ -28,13 +29,15 @@ beforeAll(async () => {
   const image = { [RELEASE_IMAGE]: await releaseImage() };
   await addClusterImages(archives);
   fresh = await startNode("n3", "192.0.2.13", archives, false, image);
+  lone = await startNode("n4", "192.0.2.14", archives, false, image);
   one = await startNode("n1", "192.0.2.11", archives, true, image);
   other = await startNode("n2", "192.0.2.12", archives, true, image);
   await connect(one.machine, other.machine);
-  for (const { machine } of [fresh, one, other]) {
+  for (const { machine } of [fresh, lone, one, other]) {
     await importImages(machine);
   }
   await startKey4C(fresh.machine);
+  await startKey4C(lone.machine);
   await startKey4C(one.machine);
   // Plain http is for loopback: the second node has a wire to the first one's.
   await one.machine.run(
@@ -45,12 +48,12 @@ beforeAll(async () => {
   );
 }, 3_600_000);
 afterAll(async () => {
-  await Promise.all([fresh, one, other].map((node) => node?.machine.remove()));
+  await Promise.all([fresh, lone, one, other].map((node) => node?.machine.remove()));
   await tearDownContainers();
 }, 240_000);
 
 const hostCase = cases("install on clusters", async () => {
-  const texts = [fresh, one, other].map(async ({ machine, name }) => {
+  const texts = [fresh, lone, one, other].map(async ({ machine, name }) => {
     const { stdout } = await machine.try(
       "ctr -n k8s.io tasks ls; tail -n 15 /var/log/pods/*/*/*.log; journalctl -b -u kubelet -n 30 --no-pager",
     );
@@ -65,6 +68,10 @@ async function install({ machine }: ClusterNode): Promise<string> {
   expect({ exitCode, stderr }).toMatchObject({ exitCode: 0 });
   return stdout.slice(stdout.indexOf("\n\n#")); // behind what ctr says
 }
+
+/** What kubectl says of an API server that is being replaced: it does not listen, or is not ready yet. */
+const API_SERVER_IS_RESTARTED =
+  /connection refused|connection reset|EOF|TLS handshake timeout|i\/o timeout|was refused|Client\.Timeout|context deadline exceeded/;
 
 const isWell = async ({ machine }: ClusterNode) => {
   const { exitCode, stdout } = await machine.try("key4c-kms-plugin doctor");
@@ -85,6 +92,12 @@ hostCase("a new cluster: install, and the block", async () => {
   expect(await type(fresh, line)).toBe("");
 });
 
+hostCase("a control plane that has data", async () => {
+  await type(lone, plainInit(lone));
+  await apiserverReady(lone, false);
+  await addToCluster("a control plane that has data", lone, lone);
+});
+
 hostCase(
   "two control planes that have data: nobody writes under Key4C before both know it",
   async () => {
@@ -92,47 +105,57 @@ hostCase(
     await apiserverReady(one, false);
     await join(one, other, "");
     await apiserverReady(other, false);
-    await type(
-      one,
-      "for i in $(seq 20); do kubectl create secret generic s$i --from-literal=v=$i; done",
-    );
-    const startMs = performance.now();
-    let commands = 0;
-    const turns: string[] = [];
-    const { ok, failures } = await writingAndReading([one, other], async () => {
-      for (const node of [one, other]) {
-        const block = await install(node);
-        expect(block).toContain("No API server writes under Key4C yet");
-        const [, compare = "", rest = ""] = /(# 1\.[\s\S]*)(# 2\.[\s\S]*?)\n\n#/.exec(block) ?? [];
-        const { stdout } = await node.machine.try(compare); // diff tells a difference by its exit code
-        // Only the plugin's lines: its flags, its mount, and probes that do not ask for it.
-        const changed = stdout.match(/^[<>] .*$/gm) ?? [];
-        const ours = /encryption|key4c-kms|DirectoryOrCreate|hostPath|livez|args:|command:/;
-        expect(changed.filter((line) => !ours.test(line))).toEqual([]);
-        expect(stdout).toContain("--encryption-provider-config=");
-        await type(node, rest);
-        await apiserverReady(node, true);
-        turns.push(/^# {3}(key4c-kms-plugin manifest .*)$/m.exec(block)?.[1] ?? "");
-        commands += commandsIn(INSTALL_POD) + 2;
-      }
-      for (const [index, node] of [one, other].entries()) {
-        await type(node, turns[index] ?? "");
-      }
-      await eventually("both write under Key4C", 240_000, async () => {
-        await rewrite(one);
-        const proof = await one.machine.try(
-          `export ETCDCTL_ENDPOINTS=https://127.0.0.1:2379 ETCDCTL_CACERT=/etc/kubernetes/pki/etcd/ca.crt ETCDCTL_CERT=/etc/kubernetes/pki/etcd/healthcheck-client.crt ETCDCTL_KEY=/etc/kubernetes/pki/etcd/healthcheck-client.key
-        etcdctl get --prefix /registry/secrets/ -w json | key4c-kms-plugin inspect --stale --encryption-configuration ${CONFIGURATION}`,
-        );
-        return proof.exitCode === 0;
-      });
-    });
-    const seconds = ((performance.now() - startMs) / 1000).toFixed(0);
-    figure(
-      `two control planes: ${commands + 2} commands, ${seconds} s; ${ok} pairs of a write and a read, ${failures.length} failed`,
-    );
-    expect(await type(other, "kubectl get secret s7 -o jsonpath={.data.v} | base64 -d")).toBe("7");
-    await isWell(one);
-    await isWell(other);
+    await addToCluster("two control planes", one, other);
   },
 );
+
+/** What install.md has for a cluster that exists, typed while both of these, or the one, are written to and read from. */
+async function addToCluster(what: string, first: ClusterNode, second: ClusterNode): Promise<void> {
+  const nodes = [...new Set([first, second])];
+  await type(
+    first,
+    "for i in $(seq 20); do kubectl create secret generic s$i --from-literal=v=$i; done",
+  );
+  const startMs = performance.now();
+  let commands = 0;
+  const turns: string[] = [];
+  const { ok, failures } = await writingAndReading([first, second], async () => {
+    for (const node of nodes) {
+      const block = await install(node);
+      expect(block).toContain("No API server writes under Key4C yet");
+      const [, compare = "", rest = ""] = /(# 1\.[\s\S]*)(# 2\.[\s\S]*?)\n\n#/.exec(block) ?? [];
+      const { stdout } = await node.machine.try(compare); // diff tells a difference by its exit code
+      // Only the plugin's lines: its flags, its mount, and probes that do not ask for it.
+      const changed = stdout.match(/^[<>] .*$/gm) ?? [];
+      const ours = /encryption|key4c-kms|DirectoryOrCreate|hostPath|livez|args:|command:/;
+      expect(changed.filter((line) => !ours.test(line))).toEqual([]);
+      expect(stdout).toContain("--encryption-provider-config=");
+      await type(node, rest);
+      await apiserverReady(node, true);
+      turns.push(/^# {3}(key4c-kms-plugin manifest .*)$/m.exec(block)?.[1] ?? "");
+      commands += commandsIn(INSTALL_POD) + 2;
+    }
+    for (const [index, node] of nodes.entries()) {
+      await type(node, turns[index] ?? "");
+    }
+    await eventually("all write under Key4C", 240_000, async () => {
+      await rewrite(first);
+      const proof = await first.machine.try(
+        `export ETCDCTL_ENDPOINTS=https://127.0.0.1:2379 ETCDCTL_CACERT=/etc/kubernetes/pki/etcd/ca.crt ETCDCTL_CERT=/etc/kubernetes/pki/etcd/healthcheck-client.crt ETCDCTL_KEY=/etc/kubernetes/pki/etcd/healthcheck-client.key
+        etcdctl get --prefix /registry/secrets/ -w json | key4c-kms-plugin inspect --stale --encryption-configuration ${CONFIGURATION}`,
+      );
+      return proof.exitCode === 0;
+    });
+  });
+  const seconds = ((performance.now() - startMs) / 1000).toFixed(0);
+  figure(
+    `${what}: ${commands + nodes.length} commands, ${seconds} s; ${ok} pairs of a write and a read, ${failures.length} failed`,
+  );
+  for (const failure of failures) {
+    expect(failure).toMatch(API_SERVER_IS_RESTARTED);
+  }
+  expect(await type(second, "kubectl get secret s7 -o jsonpath={.data.v} | base64 -d")).toBe("7");
+  for (const node of nodes) {
+    await isWell(node);
+  }
+}

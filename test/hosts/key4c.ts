@@ -15,9 +15,32 @@ Restart=on-failure
 WantedBy=multi-user.target
 `;
 
+/** Nothing is sent back: the kernel accepts connections, and nobody answers them. */
+const BLACK_HOLE = `[Socket]
+ListenStream=127.0.0.1:9641
+[Install]
+WantedBy=sockets.target
+`;
+
+/** Both ways in which Key4C is unreachable, as commands; over reboots, too. */
+export const UNREACHABLE = {
+  refuses: "systemctl disable --quiet --now emulated-key4c",
+  hangs: `systemctl disable --quiet --now emulated-key4c
+    systemctl enable --quiet --now hole.socket`,
+};
+export type Outage = keyof typeof UNREACHABLE;
+/** Ends either. */
+export const REACHABLE = `systemctl disable --quiet --now hole.socket; systemctl stop hole.service
+  systemctl enable --quiet --now emulated-key4c`;
+
 /** Starts it, now and at each boot. */
 export async function startKey4C(machine: Machine): Promise<void> {
   await machine.put("/etc/systemd/system/emulated-key4c.service", UNIT);
+  await machine.put("/etc/systemd/system/hole.socket", BLACK_HOLE);
+  await machine.put(
+    "/etc/systemd/system/hole.service",
+    "[Service]\nExecStart=/bin/sleep infinity\n",
+  );
   await machine.run(`systemctl daemon-reload
     systemctl enable --quiet --now emulated-key4c
     for i in $(seq 600); do curl -s ${KEY4C_URL}/emulator/stats > /dev/null && exit; sleep 0.1; done; exit 1`);

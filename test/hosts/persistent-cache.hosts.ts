@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect } from "bun:test";
 import { commandsOf } from "../documents/blocks.ts";
 import { figure } from "../e2e/process.ts";
 import { cases } from "./cases.ts";
-import { KEY4C_FILES, startKey4C } from "./key4c.ts";
+import { KEY4C_FILES, type Outage, REACHABLE, startKey4C, UNREACHABLE } from "./key4c.ts";
 import { Machine } from "./machine.ts";
 import { INSTALL_SERVICE, RELEASE, releaseArchive } from "./runbook.ts";
 
@@ -32,21 +32,9 @@ const mainPid = async () => Number(await machine.run(`systemctl show -P MainPID 
 const isOk = () => machine.run("key4c-kms-plugin status --wait 60s");
 const bootId = async () => (await machine.run("cat /proc/sys/kernel/random/boot_id")).trim();
 
-/** Nothing is sent back: the kernel accepts connections, and nobody answers them. */
-const BLACK_HOLE = `[Socket]
-ListenStream=127.0.0.1:9641
-[Install]
-WantedBy=sockets.target
-`;
-const away = {
-  refuses: "systemctl disable --quiet --now emulated-key4c",
-  hangs: `systemctl disable --quiet --now emulated-key4c; systemctl enable --quiet --now hole.socket`,
-};
 /** Key4C answers, and the plugin has heard it. */
-const back = `systemctl disable --quiet --now hole.socket; systemctl stop hole.service
-  systemctl enable --quiet --now emulated-key4c
+const back = `${REACHABLE}
   for i in $(seq 300); do curl -s 127.0.0.1:9640/readyz | grep -q '^ok' && exit; sleep 0.2; done; exit 1`;
-type Outage = keyof typeof away;
 
 /** Wraps a DEK into a file. */
 const wrap = (name: string) =>
@@ -68,11 +56,6 @@ async function isServed(...names: readonly string[]): Promise<number> {
 }
 
 hostCase("installed with what is kept in memory, for the user of the service alone", async () => {
-  await machine.put("/etc/systemd/system/hole.socket", BLACK_HOLE);
-  await machine.put(
-    "/etc/systemd/system/hole.service",
-    "[Service]\nExecStart=/bin/sleep infinity\n",
-  );
   await machine.run(INSTALL_SERVICE, { input: "the-token\n" });
   await machine.run(commandsOf("docs/restart.md", "In memory")[0] ?? "");
   await isOk();
@@ -84,7 +67,7 @@ hostCase("installed with what is kept in memory, for the user of the service alo
 
 for (const outage of ["hangs", "refuses"] as const satisfies readonly Outage[]) {
   hostCase(`Key4C ${outage}: kill -9, and a restart of the service`, async () => {
-    await machine.run(away[outage]);
+    await machine.run(UNREACHABLE[outage]);
     const { exitCode } = await machine.try(`kill -9 ${await mainPid()}`);
     expect(exitCode).toBe(0);
     figure(`Key4C ${outage}: served ${await isServed("first")} ms after kill -9`);
@@ -96,7 +79,7 @@ for (const outage of ["hangs", "refuses"] as const satisfies readonly Outage[]) 
 }
 
 hostCase("what is in memory ends with a reboot", async () => {
-  await machine.run(away.refuses);
+  await machine.run(UNREACHABLE.refuses);
   await machine.reboot();
   expect((await machine.try("key4c-kms-plugin status")).exitCode).not.toBe(0);
   await machine.run(back);
@@ -124,7 +107,7 @@ hostCase("sealed by a key that systemd-creds opens at boot", async () => {
 
 for (const outage of ["refuses", "hangs"] as const satisfies readonly Outage[]) {
   hostCase(`Key4C ${outage}: the machine is rebooted, and comes up`, async () => {
-    await machine.run(away[outage]);
+    await machine.run(UNREACHABLE[outage]);
     const before = await bootId();
     await machine.reboot();
     const tookMs = await isServed("first", "second");
@@ -149,7 +132,7 @@ Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
 Environment=FAKETIME=-1h FAKETIME_DONT_FAKE_MONOTONIC=1
 `,
   );
-  await machine.run(away.refuses);
+  await machine.run(UNREACHABLE.refuses);
   const before = await bootId();
   await machine.reboot();
   figure(`an hour back: served ${await isServed("first", "second")} ms after the reboot`);
@@ -165,7 +148,7 @@ Environment=FAKETIME=-1h FAKETIME_DONT_FAKE_MONOTONIC=1
 });
 
 hostCase("power lost while Key4C is unreachable", async () => {
-  await machine.run(away.refuses);
+  await machine.run(UNREACHABLE.refuses);
   await machine.powerOff();
   await machine.powerOn();
   figure(`served ${await isServed("first", "second")} ms after the power came back`);

@@ -626,7 +626,7 @@ test("versions that begin at 0, and those within a text", async () => {
   expect(await versionOf({ ...at, first: 0 }, "7")).toBe(8);
   expect(await versionOf({ ...at, first: 0 }, 2 ** 32 - 2)).toBe(2 ** 32 - 1);
   expect(await versionOf({ ...at, first: 0 }, -1)).toBe(
-    "Key4C's answer: -1 at /version is not a version of 0 or more",
+    "Key4C's answer to describe: -1 at /version is not a version of 0 or more",
   );
   expect(await versionOf({ ...at, first: 0 }, 2 ** 32 - 1)).toContain("is not a version");
   const within = { ...at, after: "ncpkms:v", before: ":" };
@@ -635,7 +635,7 @@ test("versions that begin at 0, and those within a text", async () => {
   expect(await versionOf({ ...at, before: "." }, "3.AAAA")).toBe(3);
   for (const text of ["ncpkms:v12", "v12:", "ncpkms:v:", "ncpkms:v1 :", "ncpkms:v0x1:", ""]) {
     expect(await versionOf(within, text)).toMatch(
-      /^Key4C's answer: "[^"]*" at \/version is not a version of 1 or more$/,
+      /^Key4C's answer to describe: "[^"]*" at \/version is not a version of 1 or more$/,
     );
   }
 });
