@@ -4,14 +4,13 @@ import { Circuits } from "./circuits.ts";
 import type { LocalKek } from "./envelope.ts";
 import { HealthRecord } from "./health-record.ts";
 import { Holdings, type Snapshot } from "./holdings.ts";
+import { allOf, Inheritance } from "./inheritance.ts";
 import type { Handover, Holding, Keeper } from "./keeper.ts";
 import type { CacheSpace, Kept } from "./kek-cache.ts";
 import type { Effect, Limits } from "./key-health.ts";
 import { formatKeyId } from "./key-id.ts";
 import { type Material, Materials } from "./material.ts";
-
-/** A key that does not wrap has its canary asked for at every tenth probe: it guards nothing that is written now. */
-const PROBES_PER_CANARY = 10;
+import { Proofs } from "./proofs.ts";
 
 export interface KeyOptions {
   readonly limits: Limits;
@@ -39,21 +38,13 @@ export class Key {
   readonly asked = { givenBack: 0, refused: 0 };
   readonly #options: KeyOptions;
   readonly #held: Holdings;
-  /** What a probe missed before that was a finding. */
-  #missed: readonly Kept[] = [];
+  readonly #proofs = new Proofs();
   #wraps = false;
   /** Counts what makes the result of a call that is under way unwanted: a revocation, or the end of the configuration. */
   #generation = 0;
-  #probes = 0;
   #hasDropped = false;
   readonly #keeper: Keeper | undefined;
-  /** Resolves when what an earlier process kept is there, or is known not to be; maybe never. */
-  readonly handedOver: Promise<void>;
-  /** What an earlier process kept, before it is taken. */
-  #handover: Handover | undefined;
-  #mayTakeOver = false;
-  /** Whether a probe proves local KEKs of this key. */
-  #proves = false;
+  readonly #inheritance: Inheritance;
   /** Whose current local KEK is used, because Key4C has not answered well since the start. */
   takenOver: Handover | undefined;
 
@@ -65,22 +56,23 @@ export class Key {
     this.circuits = new Circuits(options.clock);
     this.#held = new Holdings(options.space);
     this.#keeper = options.keeper?.(kmsKeyId, () => this.#holding);
-    const handover = this.#keeper?.handover ?? Promise.resolve(undefined);
-    this.handedOver = handover.then((found) => {
-      this.#handover = found;
-      this.#takeOver();
-    });
+    this.#inheritance = new Inheritance(this.#keeper?.handover, () => this.#takeOver());
   }
 
   /** What the next process may have. */
   get #holding(): Holding {
     const { others, ...pinned } = this.#held.holding;
-    return { ...pinned, others: [...others, ...allOf(this.#handover)] };
+    return { ...pinned, others: [...others, ...this.#inheritance.all] };
+  }
+
+  /** Resolves when what an earlier process kept is there, or is known not to be; maybe never. */
+  get handedOver(): Promise<void> {
+    return this.#inheritance.arrived;
   }
 
   /** Key4C comes first. From now on, whether or not it has answered, what an earlier process kept may be used. */
   allowTakeOver(): void {
-    this.#mayTakeOver = true;
+    this.#inheritance.allow();
     this.#takeOver();
   }
 
@@ -89,15 +81,15 @@ export class Key {
    * whatever reason but an established revocation, the key continues as if that process had never ended.
    */
   #takeOver(): void {
-    const handover = this.#handover;
-    if (handover === undefined || !this.#mayTakeOver) {
+    const handover = this.#inheritance.take();
+    if (handover === undefined) {
       return;
     }
     if (this.health.revocation !== undefined) {
       this.#dropAll();
+      this.#held.wipe(allOf(handover));
       return;
     }
-    this.#handover = undefined;
     const { current, canary = current } = handover;
     if (this.health.memory.lastSuccessMs === undefined) {
       this.health.resume(handover.confirmedMsAgo);
@@ -168,13 +160,10 @@ export class Key {
     }
     if (met === undefined) {
       this.takenOver = undefined;
-      if (this.#proves) {
-        this.#proves = false;
+      const { hasProven, replaced } = this.#proofs.succeed(this.pinned);
+      if (hasProven) {
         this.#keeper?.confirmed();
       }
-      // What was missed may have been replaced before that was a finding: then nobody has asked for it again.
-      const replaced = this.#missed.filter((one) => !this.pinned.includes(one));
-      this.#missed = [];
       if (replaced.length > 0 && effects.length === 0) {
         this.#options.lookThrough(this, replaced);
       }
@@ -199,13 +188,12 @@ export class Key {
   /** Orphaned local KEKs, which nobody unwraps any more, are only withheld. */
   #dropAll(): void {
     this.#keeper?.fewer("all"); // before anything else
-    this.#held.wipe(allOf(this.#handover));
-    this.#handover = undefined;
+    this.#held.wipe(allOf(this.#inheritance.take()));
     this.takenOver = undefined;
     this.#generation += 1;
     this.#held.drop();
     this.health.hasLocalKek = false;
-    this.#missed = [];
+    this.#proofs.forget();
   }
 
   /** The key left the configuration: what is under way answers nobody. What it holds is withheld, and may come back. */
@@ -220,37 +208,6 @@ export class Key {
     this.#held.dropOrphansToo();
   }
 
-  /** Why Key4C must not be asked now for a local KEK that a caller needs; undefined if it may be asked. */
-  refusalOfCaller(): PluginError | undefined {
-    const { revocation, refusalOfCallers } = this.health;
-    if (revocation !== undefined) {
-      return revoked(revocation);
-    }
-    const failure = refusalOfCallers ?? this.circuits.refusalToUnwrap(this.pinned.length > 0);
-    if (failure === undefined) {
-      return undefined;
-    }
-    this.health.wantProbe();
-    return new PluginError(failure.kind, "Key4C is not asked: the last call failed", {
-      cause: failure,
-    });
-  }
-
-  /** Whether Key4C is known not to wrap, or not to unwrap what it wraps. */
-  get isWrappingFutile(): boolean {
-    const { refusalOfCallers } = this.health;
-    const refusal = refusalOfCallers ?? this.circuits.refusalToWrap;
-    return refusal !== undefined || this.circuits.isUnwrapOpen;
-  }
-
-  /** A caller failed because Key4C did not answer: the next probe comes soon. A throttled answer changes the state at once. */
-  callerFailed(failure: PluginError): void {
-    if (failure.kind === "throttled" && this.health.failure === undefined) {
-      this.record(failure);
-    }
-    this.health.wantProbe();
-  }
-
   /** The current local KEK and the canary, once each. */
   get pinned(): readonly Kept[] {
     return this.#held.pinned;
@@ -263,20 +220,14 @@ export class Key {
 
   /** What the next probe must have unwrapped. */
   takeWhatToProve(): readonly Kept[] {
-    this.#probes += 1;
     const isDue =
-      this.current !== undefined ||
-      this.circuits.isUnwrapOpen ||
-      this.health.failure !== undefined ||
-      this.#probes % PROBES_PER_CANARY === 0;
-    const wanted = isDue ? this.pinned : [];
-    this.#proves = wanted.length > 0;
-    return wanted;
+      this.current !== undefined || this.circuits.isUnwrapOpen || this.health.failure !== undefined;
+    return this.#proofs.take(this.pinned, isDue);
   }
 
   /** A probe did not get these back. */
   missed(missing: readonly Kept[]): void {
-    this.#missed = [...new Set([...this.#missed, ...missing])];
+    this.#proofs.miss(missing);
   }
 
   /**
@@ -294,7 +245,7 @@ export class Key {
         : new PluginError("unavailable", "the key changed while a local KEK was made");
     }
     this.takenOver = undefined;
-    this.#proves = true;
+    this.#proofs.made();
     const snapshot = this.#becomeCurrent(made, material);
     this.#keeper?.more("current");
     return snapshot;
@@ -345,15 +296,4 @@ export class Key {
     this.#held.reinstate(kept);
     this.#keeper?.more("other");
   }
-}
-
-/** Those that matter least first. */
-function allOf(handover: Handover | undefined): readonly Kept[] {
-  const { others = [], canary, current } = handover ?? {};
-  return [...others.toReversed(), ...new Set([canary, current])].filter((one) => one !== undefined);
-}
-
-/** The error of every RPC on a revoked key. */
-export function revoked(cause: PluginError): PluginError {
-  return new PluginError(cause.kind, "the key is revoked", { cause });
 }

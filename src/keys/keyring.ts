@@ -2,10 +2,11 @@ import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import { type Clock, settledWithin, systemClock } from "../system/clock.ts";
 import { describeError } from "../system/errors.ts";
 import type { Log } from "../system/log.ts";
+import { callerFailed, isWrappingFutile, revoked } from "./admission.ts";
 import { type Envelope, type LocalKek, MAX_PLAINTEXT_BYTES } from "./envelope.ts";
 import type { Snapshot } from "./holdings.ts";
 import { CacheSpace, kekName } from "./kek-cache.ts";
-import { type Key, type KeyOptions, revoked } from "./key.ts";
+import type { Key, KeyOptions } from "./key.ts";
 import type { Limits } from "./key-health.ts";
 import { type ConfiguredKeys, KeySet } from "./key-set.ts";
 import { fingerprintOf } from "./local-kek.ts";
@@ -82,7 +83,7 @@ export class Keyring {
       make: () => this.keys.current.prober.renew(),
       maxUses: options.maxUses,
       maxAgeMs: options.maxAgeMs,
-      isFutile: () => this.keys.current.key.isWrappingFutile,
+      isFutile: () => isWrappingFutile(this.keys.current.key),
       onFailure: (error) => this.#renewalFailed(error),
       clock,
     });
@@ -269,7 +270,7 @@ export class Keyring {
       cause: describeError(error),
       uses: this.snapshot?.localKek.uses,
     });
-    this.#key.callerFailed(failure);
+    callerFailed(this.#key, failure);
   }
 
   /** A probe of the key that wraps has succeeded: what failed before may be tried again at once. */

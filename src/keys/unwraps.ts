@@ -1,5 +1,6 @@
 import { PluginError, toPluginError } from "../failures/plugin-error.ts";
 import type { Clock } from "../system/clock.ts";
+import { callerFailed, refusalOfCaller } from "./admission.ts";
 import { type KekHeader, LocalKek } from "./envelope.ts";
 import { type CacheSpace, kekName } from "./kek-cache.ts";
 import type { Key } from "./key.ts";
@@ -85,7 +86,7 @@ export class Unwraps {
       });
       if (key.generation !== generation) {
         bytes.fill(0);
-        throw key.refusalOfCaller() ?? new PluginError("unavailable", "the key changed meanwhile");
+        throw refusalOfCaller(key) ?? new PluginError("unavailable", "the key changed meanwhile");
       }
       return keep(key, header, bytes);
     } finally {
@@ -131,7 +132,7 @@ export class Unwraps {
     }
     if (failure.kind !== "invalid") {
       openCircuit(key, failure);
-      key.callerFailed(failure);
+      callerFailed(key, failure);
       return failure;
     }
     key.circuits.recordUnwrap(undefined);
@@ -149,7 +150,7 @@ export class Unwraps {
 
 /** @throws PluginError when Key4C is not to be asked for a local KEK of this key now */
 function refuseIfFutile(key: Key): void {
-  const refusal = key.refusalOfCaller();
+  const refusal = refusalOfCaller(key);
   if (refusal !== undefined) {
     throw refusal;
   }

@@ -1,6 +1,6 @@
 /** /livez, /readyz and /metrics of the compiled binary. */
 import { expect, test } from "bun:test";
-import { renameSync, utimesSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, renameSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeyManagementService as V1 } from "../../src/gen/v1beta1/api_pb.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
@@ -35,6 +35,20 @@ function metric(text: string, name: string): number | undefined {
   const line = text.split("\n").find((one) => one.startsWith(`${name} `));
   return line === undefined ? undefined : Number(line.slice(name.length));
 }
+
+test("the process is told as the kernel sees it", async () => {
+  const startSeconds = Date.now() / 1000;
+  const { plugin, get } = await setup();
+  const [, text] = await get("metrics");
+  const of = (path: string) => `/proc/${plugin.pid}/${path}`;
+  const PAGE_BYTES = 4096;
+  const rssBytes = Number(readFileSync(of("statm"), "utf8").split(" ")[1]) * PAGE_BYTES;
+  const told = (name: string) => metric(text, `process_${name}`) ?? Number.NaN;
+  expect(told("resident_memory_bytes") / rssBytes).toBeWithin(0.5, 2);
+  expect(told("open_fds") / readdirSync(of("fd")).length).toBeWithin(0.5, 2);
+  expect(told("start_time_seconds") - startSeconds).toBeWithin(-1, 30);
+  expect(told("cpu_seconds_total")).toBeWithin(0.005, 30);
+});
 
 /** What a plugin tells after calls of each kind, and the key_id under which it wraps. */
 async function toldAfterCalls() {

@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import { Health } from "../../src/health/health.ts";
 import { DEFAULT_PROFILE, type Profile } from "../../src/key4c/profile.ts";
+import { callerFailed } from "../../src/keys/admission.ts";
 import type { Limits, State } from "../../src/keys/key-health.ts";
 import { materialOf } from "../../src/keys/material.ts";
 import { type Clock, systemClock } from "../../src/system/clock.ts";
@@ -348,7 +349,7 @@ test("a state that a caller's answer leads to is told at once, and not first by 
   health.start();
   await until("ok");
   await Bun.sleep(1); // the end of that probe
-  keyring.key.callerFailed(new PluginError("throttled", "fake", { retryAfterMs: 60_000 }));
+  callerFailed(keyring.key, new PluginError("throttled", "fake", { retryAfterMs: 60_000 }));
   expect(health.state).toBe("degraded");
   expect(lines.at(-1)).toMatchObject({ level: "warn", state: "degraded", kind: "throttled" });
 });

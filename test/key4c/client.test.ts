@@ -191,6 +191,7 @@ test("an answer that is not JSON is called what it is", async () => {
       encoded(brotliCompressSync(ANSWER), "br"),
       /compressed \(Content-Encoding: br\), which nobody/,
     ],
+    [encoded(html, "identity"), /a page \(HTML or XML\)/],
     [encoded(ANSWER.slice(0, 20), "gzip"), /compressed \(Content-Encoding: gzip\)/],
     [encoded(gzipSync(html), "gzip"), /a page \(HTML or XML\)|compressed/],
     [encoded(gzipSync(Buffer.alloc(1024 * 1024, " ")), "gzip"), /larger than allowed$/],

@@ -1,5 +1,12 @@
 import { expect, test } from "bun:test";
-import { base32, formatKeyId, kcvHash, keyNameHash, parseKeyId } from "../../src/keys/key-id.ts";
+import {
+  base32,
+  formatKeyId,
+  kcvHash,
+  keyNameHash,
+  parseKeyId,
+  standsFor,
+} from "../../src/keys/key-id.ts";
 import { MAX_KEY_VERSION } from "../../src/keys/wrapping.ts";
 
 function keyIdOf(kmsKeyId: string, keyVersion: number, kcv?: string): string {
@@ -87,6 +94,14 @@ test("what is not a key_id of ours is none", () => {
   ]) {
     expect(parseKeyId(bad)).toBeUndefined();
   }
+});
+
+test("a key_id stands for its key, whatever the version, and for no other", () => {
+  for (const keyId of [keyIdOf("demo", 0), keyIdOf("demo", 7), keyIdOf("demo", 7, "A1B2C3")]) {
+    expect(standsFor(keyId, "demo")).toBe(true);
+    expect(standsFor(keyId, "other")).toBe(false);
+  }
+  expect(standsFor("of another plugin", "demo")).toBe(false);
 });
 
 test("keys that differ have other names, and length prefixes keep parts apart", () => {
