@@ -221,9 +221,48 @@ test("a token that is ended at once is replaced at once; the next one not before
     message: "a token is refused that is not old",
   });
   expect(error?.headline).toContain("ends our session");
-  clock.skip(10 * SECOND);
+  clock.skip(10 * SECOND - 1);
+  expect(await kindOf(key4c.describe("demo"))).toBe("unavailable");
+  clock.skip(1);
   expect(await kindOf(key4c.describe("demo"))).toBe("ok");
   expect(hsm.logins).toBe(3);
+});
+
+test("the third token in a row that is ended early makes an eviction: the next login waits for a minute", async () => {
+  const { clock, hsm, client } = setUp();
+  const { key4c } = client();
+  expect(await kindOf(key4c.describe("demo"))).toBe("ok");
+  for (let ended = 0; ended < 3; ended++) {
+    clock.skip(10 * SECOND);
+    hsm.logOut();
+    expect(await kindOf(key4c.describe("demo"))).toBe("ok");
+  }
+  clock.skip(MINUTE - 1);
+  hsm.logOut();
+  expect((await errorOf(key4c.describe("demo")))?.message).toContain("3 in a row");
+  clock.skip(1);
+  expect(await kindOf(key4c.describe("demo"))).toBe("ok");
+});
+
+test("a login in the background that fails is tried again after 10 s, whatever callers do", async () => {
+  const { clock, away, client, requests } = setUp({ tokenSeconds: 200 });
+  const { key4c } = client();
+  expect(await kindOf(key4c.describe("demo"))).toBe("ok");
+  const logins = () => requests.filter((url) => url.endsWith("/token")).length;
+  away.login = true;
+  clock.skip(180 * SECOND); // it is to be renewed
+  const counts: number[] = [];
+  for (let tenths = 0; tenths < 100; tenths++) {
+    expect(await kindOf(key4c.describe("demo"))).toBe("ok");
+    counts.push(logins());
+    await clock.pass(SECOND / 10);
+  }
+  const first = counts[0] ?? 0;
+  expect(first).toBeGreaterThan(1);
+  expect(new Set(counts).size).toBeLessThanOrEqual(3); // attempts of one login
+  const before = logins();
+  expect(await kindOf(key4c.describe("demo"))).toBe("ok");
+  expect(logins()).toBe(before + 1);
 });
 
 test("nodes that end each other's tokens: each backs off, and says what it is", async () => {

@@ -204,3 +204,27 @@ test("an unwrap that is under way when its key leaves answers nobody, and is wip
   expect(await unwrapping).toBe("unavailable");
   expect(given.map((bytes) => bytes.equals(Buffer.alloc(32)))).toEqual([true]);
 });
+
+test("of a key that leaves the configuration nothing is looked through any more, now and later", async () => {
+  const key4c = new FakeKey4C();
+  const writer = await ready(key4c, { ...changing("old"), maxUses: 1 });
+  const { now, configured } = changing("a", "old");
+  const clock = new TestClock();
+  const { ring } = await readyParts(key4c, { configured, clock, cacheSize: 200 });
+  for (let held = 0; held < 40; held++) {
+    await ring.unwrap((await writer.wrap(DEK)).envelope);
+  }
+  const asked = async (forMs: number) => {
+    const before = key4c.calls.unwrap;
+    ring.lookThrough.resume(ring.keys.members.map(({ key }) => key));
+    await clock.pass(forMs);
+    return key4c.calls.unwrap - before;
+  };
+  const { key } = ring.member("old");
+  key.lookThrough();
+  expect(await asked(150)).toBe(10);
+  now.previous = [];
+  ring.keys.follow();
+  expect(await asked(MINUTE_MS)).toBe(0);
+  expect(await asked(10 * MINUTE_MS)).toBe(0);
+});
