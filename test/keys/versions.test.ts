@@ -156,3 +156,26 @@ test("a key that stops wrapping waits for no other key check value any more", as
   await clock.pass(600_000);
   expect(key4c.calls.describe).toBeLessThan(70); // each interval, of two keys; about the wraps too
 });
+
+test.each([
+  ["another version", { version: 4 }, "unavailable"],
+  ["another key check value", { kcv: "D4E5F6" }, "unavailable"],
+  ["no key check value any more", { kcv: undefined }, "ok"],
+] as const)(
+  "only describe tells the material, and after a wrap it tells %s",
+  async (_, after, kind) => {
+    const key4c = new FakeKey4C();
+    const told: { version: number; kcv: string | undefined } = { version: 3, kcv: "A1B2C3" };
+    key4c.version = undefined;
+    key4c.told = () => told.version;
+    key4c.kcv = told.kcv;
+    const wrap = key4c.wrap.bind(key4c);
+    key4c.wrap = async (...args) => {
+      const wrapped = await wrap(...args);
+      Object.assign(told, after);
+      key4c.kcv = told.kcv;
+      return wrapped;
+    };
+    expect(await kindOf(adopt(keyring(key4c), key4c))).toBe(kind);
+  },
+);
