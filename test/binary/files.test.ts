@@ -1,6 +1,13 @@
 /** What may stand in the place of a file that the compiled binary reads again. */
 import { expect, test } from "bun:test";
-import { copyFileSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { $ } from "bun";
 import { rpcs } from "../faults/callers.ts";

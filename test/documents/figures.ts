@@ -162,12 +162,10 @@ function readmeTable(words: Words): string {
 const AT_ONCE_MS = 500;
 const readyAt20 = ({ readyMs }: Figures) => must(readyMs["20"]);
 
-/** In any language: date, machine, versions. */
+/** In any language: date, machine, versions; those of other plugins are in comparison.md. */
 function shortProvenance(): string {
-  const peers = others.filter(([name]) => name !== "each");
-  const versions = peers.map(([name, { version }]) => `, ${TITLES[name]} ${version}`);
   const { date, machine, load, isQuick } = RESULT;
-  return `${date}${isQuick ? " (`--quick`)" : ""}, ${machine} (load ${load}), ${RESULT.commit}, grpc-go ${grpcGo.version}${versions.join("")}`;
+  return `${date}${isQuick ? " (`--quick`)" : ""}, ${machine} (load ${load}), ${RESULT.commit}, grpc-go ${grpcGo.version}`;
 }
 
 /** A figure that another document has. @throws Error when it has none */
