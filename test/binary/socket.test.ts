@@ -24,7 +24,6 @@ import {
   temporaryDirectory,
   withUntil,
 } from "../support.ts";
-import { eventually } from "./bent-key4c.ts";
 
 /** Starts `serve --emulator` on a path. */
 function serve(socket: string, env: Record<string, string> = {}) {
@@ -254,7 +253,7 @@ async function startHeld(hide: string) {
       ...["unshare", "--mount", "sh", "-ec", start, directory, BINARY],
     ]),
   );
-  await eventually("listening", () => existsSync(socket));
+  await plugin.until(/Listening on/); // its file is there before that
   expect(await healthzOf(socket)).toBe("ok");
   const [, url] = await plugin.until(/"msg":"health and metrics","url":"([^"]*)"/);
   return { plugin, socket, livez: async () => (await fetch(`${url}livez`)).status };
