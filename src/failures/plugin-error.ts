@@ -1,7 +1,7 @@
 import type { ErrorKind } from "./kinds.ts";
 
 /** The fields of a {@link PluginError} too, so that one can be made from another. */
-interface PluginErrorOptions {
+export interface PluginErrorOptions {
   readonly cause?: unknown;
   /** How long Key4C asked us to wait (its Retry-After), in milliseconds. */
   readonly retryAfterMs?: number | undefined;

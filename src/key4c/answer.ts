@@ -29,7 +29,7 @@ export function readAnswer(
   if (response.ok) {
     if (document === undefined) {
       const what = text === undefined ? "larger than allowed" : notJson(response, text);
-      throw new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`, {
+      throw unreadable(name, what, {
         remedy: `check KEY4C_URL, KEY4C_PROFILE, and what stands before Key4C: a gateway, a proxy, a login page; ${DO_NOT_RESTART}`,
       });
     }

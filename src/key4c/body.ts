@@ -1,7 +1,7 @@
 /** The body of an HTTP answer: what it is, read or named. */
 import { gunzipSync } from "node:zlib";
 import { UNREADABLE_ANSWER } from "../failures/kinds.ts";
-import { PluginError } from "../failures/plugin-error.ts";
+import { PluginError, type PluginErrorOptions } from "../failures/plugin-error.ts";
 import { errorCode } from "../system/files.ts";
 
 /** The largest honest answer carries a wrapped KEK of 16 KiB. */
@@ -57,7 +57,11 @@ export function notJson(response: Response, text: string): string {
     : "not JSON";
 }
 
-/** Where the profile points, there is not what it says. */
-export function unreadable(name: string, what: string): PluginError {
-  return new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`, UNREADABLE_ANSWER);
+/** @param details by default: where the profile points, there is not what it says */
+export function unreadable(
+  name: string,
+  what: string,
+  details: PluginErrorOptions = UNREADABLE_ANSWER,
+): PluginError {
+  return new PluginError("unavailable", `Key4C's answer to ${name}: ${what}`, details);
 }

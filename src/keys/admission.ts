@@ -3,12 +3,13 @@ import { PluginError } from "../failures/plugin-error.ts";
 import type { Key } from "./key.ts";
 
 /** Why Key4C must not be asked now for a local KEK that a caller needs; undefined if it may be asked. */
-export function refusalOfCaller({ health, circuits, pinned }: Key): PluginError | undefined {
+export function refusalOfCaller(key: Key): PluginError | undefined {
+  const { health, circuits } = key;
   const { revocation, refusalOfCallers } = health;
   if (revocation !== undefined) {
     return revoked(revocation);
   }
-  const failure = refusalOfCallers ?? circuits.refusalToUnwrap(pinned.length > 0);
+  const failure = refusalOfCallers ?? circuits.refusalToUnwrap(key.pinned.length > 0);
   if (failure === undefined) {
     return undefined;
   }

@@ -8,7 +8,7 @@ export class Inheritance {
   #handover: Handover | undefined;
   #mayBeTaken = false;
 
-  /** @param ready called whenever it is there and may be taken */
+  /** @param ready called where it may be taken at its arrival; after {@link allow}, whoever allowed it looks */
   constructor(handover: Promise<Handover | undefined> | undefined, ready: () => void) {
     this.arrived = Promise.resolve(handover).then((found) => {
       this.#handover = found;
@@ -23,9 +23,9 @@ export class Inheritance {
     this.#mayBeTaken = true;
   }
 
-  /** Every one. Those that matter least first. */
-  get all(): readonly Kept[] {
-    return allOf(this.#handover);
+  /** What is there, and not taken. */
+  get waiting(): Handover | undefined {
+    return this.#handover;
   }
 
   /** @returns what is there; then nothing is left */

@@ -62,7 +62,7 @@ export class Key {
   /** What the next process may have. */
   get #holding(): Holding {
     const { others, ...pinned } = this.#held.holding;
-    return { ...pinned, others: [...others, ...this.#inheritance.all] };
+    return { ...pinned, others: [...others, ...allOf(this.#inheritance.waiting)] };
   }
 
   /** Resolves when what an earlier process kept is there, or is known not to be; maybe never. */
@@ -81,13 +81,11 @@ export class Key {
    * whatever reason but an established revocation, the key continues as if that process had never ended.
    */
   #takeOver(): void {
+    if (this.#inheritance.waiting !== undefined && this.health.revocation !== undefined) {
+      this.#dropAll();
+    }
     const handover = this.#inheritance.take();
     if (handover === undefined) {
-      return;
-    }
-    if (this.health.revocation !== undefined) {
-      this.#dropAll();
-      this.#held.wipe(allOf(handover));
       return;
     }
     const { current, canary = current } = handover;

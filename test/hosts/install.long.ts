@@ -10,6 +10,7 @@ import {
   join,
   plainInit,
   rewrite,
+  SHELL,
   startNode,
   type,
   withSandbox,
@@ -151,8 +152,7 @@ async function addToCluster(what: string, first: ClusterNode, second: ClusterNod
     await eventually("all write under Key4C", 240_000, async () => {
       await rewrite(first);
       const proof = await first.machine.try(
-        `export ETCDCTL_ENDPOINTS=https://127.0.0.1:2379 ETCDCTL_CACERT=/etc/kubernetes/pki/etcd/ca.crt ETCDCTL_CERT=/etc/kubernetes/pki/etcd/healthcheck-client.crt ETCDCTL_KEY=/etc/kubernetes/pki/etcd/healthcheck-client.key
-        etcdctl get --prefix /registry/secrets/ -w json | key4c-kms-plugin inspect --stale --encryption-configuration ${CONFIGURATION}`,
+        `${SHELL}etcdctl get --prefix /registry/secrets/ -w json | key4c-kms-plugin inspect --stale --encryption-configuration ${CONFIGURATION}`,
       );
       return proof.exitCode === 0;
     });

@@ -17,7 +17,7 @@ WantedBy=multi-user.target
 
 /** Nothing is sent back: the kernel accepts connections, and nobody answers them. */
 const BLACK_HOLE = `[Socket]
-ListenStream=127.0.0.1:9641
+ListenStream=${new URL(KEY4C_URL).host}
 [Install]
 WantedBy=sockets.target
 `;
