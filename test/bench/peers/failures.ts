@@ -9,8 +9,8 @@ import type { Disabled, Outage } from "./result.ts";
 const DISTANCE_MS = 20;
 /** Calls are sent at this pace, whether those before are answered or not: what hangs must hide nothing. */
 const PACE_MS = 100;
-/** What is sent at once with the fault may be answered by either. */
-const FAULT_SETTLES_MS = 200;
+/** What is sent at once with the fault, or shortly before its end, may be answered by either. */
+const SETTLES_MS = 200;
 const PROBE_INTERVAL_MS = 10_000; // of the manifests, and of a kubelet that is told nothing
 const RECOVERY_LIMIT_MS = 15_000;
 const REVOCATION_LIMIT_MS = 150_000;
@@ -36,10 +36,12 @@ class Watch {
     }, PACE_MS);
   }
 
-  /** Part of the calls sent in a time that were answered. */
-  answered(fromMs: number, toMs: number): number {
-    const sent = this.seen.filter(({ sentMs }) => sentMs >= fromMs && sentMs < toMs);
-    return sent.filter(({ isOk }) => isOk).length / sent.length;
+  /** Part of the calls sent in an outage that were answered before it ended. */
+  answered(outageMs: number, outageEndMs: number): number {
+    const sent = this.seen.filter(
+      ({ sentMs }) => sentMs >= outageMs + SETTLES_MS && sentMs < outageEndMs - SETTLES_MS,
+    );
+    return sent.filter(({ isOk, endMs }) => isOk && endMs < outageEndMs).length / sent.length;
   }
 
   /** From a time to the first answer after it. */
@@ -103,7 +105,7 @@ export async function outage(
   for (const watch of [...Object.values(watches), needsKms]) {
     watch.stop();
   }
-  const answered = (watch: Watch) => watch.answered(faultMs + FAULT_SETTLES_MS, endMs);
+  const answered = (watch: Watch) => watch.answered(faultMs, endMs);
   const { encrypt, decrypt, status } = watches;
   await Bun.sleep(3_000); // the last deadlines
   client.close();
