@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { beforeAll, expect, spyOn, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import {
   copyFileSync,
@@ -16,6 +16,7 @@ import { readMoment } from "../../src/cache/age.ts";
 import { decodeStored, encodeStored, type StoredKey } from "../../src/cache/form.ts";
 import { fileName } from "../../src/cache/key-file.ts";
 import { PersistentCache } from "../../src/cache/persistent-cache.ts";
+import { Store } from "../../src/cache/store.ts";
 import { kekHeader, LocalKek } from "../../src/keys/envelope.ts";
 import type { Kept } from "../../src/keys/kek-cache.ts";
 import { keyNameHash, NO_KCV } from "../../src/keys/key-id.ts";
@@ -65,12 +66,32 @@ async function plugin(directory: string, settings: Settings = {}) {
 }
 type Plugin = Awaited<ReturnType<typeof plugin>>;
 
-/** Lets time pass, and writes that it made due come to their end. */
+/** What disks still do: the only thing here that takes real time, however long that is. */
+const underWay = new Set<Promise<unknown>>();
+function track<T>(promise: Promise<T>): Promise<T> {
+  underWay.add(promise);
+  const end = () => underWay.delete(promise);
+  promise.then(end, end);
+  return promise;
+}
+beforeAll(() => {
+  const { open } = Store;
+  const { read, write } = Store.prototype;
+  spyOn(Store, "open").mockImplementation((...args) => track(open.apply(Store, args)));
+  spyOn(Store.prototype, "read").mockImplementation(function (this: Store, ...args) {
+    return track(read.apply(this, args));
+  });
+  spyOn(Store.prototype, "write").mockImplementation(function (this: Store, ...args) {
+    return track(write.apply(this, args));
+  });
+});
+
+/** Lets time pass, and what it made due come to its end. */
 async function pass({ clock }: Plugin, ms: number): Promise<void> {
   await clock.pass(ms);
-  for (let turns = 0; turns < 30; turns++) {
-    await Bun.sleep(1);
-    await clock.pass(0);
+  while (underWay.size > 0) {
+    await Promise.allSettled([...underWay]);
+    await clock.pass(0); // one that ended may make another one due now
   }
 }
 
@@ -417,7 +438,11 @@ test("files of other keys go when they are too old to be used, once Key4C answer
   await pass(one, HOUR_MS);
   expect(names(directory)).toHaveLength(4);
   one.keeper.confirmed();
-  await pass(one, 0);
+  for (const endMs = performance.now() + 5_000; names(directory).length > 2; ) {
+    expect(performance.now()).toBeLessThan(endMs);
+    await pass(one, 0);
+    await Bun.sleep(5); // the files of others are read beside
+  }
   expect(names(directory).sort()).toEqual([FILE, fileName("fresh")].sort());
 });
 
