@@ -102,8 +102,8 @@ export const withoutKcv = () => {
 };
 
 /** Many scenarios are played side by side: whoever looks or calls more often takes the processor from the others. */
-const LOOK_INTERVAL_MS = 50;
-const CALL_INTERVAL_MS = 100;
+const LOOK_INTERVAL_MS = 100;
+const CALL_INTERVAL_MS = 250;
 /**
  * So long that a busy machine keeps nobody waiting for it. Whoever waits for Key4C is told so before: a call to it ends
  * after 10 s.
