@@ -1,81 +1,38 @@
 /** A kubelet without an API server, and the static pod that `manifest` prints. */
 import { afterAll, beforeAll, expect } from "bun:test";
-import { LOADED_AS } from "../../src/build/oci.ts";
 import { commandsOf, filledIn } from "../documents/blocks.ts";
-import { eventually, figure } from "../e2e/process.ts";
-import { tearDownContainers } from "../ship/podman.ts";
+import { eventually, figure, seconds } from "../e2e/process.ts";
 import { vendorPod } from "../vendor-pod.ts";
 import { callersDuring, callersFile } from "./callers.ts";
 import { cases } from "./cases.ts";
 import { confinementOf, NO_RIGHTS } from "./confinement.ts";
-import { imageArchives, PLUGIN, releaseImage } from "./images.ts";
-import { KEY4C_FILES, KEY4C_URL, REACHABLE, startKey4C, UNREACHABLE } from "./key4c.ts";
+import { PLUGIN } from "./images.ts";
+import { KEY4C_URL } from "./key4c.ts";
 import type { Machine } from "./machine.ts";
-import { bootNode, type Container, containers } from "./node.ts";
+import { INSTALL } from "./runbook.ts";
 import {
-  commandsIn,
-  INSTALL,
-  INSTALL_POD,
-  RELEASE,
-  RELEASE_IMAGE,
-  releaseArchive,
-} from "./runbook.ts";
+  BOOT_MS,
+  bootPodNode,
+  evidenceOf,
+  MANIFEST,
+  POD_MS,
+  podOn,
+  REMOVE_MS,
+  removePodNode,
+} from "./static-pod.ts";
 
-const MANIFEST = "/etc/kubernetes/manifests/key4c-kms-plugin.yaml";
 const SOCKET = "/run/key4c-kms/kms.sock";
-/** From the kubelet's look at a file to a pod that has passed its probes, on a busy machine. */
-const POD_MS = 180_000;
-
 /** What a client of grpc-go waits before it looks for a server that was away for a quarter of a minute. */
 const GRPC_BACKOFF_MS = 20_000;
 
 let machine: Machine;
 beforeAll(async () => {
-  const archives = await imageArchives();
-  machine = await bootNode({
-    name: "node",
-    archives, // the release's image is one of them
-    files: {
-      [RELEASE]: await releaseArchive(),
-      [RELEASE_IMAGE]: await releaseImage(),
-      ...KEY4C_FILES,
-      ...callersFile(),
-    },
-  });
-  await startKey4C(machine);
-}, 1_800_000);
-afterAll(async () => {
-  await machine?.remove();
-  await tearDownContainers();
-}, 120_000);
+  machine = await bootPodNode("node", callersFile());
+}, BOOT_MS);
+afterAll(() => removePodNode(machine), REMOVE_MS);
 
-const hostCase = cases("kubelet", async () => {
-  const { stdout } = await machine.try(
-    `curl -s http://127.0.0.1:10255/pods; tail -n 20 /var/log/pods/*/*/*.log; journalctl -b -u kubelet -n 40 --no-pager`,
-  );
-  return stdout;
-});
-
-/** Waits until the kubelet's containers are so. */
-const containersUntil = (what: string, are: (all: readonly Container[]) => boolean) =>
-  eventually(what, POD_MS, async () => {
-    const all = await containers(machine);
-    return are(all) && all;
-  });
-/** The readiness probe is a minute apart, so only where readiness is the question do we wait for it. */
-const running = (restarts: number) =>
-  containersUntil(
-    `running after ${restarts} restarts`,
-    (all) => all.length === 1 && all[0]?.state === "running" && all[0].restarts === restarts,
-  );
-const isOk = (wait: string) => machine.run(`key4c-kms-plugin status --wait ${wait}`);
-const pluginPid = async () =>
-  Number(await machine.run("pgrep -f '^/usr/local/bin/key4c-kms-plugin serve$'"));
-const seconds = async (work: () => Promise<unknown>) => {
-  const startMs = performance.now();
-  await work();
-  return `${((performance.now() - startMs) / 1000).toFixed(1)} s`;
-};
+const hostCase = cases("kubelet", () => evidenceOf(machine));
+const { containersUntil, running, isOk, pluginPid } = podOn(() => machine);
 
 /** Has `manifest` write the pod, in a shell that has read the settings. */
 const manifest = (flags: string) =>
@@ -84,7 +41,7 @@ const manifest = (flags: string) =>
 hostCase("install, as install.md has it", async () => {
   const [pod = ""] = commandsOf("docs/install-by-hand.md", "As a static pod (kubeadm)");
   await machine.run(`${INSTALL}\n${filledIn(pod, { "REGISTRY/key4c-kms-plugin:0.1.0": PLUGIN })}`);
-  figure(`ok ${await seconds(() => isOk("120s"))} after the manifest was written`);
+  figure(`ok ${await seconds(() => isOk("120s"))} s after the manifest was written`);
   await running(0);
 });
 
@@ -98,7 +55,7 @@ hostCase("the container is as confined as its manifest says", async () => {
 
 hostCase("kill -9: the kubelet starts it again", async () => {
   await machine.run(`kill -9 ${await pluginPid()}`);
-  figure(`ok ${await seconds(() => isOk("120s"))} after kill -9`);
+  figure(`ok ${await seconds(() => isOk("120s"))} s after kill -9`);
   await running(1);
 });
 
@@ -204,7 +161,7 @@ hostCase("--run-as-user, as install-special.md has it", async () => {
 hostCase("power lost: the pod comes up over the socket file that it left", async () => {
   await machine.powerOff();
   await machine.powerOn();
-  figure(`after power-off and on: ok ${await seconds(() => isOk("180s"))} after the boot`);
+  figure(`after power-off and on: ok ${await seconds(() => isOk("180s"))} s after the boot`);
 });
 
 hostCase("the vendor's pod, with KEY4C_URL and without `volumes` in the container", async () => {
@@ -232,72 +189,5 @@ async function removePod(): Promise<void> {
   await eventually("no container", POD_MS, async () => {
     const { stdout } = await machine.try("ctr -n k8s.io tasks ls -q");
     return stdout === "";
-  });
-}
-
-hostCase("install.md's commands: the image without a registry, and the pod", async () => {
-  await machine.run("rm -rf /etc/key4c-kms /usr/local/bin/key4c-kms-plugin /etc/kubernetes/pki");
-  const startMs = performance.now();
-  const { exitCode, stderr, stdout } = await machine.try(INSTALL_POD, { input: "the-token" });
-  const took = ((performance.now() - startMs) / 1000).toFixed(1);
-  expect({ exitCode, stderr, stdout }).toMatchObject({
-    exitCode: 0,
-    stderr: expect.stringContaining("the plugin is ok: {"),
-  });
-  figure(`a kubelet: ${commandsIn(INSTALL_POD)} commands, ${took} s to a plugin that is ok`);
-  const [one] = await running(0);
-  expect(one?.image).toBe(LOADED_AS);
-  expect(await machine.run(`ctr -n k8s.io images ls name==${LOADED_AS}`)).toContain("pinned");
-  const again = await machine.try("key4c-kms-plugin install");
-  expect([again.exitCode, again.stderr]).toEqual([
-    0,
-    expect.stringContaining("every file is as it should be"),
-  ]);
-});
-
-hostCase("another setting by install: a new pod has it", async () => {
-  const before = await pluginPid();
-  const { exitCode, stderr } = await machine.try("key4c-kms-plugin install --outage-grace 1h");
-  expect({ exitCode, stderr }).toMatchObject({ exitCode: 0 });
-  await eventually("another process", POD_MS, async () => (await pluginPid()) !== before);
-  await isOk("120s");
-});
-
-hostCase("local KEKs kept in memory, as restart.md has it", async () => {
-  const before = await pluginPid();
-  await machine.run(commandsOf("docs/restart.md", "In memory")[0] ?? "");
-  await eventually("another process", POD_MS, async () => (await pluginPid()) !== before);
-  await isOk("120s");
-  await running(0);
-  await machine.run("echo -n of-a-secret | key4c-kms-plugin encrypt > /root/kept");
-});
-
-for (const [index, outage] of (["refuses", "hangs"] as const).entries()) {
-  hostCase(`Key4C ${outage}: kill -9, and a pod with another image; both serve`, async () => {
-    await machine.run(UNREACHABLE[outage]);
-    const isServed = async (how: string, untilThere: () => Promise<unknown>) => {
-      figure(`Key4C ${outage}: ok ${await seconds(untilThere)} after ${how}`);
-      expect(await machine.run("key4c-kms-plugin decrypt < /root/kept")).toBe("of-a-secret");
-      const fresh = "echo -n fresh | key4c-kms-plugin encrypt | key4c-kms-plugin decrypt";
-      expect(await machine.run(fresh)).toBe("fresh");
-    };
-    await machine.run(`kill -9 ${await pluginPid()}`);
-    await isServed("kill -9", async () => {
-      await running(1);
-      await isOk("120s");
-    });
-    const next = LOADED_AS.replace(/0$/, String(index + 1));
-    await machine.run(`ctr -n k8s.io images tag ${LOADED_AS} ${next}
-      sed -i 's#^\\( *image:\\).*#\\1 "${next}"#' ${MANIFEST}`);
-    await isServed("another image stood in the manifest", async () => {
-      await containersUntil(
-        "the other image",
-        ([one]) => one?.image === next && one.state === "running",
-      );
-      await isOk("120s");
-    });
-    await machine.run(REACHABLE);
-    await isOk("60s");
-    await running(0);
   });
 }

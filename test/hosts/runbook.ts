@@ -1,9 +1,10 @@
 /** What is typed on a machine before anything else, as install.md has it. */
-import { copyFileSync, mkdirSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { version } from "../../package.json";
 import { tarGz } from "../../src/build/archive.ts";
-import { commandsOf, filledIn, ROOT } from "../documents/blocks.ts";
+import { commandsOf, filledIn } from "../documents/blocks.ts";
 import { BINARY } from "../support.ts";
 import { KEY4C_URL } from "./key4c.ts";
 
@@ -17,8 +18,9 @@ export const RELEASE_IMAGE = `/opt/release/key4c-kms-plugin-${version}-image.oci
 
 /** Packs the binary that was built as a release packs it, without the documents. @returns where it is here */
 export async function releaseArchive(): Promise<string> {
-  const directory = join(ROOT, "dist/hosts");
-  mkdirSync(join(directory, TOP), { recursive: true });
+  const directory = mkdtempSync(join(tmpdir(), "k4c-release-"));
+  process.on("exit", () => rmSync(directory, { recursive: true, force: true }));
+  mkdirSync(join(directory, TOP));
   copyFileSync(BINARY, join(directory, TOP, "key4c-kms-plugin"));
   const archive = join(directory, `${TOP}.tar.gz`);
   await tarGz(archive, directory, TOP);
