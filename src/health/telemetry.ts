@@ -15,7 +15,7 @@ export interface TelemetrySources {
   readonly keyring: Keyring;
   readonly health: Health;
   /** undefined: KMS_PERSISTENT_CACHE is not set. */
-  readonly cache: PersistentCache | undefined;
+  readonly cache: Pick<PersistentCache, "outlook"> | undefined;
   readonly connections: () => number;
   /** Whether the path of the socket leads here. */
   readonly live: () => boolean;

@@ -35,10 +35,8 @@ export class Proofs {
    */
   succeed(pinned: readonly Kept[]): { hasProven: boolean; replaced: readonly Kept[] } {
     const replaced = this.#missed.filter((one) => !pinned.includes(one));
-    const hasProven = this.#isProving;
-    this.#isProving = false;
     this.#missed = [];
-    return { hasProven, replaced };
+    return { hasProven: this.#isProving, replaced };
   }
 
   /** Nothing of what was missed is held any more. */

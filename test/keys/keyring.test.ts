@@ -106,6 +106,22 @@ test("a local KEK that Key4C does not unwrap never becomes current", async () =>
   expect(ring.snapshot).toBe(good);
 });
 
+test("where Key4C gives back other local KEKs, an object that does not open is not called invalid", async () => {
+  const key4c = new FakeKey4C();
+  const { envelope } = await (await ready(key4c)).wrap(DEK);
+  const clock = new TestClock();
+  const ring = keyring(key4c, { clock });
+  key4c.mangle = () => randomBytes(32);
+  expect(await kindOf(adopt(ring, key4c))).toBe("unavailable");
+  expect(await kindOf(ring.unwrap(envelope))).toBe("unavailable");
+  key4c.mangle = (bytes) => bytes;
+  clock.skip(250); // the pause after a failed wrap
+  await adopt(ring, key4c);
+  const tag = Buffer.from(envelope.ciphertext);
+  tag.writeUInt8(tag.readUInt8(tag.length - 1) ^ 1, tag.length - 1);
+  expect(await kindOf(ring.unwrap({ ...envelope, ciphertext: tag }))).toBe("invalid");
+});
+
 test("an Encrypt that comes while the first local KEK is made waits for it", async () => {
   const key4c = new FakeKey4C();
   const { promise, resolve } = Promise.withResolvers<void>();

@@ -12,7 +12,7 @@ const SIMULATION_COMMAND = ["bun", "test/simulation/main.ts", "--as-found", "--f
 /** Tests on the binary, by the folder that is broken: those that say the most of it, and take seconds. */
 const ON_THE_BINARY: Readonly<Record<string, readonly string[]>> = {
   keys: ["rpc", "replicas", "mismatch"],
-  health: ["http", "log", "mismatch"],
+  health: ["http", "http-neighbours", "log", "mismatch"],
   key4c: ["rpc", "tls", "bad-days"],
   socket: ["rpc", "socket"],
 };
