@@ -137,7 +137,7 @@ test.each(forms)(
     expect(bytesOf(handover?.current)).toBe(bytesOf(former.held.current) ?? "");
     expect(bytesOf(handover?.canary)).toBe(bytesOf(former.held.canary) ?? "");
     expect(handover?.others.map(bytesOf)).toEqual(former.held.others.map(bytesOf));
-    expect(handover?.confirmedMsAgo).toBeLessThan(5_000);
+    expect(handover?.confirmedMsAgo).toBeLessThan(60_000);
     expect(told("not")).toEqual([]);
   },
 );
@@ -281,7 +281,11 @@ test.each([
   ["the beginning of a file", (bytes: Buffer) => bytes.subarray(0, 20), "part of a file"],
   ["an empty file", () => Buffer.alloc(0), "no file of this plugin"],
   ["a foreign file", () => randomBytes(1_000), "no file of this plugin"],
-  ["a changed file", (bytes: Buffer) => bytes.fill(1, bytes.length - 1), "damaged"],
+  [
+    "a changed file",
+    (bytes: Buffer) => bytes.fill((bytes.at(-1) ?? 0) ^ 1, bytes.length - 1),
+    "damaged",
+  ],
   [
     "a file that is too large",
     () => Buffer.alloc(16 * 2 ** 20 + 1, "k4cc"),
@@ -438,7 +442,7 @@ test("files of other keys go when they are too old to be used, once Key4C answer
   await pass(one, HOUR_MS);
   expect(names(directory)).toHaveLength(4);
   one.keeper.confirmed();
-  for (const endMs = performance.now() + 5_000; names(directory).length > 2; ) {
+  for (const endMs = performance.now() + 60_000; names(directory).length > 2; ) {
     expect(performance.now()).toBeLessThan(endMs);
     await pass(one, 0);
     await Bun.sleep(5); // the files of others are read beside

@@ -36,7 +36,7 @@ export class Key4C {
   async start(): Promise<void> {
     const emulator = startProcess(this.#command);
     this.#process = emulator;
-    await eventually("Key4C answers", 10_000, () => this.stats(), emulator.output);
+    await eventually("Key4C answers", 60_000, () => this.stats(), emulator.output);
   }
 
   async stop(): Promise<void> {
@@ -117,7 +117,7 @@ export class Plugin {
   }
 
   /** Waits for Status ok, as an operator does, and returns its key_id. */
-  async ok(withinMs = 15_000): Promise<string> {
+  async ok(withinMs = 60_000): Promise<string> {
     try {
       const wait = `${Math.ceil(withinMs / 1_000)}s`;
       return this.#keyIdIn(await run([PLUGIN, "status", ...this.#endpoint(), "--wait", wait]));

@@ -41,7 +41,7 @@ for (const api of APIS) {
       if (api === "v2" || signal === "SIGTERM") {
         expect(load.errors).toEqual([]);
       }
-      expect(load.longestGapMs()).toBeLessThan(5_000);
+      expect(load.longestGapMs()).toBeLessThan(15_000); // a second, where the machine is not busy
       figure(
         `${api}, ${ROUNDS} times ${signal}: ${acknowledged.size} Secrets written, all read; ` +
           `${load.errors.length} errors (${distinct(load.errors)}), no write for ${load.longestGapMs()} ms at most`,

@@ -40,7 +40,7 @@ for (const api of ["v1", "v2"] as const) {
     await cluster.api.createAll(secrets);
 
     await cluster.key4c.stop();
-    await pluginIs(cluster, 200, "degraded", 10_000);
+    await pluginIs(cluster, 200, "degraded", 60_000);
     await expectRow(`${api}, Key4C down, everything running`, cluster, secrets, works);
     await cluster.restartApi();
     await expectRow(`${api}, Key4C down, API server restarted`, cluster, secrets, works);
@@ -50,7 +50,7 @@ for (const api of ["v1", "v2"] as const) {
     // for reading, with v2 also for writing, up to 3 minutes after the last good Status.
     await cluster.plugin.stop();
     cluster.launchPlugin();
-    await pluginIs(cluster, 503, "starting", 10_000);
+    await pluginIs(cluster, 503, "starting", 60_000);
     await apiNotices(cluster);
     const row = api === "v1" ? readOnly : cached;
     await expectRow(`${api}, Key4C down, plugin restarted`, cluster, secrets, row);
@@ -71,8 +71,8 @@ for (const api of ["v1", "v2"] as const) {
   }, 240_000);
 }
 
-/** Longer than what data needed waits until it is written (key-file.ts). */
-const WRITTEN_MS = 7_000;
+/** Longer than what data needed waits until it is written (key-file.ts: 5 s), also on a busy machine. */
+const WRITTEN_MS = 15_000;
 
 for (const [api, outage] of [
   ["v1", "hangs"],
@@ -112,11 +112,13 @@ test("key disabled: revoked after a minute, writes stop within 3 more, enabled a
   const secrets = someSecrets(20);
   await cluster.api.createAll(secrets);
 
-  await cluster.key4c.key("demo", "disable");
-  await pluginIs(cluster, 200, "degraded", 10_000);
-  await expectRow("key disabled, first minute", cluster, secrets, works);
-  const revokedS = await seconds(() => pluginIs(cluster, 503, "revoked", 90_000));
-  expect(revokedS).toBeGreaterThan(50); // a slip of the hand can be taken back
+  const revokedS = await seconds(async () => {
+    await cluster.key4c.key("demo", "disable");
+    await pluginIs(cluster, 200, "degraded", 30_000);
+    await expectRow("key disabled, first minute", cluster, secrets, works);
+    await pluginIs(cluster, 503, "revoked", 90_000);
+  });
+  expect(revokedS).toBeGreaterThan(59); // a slip of the hand can be taken back
 
   await apiNotices(cluster);
   await expectRow("key disabled, revoked", cluster, secrets, cached);

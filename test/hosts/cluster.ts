@@ -207,7 +207,8 @@ export async function rewriteAndProve(node: ClusterNode): Promise<void> {
 /** Puts the KMS provider behind identity, and waits until the API server has read the file. */
 export async function putIdentityFirst(node: ClusterNode): Promise<void> {
   const metric = "apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds";
-  const reloads = () => type(node, `kubectl get --raw /metrics | grep ^${metric} || true`);
+  // Before the first one there is no such line; an API server that does not answer is no reload.
+  const reloads = () => type(node, `kubectl get --raw /metrics | { grep ^${metric} || true; }`);
   const before = await reloads();
   const text = await type(node, `cat ${CONFIGURATION}`);
   const [, kms = ""] = /( {6}- kms:\n(?: {10}.*\n)+)/.exec(text) ?? [];

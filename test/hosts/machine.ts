@@ -4,7 +4,7 @@
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { eventually } from "../e2e/process.ts";
 import { enterCgroups, HAS_SYSTEMD, removeCgroups } from "./cgroups.ts";
 import { debianRoot } from "./root.ts";
@@ -144,9 +144,10 @@ export class Machine {
     await this.powerOn();
   }
 
-  /** Writes a file in the machine, as a whole. */
+  /** Writes a file in the machine, as a whole: who watches its directory never sees a part of it. */
   async put(path: string, text: string, mode = 0o644): Promise<void> {
-    const script = `mkdir -p "$(dirname ${path})" && cat > ${path} && chmod ${mode.toString(8)} ${path}`;
+    const beside = join(dirname(path), `.${basename(path)}`); // a kubelet ignores it
+    const script = `mkdir -p ${dirname(path)}; cat > ${beside}; chmod ${mode.toString(8)} ${beside}; mv ${beside} ${path}`;
     await this.run(script, { input: text });
   }
 

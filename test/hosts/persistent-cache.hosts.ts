@@ -1,7 +1,7 @@
 /** Restarts and reboots of a machine while Key4C is unreachable, with KMS_PERSISTENT_CACHE. */
 import { afterAll, beforeAll, expect } from "bun:test";
 import { commandsOf } from "../documents/blocks.ts";
-import { figure } from "../e2e/process.ts";
+import { eventually, figure } from "../e2e/process.ts";
 import { cases } from "./cases.ts";
 import { KEY4C_FILES, type Outage, REACHABLE, startKey4C, UNREACHABLE } from "./key4c.ts";
 import { Machine } from "./machine.ts";
@@ -60,7 +60,10 @@ hostCase("installed with what is kept in memory, for the user of the service alo
   await machine.run(commandsOf("docs/restart.md", "In memory")[0] ?? "");
   await isOk();
   await wrap("first");
-  const listed = await machine.run("find /run/private/key4c-kms-cache -printf '%y %m %U\\n'");
+  const listed = await eventually("a file of it", 60_000, async () => {
+    const found = await machine.run("find /run/private/key4c-kms-cache -printf '%y %m %U\\n'");
+    return found.includes("\nf ") && found; // it is written beside, and not before an answer
+  });
   const uid = (await machine.run(`stat -c %u /proc/${await mainPid()}`)).trim();
   expect(listed.trim().split("\n")).toEqual([`d 700 ${uid}`, `d 700 ${uid}`, `f 600 ${uid}`]);
 });

@@ -230,7 +230,7 @@ function logs(name: string): Promise<string> {
 test("another user in root's directory: says what is wrong, and ends", async () => {
   const { path } = place("roots");
   await start("stranger", 65_532, path);
-  const state = await eventually("the end of the container", 10_000, async () => {
+  const state = await eventually("the end of the container", 30_000, async () => {
     const text = await podman(
       "inspect",
       "stranger",

@@ -42,7 +42,7 @@ test.each(Object.entries(IN_ITS_PLACE))(
     for (let use = 0; use < 3; use++) {
       expect(file.current).toBe("first");
     }
-    expect(performance.now() - startMs).toBeLessThan(2_000);
+    expect(performance.now() - startMs).toBeLessThan(30_000);
     expect(reports).toEqual([expect.stringMatching(fault)]);
     rmSync(path, { recursive: true, force: true });
     writeFileSync(path, "second\n");
