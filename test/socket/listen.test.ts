@@ -1,6 +1,14 @@
 /** The end of a listener, under callers that are on their way. */
 import { expect, test } from "bun:test";
-import { existsSync, lutimesSync, statSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  lutimesSync,
+  mkdirSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { connect as http2Connect } from "node:http2";
 import { connect } from "node:net";
 import { join } from "node:path";
@@ -12,7 +20,7 @@ import { UnaryServer } from "../../src/socket/unary-server.ts";
 import { TestClock } from "../clock.ts";
 import { eventually } from "../e2e/process.ts";
 import { testWith } from "../needs.ts";
-import { onTestEnd, silentLog, temporaryDirectory } from "../support.ts";
+import { onTestEnd, recordingLog, silentLog, temporaryDirectory } from "../support.ts";
 
 test("a call on a connection that was only just accepted is answered before the end", async () => {
   const grpc = new UnaryServer({});
@@ -61,6 +69,36 @@ test("who has ended looks at the path no more, whoever has it then", async () =>
   expect([existsSync(path), clock.timers]).toEqual([true, 1]);
   await listener.close();
   expect([existsSync(path), clock.timers]).toEqual([false, 0]);
+});
+
+test("a path that is lost is told once, and once when it leads here again", async () => {
+  const path = join(temporaryDirectory(), "kms.sock");
+  const clock = new TestClock();
+  const { log, lines } = recordingLog();
+  const place = { path, mode: 0o600, gid: undefined };
+  const listener = await listen(new UnaryServer({}), place, log, clock);
+  onTestEnd(() => listener.close());
+  const told = () => lines.map(({ level, msg }) => [level, msg]);
+  rmSync(path);
+  mkdirSync(path); // nobody can bind it
+  const looks = async (isEnough: () => boolean) =>
+    eventually("enough is told", 60_000, async () => {
+      await clock.pass(2_000);
+      return isEnough();
+    });
+  await looks(() => lines.length > 0);
+  await clock.pass(60_000);
+  const lost = ["error", "the path no longer leads to our socket: new connections do not reach us"];
+  expect(told()).toEqual([lost]);
+  expect(lines[0]).toMatchObject({ path, remedy: expect.stringContaining("do not restart") });
+  rmdirSync(path);
+  await looks(() => lines.length > 2);
+  await clock.pass(60_000);
+  expect(told()).toEqual([
+    lost,
+    ["warn", "the path of the socket had vanished, or led elsewhere: bound again"],
+    ["info", "the path leads to our socket again"],
+  ]);
 });
 
 test("a directory that it makes is open to the group of the socket, and to nobody else", async () => {
