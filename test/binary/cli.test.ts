@@ -143,7 +143,7 @@ test("status --live: one line of JSON, whatever Key4C does; without a plugin exi
     KMS_KEY_ID: "demo",
     KMS_USER_ID: "u",
   });
-  const { stdout, exitCode } = await runBinary(["status", "--live", "--wait", "10s"], { env });
+  const { stdout, exitCode } = await runBinary(["status", "--live", "--wait", "120s"], { env });
   expect(exitCode).toBe(0);
   const line = {
     live: true,

@@ -83,6 +83,9 @@ async function isReplaced(
   );
   const foundAt = callers.acknowledged.length;
   await Bun.sleep(1_000);
+  await eventually("Status fails", () =>
+    callers.seen.codesOf("status").includes(FAILED_PRECONDITION),
+  );
   expect(callers.acknowledged.length).toBe(foundAt);
   expect(toldTo(callers.seen)).toEqual({
     ...ALL_WELL,

@@ -3,7 +3,7 @@ import { expect } from "bun:test";
 import { renameSync, writeFileSync } from "node:fs";
 import { status } from "@grpc/grpc-js";
 import defaultProfile from "../../src/key4c/key4c.profile.json";
-import { rpcs, Sightings } from "../faults/callers.ts";
+import { Sightings } from "../faults/callers.ts";
 import type { Wrapped } from "../faults/material.ts";
 import { emulator, temporaryFile } from "../support.ts";
 import {
@@ -13,6 +13,7 @@ import {
   launch,
   launchOk,
   type Plugin,
+  rpcs,
   says,
   unwrap,
   wrap,

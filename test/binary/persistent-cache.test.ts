@@ -28,10 +28,10 @@ import {
 const DEK = randomBytes(32);
 const BOOT_ID = "/proc/sys/kernel/random/boot_id";
 const DEADLINE = toldDeadline(3_000);
-/** Below the 3 s that an API server waits. */
-const MAX_START_MS = 2_500;
-/** What data needed is written 5 s after what was written before it. */
-const WRITE_MS = 15_000;
+/** Below the 3 s that an API server waits; the plugin ends a call 100 ms before. By its clock: a busy machine is late. */
+const START_DEADLINE = toldDeadline(2_600);
+/** What data needed is written 5 s after what was written before it; a busy machine and its disk take longer. */
+const WRITE_MS = 60_000;
 
 type Form = "in memory" | "sealed";
 type Outage = "hangs" | "refuses";
@@ -103,8 +103,10 @@ function start(on: Machine, { key4c = "well", bootId, env = {} }: Start = {}) {
 }
 type Plugin = ReturnType<typeof start>;
 
-const statusOf = ({ client }: Plugin) => callRpc(client, V2.method.status, {});
-const encrypt = ({ client }: Plugin) => callRpc(client, V2.method.encrypt, { plaintext: DEK });
+const statusOf = ({ client }: Plugin, options?: typeof START_DEADLINE) =>
+  callRpc(client, V2.method.status, {}, options);
+const encrypt = ({ client }: Plugin, options?: typeof START_DEADLINE) =>
+  callRpc(client, V2.method.encrypt, { plaintext: DEK }, options);
 const decrypt = ({ client }: Plugin, { ciphertext, keyId, annotations }: EncryptResponse) =>
   callRpc(client, V2.method.decrypt, { ciphertext, keyId, annotations }, DEADLINE);
 
@@ -165,9 +167,10 @@ testWith("mount namespaces").each([
   const bootId = reboot && { bootId: crypto.randomUUID() };
   const plugin = start(on, { key4c, ...bootId });
   await plugin.until(/"msg":"serving"/);
-  const beganMs = performance.now();
-  const [told, fresh] = await Promise.all([statusOf(plugin), encrypt(plugin)]);
-  expect(performance.now() - beganMs).toBeLessThan(MAX_START_MS);
+  const [told, fresh] = await Promise.all([
+    statusOf(plugin, START_DEADLINE),
+    encrypt(plugin, START_DEADLINE),
+  ]);
   expect(told).toMatchObject({ healthz: "ok", keyId: written[1]?.keyId ?? "" });
   for (const one of [...written, fresh]) {
     expect((await decrypt(plugin, one)).plaintext).toEqual(DEK);
@@ -258,6 +261,14 @@ test("KMS_OUTAGE_GRACE counts from the last confirmation: Encrypt ends, Decrypt 
   expect((await decrypt(plugin, written)).plaintext).toEqual(DEK);
 });
 
+/** One that was just being written is given up, and gone in a moment. */
+async function expectNoFile(on: Machine): Promise<void> {
+  expect(on.files().filter((name) => !name.startsWith("."))).toEqual([]);
+  while (on.files().length > 0) {
+    await Bun.sleep(10); // the test's own timeout ends it
+  }
+}
+
 test("a revocation removes the file at once; nothing of it is read by any later process", async () => {
   const on = machine("sealed");
   const written = await killed(on);
@@ -265,7 +276,7 @@ test("a revocation removes the file at once; nothing of it is read by any later 
   await plugin.until(/Key4C is ok/);
   await on.key4c.control("POST", "keys/demo/disable");
   await plugin.until(/"state":"revoked"/);
-  expect(on.files()).toEqual([]);
+  await expectNoFile(on);
   await plugin.stop("SIGKILL");
   await refuses(start(on, { key4c: "refuses" }), written);
 });
@@ -274,14 +285,13 @@ test("a key that is disabled while the plugin is down is served for KMS_REVOCATI
   const on = machine("sealed");
   const written = await killed(on);
   await on.key4c.control("POST", "keys/demo/disable");
-  const plugin = start(on, { env: { KMS_REVOCATION_GRACE: "3s" } });
+  const plugin = start(on, { env: { KMS_REVOCATION_GRACE: "6s" } });
   await plugin.until(/"msg":"serving"/);
   expect((await statusOf(plugin)).healthz).toBe("ok");
   expect((await decrypt(plugin, written)).plaintext).toEqual(DEK);
   await plugin.until(/"state":"revoked"/);
   await refuses(plugin, written);
-  // One that was just being written is given up, and gone in a moment.
-  expect(on.files().filter((name) => !name.startsWith("."))).toEqual([]);
+  await expectNoFile(on);
   // Where there is no such grace, not even that.
   const other = machine("sealed");
   const kept = await killed(other);
@@ -289,7 +299,7 @@ test("a key that is disabled while the plugin is down is served for KMS_REVOCATI
   const strict = start(other, { env: { KMS_REVOCATION_GRACE: "0s" } });
   await refuses(strict, kept);
   await strict.until(/"state":"revoked"/); // Key4C refuses a Decrypt, perhaps, before the probe has its answer
-  expect(other.files()).toEqual([]);
+  await expectNoFile(other);
 });
 
 test("of two plugins on one directory the second keeps nothing until the first has ended", async () => {
@@ -299,9 +309,7 @@ test("of two plugins on one directory the second keeps nothing until the first h
   await untilKept(first, 1);
   const second = start(on);
   await second.until(/Key4C is ok/);
-  expect(second.output()).toMatch(
-    /"level":"error","msg":"local KEKs are not kept.*another plugin keeps/,
-  );
+  await second.until(/"level":"error","msg":"local KEKs are not kept.*another plugin keeps/);
   await first.stop("SIGKILL");
   await second.until(/local KEKs are kept for the next process/);
 });

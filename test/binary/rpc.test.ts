@@ -369,7 +369,7 @@ test("the uid of a request is that of the call to Key4C; one that is no uid is n
   const { ciphertext, keyId, annotations } = await encrypt();
   const proxy = fakeServer((request, body) => passOn(key4c.url, request, body));
   for (const uid of [crypto.randomUUID(), "evil\r\nX-Injected: 1"]) {
-    const restarted = await startPlugin(proxy.url);
+    const restarted = await startPlugin(proxy.url, { KMS_PROBE_INTERVAL: "1h" }); // each request is counted
     const already = proxy.requests.length;
     await callRpc(restarted.client, V2.method.decrypt, { ciphertext, keyId, annotations, uid });
     const sent = proxy.requests.slice(already).map(({ request }) => request.headers);

@@ -130,7 +130,7 @@ test("the helper of PROFILES.md hands a token over, and keeps the old one while 
   allowFile(`${token}.new`);
   const read = () => (existsSync(token) ? readFileSync(token, "utf8") : "");
   const eventually = async (is: () => boolean) => {
-    for (let left = 200; !is() && left > 0; left--) {
+    for (let left = 1_200; !is() && left > 0; left--) {
       await Bun.sleep(50);
     }
     expect(is()).toBe(true);

@@ -9,6 +9,8 @@ import {
   BINARY,
   callRpc,
   emulator,
+  fakeServer,
+  passOn,
   startPlugin,
   startProcess,
   temporaryDirectory,
@@ -16,14 +18,22 @@ import {
 
 const DEK = randomBytes(32);
 
-/** A plugin whose Decrypt waits for Key4C, and the answer that is to come. */
+/** A plugin whose Decrypt waits for Key4C, which answers when it is let, and the answer that is to come. */
 async function withCallInFlight() {
-  const key4c = emulator();
+  const emulated = emulator();
+  const { promise: isLet, resolve: letAnswer } = Promise.withResolvers<void>();
+  let isHeld = false;
+  const key4c = fakeServer(async (request, body) => {
+    if (isHeld && request.url.endsWith("/decrypt")) {
+      await isLet;
+    }
+    return passOn(emulated.url, request, body);
+  });
   const first = await startPlugin(key4c.url);
   const { cipher } = await callRpc(first.client, V1.method.encrypt, { plain: DEK });
   await first.stop();
   const plugin = await startPlugin(key4c.url);
-  await key4c.control("PUT", "latency", { ms: 1_500 });
+  isHeld = true;
   let isAnswered = false;
   const answer = callRpc(plugin.client, V1.method.decrypt, { cipher }).finally(() => {
     isAnswered = true;
@@ -31,15 +41,16 @@ async function withCallInFlight() {
   await callRpc(plugin.client, V1.method.version, {}); // on the same connection: the plugin has the Decrypt
   const expectStillInFlight = () => expect(isAnswered).toBe(false);
   expectStillInFlight();
-  return { plugin, answer, expectStillInFlight };
+  return { plugin, answer, expectStillInFlight, letAnswer };
 }
 
 test.each(["SIGHUP", "SIGUSR1", "SIGUSR2"] as const)("%s does no harm", async (signal) => {
-  const { plugin, answer, expectStillInFlight } = await withCallInFlight();
+  const { plugin, answer, expectStillInFlight, letAnswer } = await withCallInFlight();
   process.kill(plugin.pid, signal);
   process.kill(plugin.pid, signal);
   await callRpc(plugin.client, V1.method.version, {});
   expectStillInFlight();
+  letAnswer();
   expect(Buffer.from((await answer).plain)).toEqual(DEK);
   await callRpc(plugin.client, V1.method.encrypt, { plain: DEK });
   expect(await plugin.stop()).toBe(0);
@@ -48,11 +59,13 @@ test.each(["SIGHUP", "SIGUSR1", "SIGUSR2"] as const)("%s does no harm", async (s
 test.each(["SIGTERM", "SIGINT", "SIGHUP"] as const)(
   "%s does not cut what drains since a SIGTERM",
   async (second) => {
-    const { plugin, answer, expectStillInFlight } = await withCallInFlight();
+    const { plugin, answer, expectStillInFlight, letAnswer } = await withCallInFlight();
     process.kill(plugin.pid, "SIGTERM");
     await plugin.until(/"stopping"/);
     process.kill(plugin.pid, second);
+    await Bun.sleep(500); // it has an effect, if any
     expectStillInFlight();
+    letAnswer();
     expect(Buffer.from((await answer).plain)).toEqual(DEK);
     expect(await plugin.exited).toBe(0);
   },

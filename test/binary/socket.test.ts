@@ -122,10 +122,11 @@ test("at its end it removes its own socket, not one that took the path meanwhile
   const socket = join(temporaryDirectory(), "kms.sock");
   const plugin = serve(socket);
   await plugin.until(/Key4C is ok/);
-  renameSync(socket, `${socket}.old`);
+  await pastTheStart();
   const other = createServer();
-  await new Promise<void>((resolve) => other.listen(socket, resolve));
+  await new Promise<void>((resolve) => other.listen(`${socket}.other`, resolve));
   onTestEnd(() => other.close());
+  renameSync(`${socket}.other`, socket);
   expect(await plugin.stop()).toBe(0);
   expect(lstatSync(socket).isSocket()).toBe(true);
 });
@@ -218,9 +219,9 @@ test("a path on which somebody else serves stays his, is told once, and is ours 
   await plugin.until(/Key4C is ok/);
   expect(await live()).toBe(200);
   await pastTheStart();
-  rmSync(socket);
   const other = createServer();
-  await new Promise<void>((resolve) => other.listen(socket, resolve));
+  await new Promise<void>((resolve) => other.listen(`${socket}.other`, resolve));
+  renameSync(`${socket}.other`, socket); // a moment without any would let the plugin bind it again
   const { ino } = lstatSync(socket);
   await plugin.until(/"error".*no longer leads.*in use by another process/);
   await Bun.sleep(4_500); // it looks again
@@ -228,6 +229,7 @@ test("a path on which somebody else serves stays his, is told once, and is ours 
   expect(lstatSync(socket).ino).toBe(ino);
   expect(await live()).toBe(503);
   expect(await (await fetch(`${url}metrics`)).text()).toMatch(/^key4c_kms_socket_live 0$/m);
+  rmSync(socket);
   await new Promise((resolve) => other.close(resolve));
   await untilServed(socket);
   await plugin.until(/leads to our socket again/);

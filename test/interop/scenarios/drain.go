@@ -113,7 +113,7 @@ func SlowCallIsAnsweredBeforeTheEnd(t *testing.T) {
 		if _, err := wireEncrypt(api, c, dek(1)); err != nil {
 			t.Fatal(err)
 		}
-		emulator.delay(t, time.Second)
+		emulator.delay(t, 2*time.Second) // below what the plugin waits for one attempt
 
 		sent := c.sent.count()
 		answered := make(chan error, 1)

@@ -197,10 +197,11 @@ func (p *plugin) logBytes(t *testing.T) int64 {
 	return info.Size()
 }
 
-// expectLive asks as a liveness probe does.
+// expectLive asks as a liveness probe does, and again: one answer may take longer than 1.5 s on a busy machine, and
+// whoever is starved waits longer; a kubelet asks three times, too.
 func (p *plugin) expectLive(t *testing.T) {
 	t.Helper()
-	command := exec.Command(pluginBinary(t), "status", "--live")
+	command := exec.Command(pluginBinary(t), "status", "--live", "--wait", "20s")
 	command.Env = p.env
 	if text, err := command.CombinedOutput(); err != nil {
 		t.Errorf("status --live: %v: %.300s", err, text)
