@@ -166,7 +166,7 @@ const SUITES: Readonly<Record<string, Suite>> = {
     jobs: () => ({ tests: interop(scratch) }),
   },
   simulation: {
-    what: "the real plugin through bad days in simulated time; 5 to 9 minutes",
+    what: "the real plugin through bad days in simulated time; 4 to 9 minutes",
     jobs: () => ({ leftovers: [{ name: "simulation", run: simulation }] }),
   },
   "interop-long": {
@@ -185,7 +185,7 @@ const SUITES: Readonly<Record<string, Suite>> = {
     }),
   },
   e2e: {
-    what: "the runbooks on a real kube-apiserver and etcd, built once; 16 minutes, and 6 the first time",
+    what: "the runbooks on a real kube-apiserver and etcd, built once; 10 minutes, and 6 the first time",
     jobs: e2e,
   },
   upstream: {
@@ -211,7 +211,7 @@ const SUITES: Readonly<Record<string, Suite>> = {
     }),
   },
   hosts: {
-    what: "a machine that systemd boots, and a kubelet; 14 minutes, and 15 more the first time",
+    what: "a machine that systemd boots, and a kubelet; 10 minutes, and 15 more the first time",
     jobs: hosts,
   },
 };

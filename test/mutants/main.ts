@@ -18,13 +18,13 @@ import { baselineMs, binaryTrials, eachBeside, noticedBy, Trials } from "./trial
 
 const FILES = "src/{keys,health,key4c,socket}/*.ts";
 const USAGE = `usage: npm run test:mutants -- --sample N [--seed TEXT] [--files GLOB] [--jobs N] [--no-binary]
-       npm run test:mutants -- --at FILE:LINE[:COLUMN]
+       npm run test:mutants -- --at FILE[:LINE[:COLUMN]]…
        npm run test:mutants -- --cases [CASE… | RULE…]
 
 --sample N   so many mutants of ${FILES}; each compiles
 --seed TEXT  which; a hash of a commit will do, and the one that is checked out is the default
 --files GLOB of these files only
---at PLACE   all mutants of one line, or of one place
+--at PLACE   all mutants of a file, a line or a place; given again for each of what survived before
 --no-binary  what the tests of the sources let pass is not played against the binary`;
 
 interface Mutant extends Mutation {
@@ -44,7 +44,7 @@ const { values, positionals } = parseArgs({
     sample: { type: "string" },
     seed: { type: "string" },
     files: { type: "string", default: FILES },
-    at: { type: "string" },
+    at: { type: "string", multiple: true, default: [] },
     jobs: { type: "string", default: String(availableParallelism()) },
     binary: { type: "boolean", default: true },
     help: { type: "boolean", short: "h" },
@@ -54,7 +54,8 @@ const { values, positionals } = parseArgs({
 if (values.cases) {
   process.exit((await playCases(positionals)) ? 0 : 1);
 }
-const size = values.at === undefined ? Number(values.sample) : Number.POSITIVE_INFINITY;
+const isSample = values.at.length === 0;
+const size = isSample ? Number(values.sample) : Number.POSITIVE_INFINITY;
 if (values.help || !(size >= 1)) {
   console.log(USAGE);
   process.exit(values.help ? 0 : 1);
@@ -73,9 +74,9 @@ process.exit(mutants.length > 0 ? 0 : 1);
 
 /** The sample: the same for the same seed and sources. */
 async function drawn(): Promise<readonly Mutant[]> {
-  const [atFile, ...place] = (values.at ?? "").split(":");
-  const glob = values.at === undefined ? values.files : (atFile ?? "");
-  const files = [...new Bun.Glob(glob).scanSync(ROOT)].sort();
+  const files = isSample
+    ? [...new Bun.Glob(values.files).scanSync(ROOT)].sort()
+    : new Set(values.at.map((place) => place.split(":")[0] ?? ""));
   const compiler = new Compiler(ROOT);
   const all: Mutant[] = [];
   for (const file of files) {
@@ -86,7 +87,8 @@ async function drawn(): Promise<readonly Mutant[]> {
       const original = source.slice(mutation.start, mutation.end);
       const text =
         source.slice(0, mutation.start) + mutation.replacement + source.slice(mutation.end);
-      if ([line, column].every((at, index) => Number(place[index] ?? at) === at)) {
+      const places = [file, `${file}:${line}`, `${file}:${line}:${column}`];
+      if (isSample || places.some((place) => values.at.includes(place))) {
         all.push({ ...mutation, file, line, column, text, original });
       }
     }
@@ -94,8 +96,7 @@ async function drawn(): Promise<readonly Mutant[]> {
   const random = new Random(createHash("sha256").update(seed).digest().readInt32BE());
   const found: Mutant[] = [];
   while (all.length > 0 && found.length < size) {
-    const [one] =
-      values.at === undefined ? all.splice(random.int(all.length), 1) : all.splice(0, 1);
+    const [one] = isSample ? all.splice(random.int(all.length), 1) : all.splice(0, 1);
     if (one !== undefined && (await compiler.compiles(one.file, one.text))) {
       found.push(one);
     }
