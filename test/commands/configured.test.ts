@@ -4,6 +4,7 @@ import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { renewalOf } from "../../src/commands/configured.ts";
 import { parseCommandLine } from "../../src/config/config.ts";
+import { KINDS } from "../../src/failures/kinds.ts";
 import { remedyOf } from "../../src/health/words.ts";
 import { temporaryDirectory } from "../support.ts";
 
@@ -31,6 +32,7 @@ test("a file is read again, a copy of systemd and a variable are not", () => {
   );
   expect(remedyOf("denied", "starting", copied)).toBe(copied);
   expect(remedyOf("unavailable", "starting", copied)).not.toContain("renew");
+  expect(remedyOf("denied", "degraded", undefined)).toBe(KINDS.denied.remedy);
   for (const name of ["user-id", "kms-user-id", "kms-api-key"]) {
     rmSync(join(directory, name));
   }

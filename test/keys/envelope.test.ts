@@ -27,6 +27,12 @@ async function open(bytes: Uint8Array, wrapped?: string): Promise<Buffer> {
   return kek.open(decodeEnvelope(bytes, wrapped));
 }
 
+test("a local KEK has 32 bytes, and is not made of others", () => {
+  for (const bytes of [0, 16, 31, 33]) {
+    expect(() => new LocalKek(randomBytes(bytes))).toThrow(`expected 32, got ${bytes}`);
+  }
+});
+
 test("an envelope comes back, with the wrapped KEK inside (v1) and beside it (v2)", async () => {
   expect(await open(encodeEnvelope(sealed, true))).toEqual(DEK);
   expect(await open(encodeEnvelope(sealed, false), header.wrappedLocalKek)).toEqual(DEK);

@@ -1,11 +1,13 @@
 import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { Metadata, status } from "@grpc/grpc-js";
+import type { ErrorKind } from "../../src/failures/kinds.ts";
 import { PluginError } from "../../src/failures/plugin-error.ts";
 import { KeyManagementService as V2 } from "../../src/gen/v2/api_pb.ts";
 import { listen } from "../../src/socket/listen.ts";
 import { addService, type Call, type Handlers } from "../../src/socket/rpc.ts";
 import { type UnaryHandler, UnaryServer } from "../../src/socket/unary-server.ts";
+import { systemClock } from "../../src/system/clock.ts";
 import {
   callRpc,
   failureOf,
@@ -17,13 +19,13 @@ import {
 } from "../support.ts";
 
 /** A server whose Encrypt is the test's; the rest is not called. */
-async function serve(encrypt: Handlers<typeof V2>["encrypt"]) {
+async function serve(encrypt: Handlers<typeof V2>["encrypt"], clock = systemClock) {
   const { log, lines } = recordingLog();
   const grpc = new UnaryServer({});
   const unused = () => {
     throw new Error("not called");
   };
-  addService(grpc, V2, { status: unused, decrypt: unused, encrypt }, { api: "v2", log });
+  addService(grpc, V2, { status: unused, decrypt: unused, encrypt }, { api: "v2", log, clock });
   const path = join(temporaryDirectory(), "kms.sock");
   const listener = await listen(grpc, { path, mode: 0o600, gid: undefined }, log);
   onTestEnd(() => listener.close());
@@ -31,6 +33,47 @@ async function serve(encrypt: Handlers<typeof V2>["encrypt"]) {
   const call = (options = {}) => callRpc(client, V2.method.encrypt, { uid: "u-1" }, options);
   return { call, lines, client };
 }
+
+test("failures of one kind are one line in ten seconds, with a count of what it stands for", async () => {
+  let [nowMs, kind] = [0, "unavailable" as ErrorKind];
+  const failing = () => {
+    throw new PluginError(kind, "fake");
+  };
+  const { call, lines } = await serve(failing, { ...systemClock, nowMs: () => nowMs });
+  const failed = async (times: number) => {
+    for (let count = 0; count < times; count++) {
+      await failureOf(call());
+    }
+    return lines
+      .splice(0)
+      .filter(({ msg }) => msg === "RPC failed")
+      .map((line) => [line["kind"], line["suppressedSinceLast"]]);
+  };
+  expect(await failed(3)).toEqual([["unavailable", 0]]);
+  kind = "denied";
+  expect(await failed(1)).toEqual([["denied", 0]]);
+  kind = "unavailable";
+  nowMs = 9_999;
+  expect(await failed(2)).toEqual([]);
+  nowMs = 10_000;
+  expect(await failed(2)).toEqual([["unavailable", 4]]);
+  nowMs = 20_000;
+  expect(await failed(1)).toEqual([["unavailable", 1]]);
+});
+
+test("a handler is told who calls, and the uid if it is one", async () => {
+  const { call, lines, client } = await serve((_, caller) => {
+    lines.push({ userAgent: caller.userAgent(), requestId: caller.requestId });
+    return { ciphertext: new Uint8Array(1), keyId: "k", annotations: {} };
+  });
+  await call();
+  await callRpc(client, V2.method.encrypt, { uid: "no uid" });
+  const told = lines.filter((line) => "userAgent" in line);
+  expect(told).toEqual([
+    { userAgent: expect.stringContaining("grpc-node-js/"), requestId: "u-1" },
+    { userAgent: expect.stringContaining("grpc-node-js/"), requestId: undefined },
+  ]);
+});
 
 test("an unexpected exception is INTERNAL, logged once, and nothing of it reaches the caller", async () => {
   let rounds = 0;
