@@ -21,7 +21,6 @@ import { makePki } from "../pki.ts";
 import { temporaryDirectory } from "../support.ts";
 
 const DEK = Buffer.alloc(32, 7);
-const PREFIX = "key4c_kms_";
 
 /** Keyring and probes in the test's time, and what their metrics say, without the prefix of each name. */
 function observed(sources: Partial<TelemetrySources> = {}) {
@@ -42,16 +41,16 @@ function observed(sources: Partial<TelemetrySources> = {}) {
   });
   const values = () =>
     Object.fromEntries(
-      [...metrics.text().matchAll(/^(?:key4c_kms_)?(\S+?)(\{.*\})? (\S+)$/gm)]
-        .filter(([line]) => !line.startsWith("#"))
-        .map(([, name = "", labels = "", value]) => [`${name}${labels}`, Number(value)]),
+      [...metrics.text().matchAll(/^(?:key4c_kms_)?(\S+?)(\{.*\})? (\S+)$/gm)].map(
+        ([, name = "", labels = "", value]) => [`${name}${labels}`, Number(value)],
+      ),
     );
   /** The label values of a family with a sample of 1. */
   const ones = (name: string) =>
     Object.entries(values()).flatMap(([key, value]) =>
       key.startsWith(`${name}{`) && value === 1 ? [/"(.*)"/.exec(key)?.[1]] : [],
     );
-  return { ...parts, key4c, metrics, values, ones };
+  return { ...parts, key4c, values, ones };
 }
 
 test("the metrics of a plugin: before its first probe, while it is ok, and when the key is revoked", async () => {
@@ -237,8 +236,8 @@ test("RPCs and calls to Key4C are counted by what they were", () => {
   rpcDurations(metrics)({ api: "v2", method: "Encrypt", code: "OK" }, 0.5);
   key4cCallDurations(metrics)({ operation: "encrypt", kind: "ok" }, 0.25);
   expect(metrics.text().match(/^\w+_sum.*$/gm)).toEqual([
-    `${PREFIX}rpc_duration_seconds_sum{api="v2",method="Encrypt",code="OK"} 0.5`,
-    `${PREFIX}key4c_call_duration_seconds_sum{operation="encrypt",kind="ok"} 0.25`,
+    `key4c_kms_rpc_duration_seconds_sum{api="v2",method="Encrypt",code="OK"} 0.5`,
+    `key4c_kms_key4c_call_duration_seconds_sum{operation="encrypt",kind="ok"} 0.25`,
   ]);
 });
 

@@ -117,9 +117,9 @@ test("where Key4C gives back other local KEKs, an object that does not open is n
   key4c.mangle = (bytes) => bytes;
   clock.skip(250); // the pause after a failed wrap
   await adopt(ring, key4c);
-  const tag = Buffer.from(envelope.ciphertext);
-  tag.writeUInt8(tag.readUInt8(tag.length - 1) ^ 1, tag.length - 1);
-  expect(await kindOf(ring.unwrap({ ...envelope, ciphertext: tag }))).toBe("invalid");
+  const ciphertext = Buffer.from(envelope.ciphertext);
+  ciphertext.writeUInt8(ciphertext.readUInt8(ciphertext.length - 1) ^ 1, ciphertext.length - 1);
+  expect(await kindOf(ring.unwrap({ ...envelope, ciphertext }))).toBe("invalid");
 });
 
 test("an Encrypt that comes while the first local KEK is made waits for it", async () => {

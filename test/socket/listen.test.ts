@@ -1,4 +1,4 @@
-/** The end of a listener, under callers that are on their way. */
+/** The path of a listener while it lives, and its end under callers that are on their way. */
 import { expect, test } from "bun:test";
 import {
   existsSync,
